@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.37;
+
+import {OrgId, ArtifactId, GrantId, JobId, KeyId, Refusal, Level} from "./Ids.sol";
+
+/// @title IJobLedger
+/// @notice The whole life of a job: admission, claim, commitment, verification by commit and reveal, release.
+/// @dev Posted -> Claimed -> Committed -> Revealing -> (Disputed) -> Verified -> Opened -> Released; ends also in Denied,
+/// Refuted, Expired, Refused, StaleConsent. "Verified" states that the kernel was applied to the committed ciphertexts.
+/// A deadline has passed from the second that it names. Every event belongs to its job's series.
+interface IJobLedger {
+    enum JobState {
+        None,
+        Posted,
+        Denied,
+        Claimed,
+        Committed,
+        Revealing,
+        Disputed,
+        Verified,
+        Opened,
+        Released,
+        Refuted,
+        Expired,
+        Refused,
+        StaleConsent
+    }
+
+    struct JobRequest {
+        ArtifactId artifactId;
+        GrantId grantId;
+        bytes32 kernelId;
+        /// sha2-256 digest of the block with the kernel's parameters.
+        bytes32 parametersDigest;
+        bytes32 purpose;
+        uint64 consentEpoch;
+        uint32 policyVersion;
+        /// What the release will cost under zCDP, in millionths of rho; not zero.
+        uint64 rhoMicro;
+        /// Whether per-row results are asked for.
+        bool rowLevel;
+        /// Chosen by the requester; makes posting idempotent.
+        uint64 nonce;
+    }
+
+    struct Job {
+        JobState state;
+        OrgId requester;
+        OrgId executor;
+        KeyId keyId;
+        /// Unix seconds by which the present state must be left.
+        uint64 deadline;
+        /// Verifiers that must agree.
+        uint8 replicas;
+        /// Verifiers asked, committed, agreeing and dissenting so far.
+        uint8 asked;
+        uint8 commits;
+        uint8 agreeing;
+        uint8 dissenting;
+        Refusal refusal;
+        /// sha2-256 digest of the block with the result's manifest; zero before commitment.
+        bytes32 resultDigest;
+        /// sha2-256 digest of the release's block; zero before release.
+        bytes32 releaseDigest;
+        JobRequest request;
+    }
+
+    /// @notice Seconds that each state may last.
+    struct Timings {
+        uint32 claim;
+        uint32 compute;
+        uint32 commit;
+        uint32 reveal;
+        uint32 dispute;
+        uint32 release;
+    }
+
+    /// @notice The job was admitted: one use is consumed, rho reserved; first event of its series.
+    event JobPosted(
+        JobId indexed jobId,
+        OrgId indexed requester,
+        ArtifactId indexed artifactId,
+        JobRequest request,
+        KeyId keyId,
+        uint8 replicas,
+        uint64 deadline,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice Admission refused the job; only event of its series.
+    event JobDenied(
+        JobId indexed jobId,
+        OrgId indexed requester,
+        ArtifactId indexed artifactId,
+        JobRequest request,
+        Refusal reason,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice `executor` has until `deadline` to commit a result.
+    event JobClaimed(JobId indexed jobId, OrgId indexed executor, uint64 deadline, uint64 sequence, bytes32 head);
+    /// @notice The executor committed; `asked` verifiers have until `deadline` to commit theirs.
+    event ResultCommitted(
+        JobId indexed jobId,
+        bytes32 resultDigest,
+        uint8 asked,
+        uint64 deadline,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice `verifier` is bound to what it found, which nobody can read yet.
+    event VerdictCommitted(
+        JobId indexed jobId,
+        OrgId indexed verifier,
+        bytes32 commitment,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice The result may be published; `commits` verifiers have until `deadline` to reveal.
+    event CommitsClosed(JobId indexed jobId, uint8 commits, uint64 deadline, uint64 sequence, bytes32 head);
+    /// @notice `verifier` found `resultDigest`; `agrees` when that is the executor's.
+    event VerdictRevealed(
+        JobId indexed jobId,
+        OrgId indexed verifier,
+        bytes32 resultDigest,
+        bytes32 possession,
+        bool agrees,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice Verifiers contradict each other; the council has until `deadline` to settle it.
+    event JobDisputed(JobId indexed jobId, uint64 deadline, uint64 sequence, bytes32 head);
+    /// @notice The result stands; the custodian has until `deadline` to announce decryption.
+    event JobVerified(
+        JobId indexed jobId,
+        bytes32 resultDigest,
+        Level level,
+        uint8 agreeing,
+        uint8 asked,
+        uint64 deadline,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice `state` is one of Refuted, Expired, Refused, StaleConsent; `from` the state that was left.
+    event JobEnded(
+        JobId indexed jobId,
+        JobState from,
+        JobState state,
+        Refusal reason,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice Decryption is announced; the reservation is spent from here on.
+    event ReleaseOpened(JobId indexed jobId, OrgId indexed custodian, uint64 deadline, uint64 sequence, bytes32 head);
+    /// @notice The release exists; `sigmaMicro` is the noise's standard deviation in millionths.
+    event JobReleased(
+        JobId indexed jobId,
+        OrgId indexed custodian,
+        bytes32 releaseDigest,
+        uint64 sigmaMicro,
+        uint64 rhoMicro,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice States entered from here on last this long.
+    event TimingsChanged(Timings timings);
+    /// @notice Jobs admitted from here on need at least `replicas` agreeing verifiers.
+    event QuorumChanged(uint8 replicas);
+
+    /// @notice The requester used this nonce before.
+    error JobLedgerDuplicate(JobId jobId);
+
+    /// @notice Nobody ever posted this job.
+    error JobLedgerUnknown(JobId jobId);
+
+    /// @notice The job is in `state`, where this cannot be done.
+    error JobLedgerWrongState(JobId jobId, JobState state);
+
+    /// @notice Too late: `deadline` has passed.
+    error JobLedgerDeadlinePassed(JobId jobId, uint64 deadline);
+
+    /// @notice Too early: the state lasts until `deadline`.
+    error JobLedgerDeadlineNotPassed(JobId jobId, uint64 deadline);
+
+    /// @notice Another organisation claimed the job.
+    error JobLedgerNotExecutor(JobId jobId, OrgId caller);
+
+    /// @notice Another organisation keeps the secret key.
+    error JobLedgerNotCustodian(JobId jobId, OrgId caller);
+
+    /// @notice The requester's organisation can neither execute nor verify, the executor's cannot verify.
+    error JobLedgerNotEligible(JobId jobId, OrgId organisation);
+
+    /// @notice A verifier commits once.
+    error JobLedgerAlreadyCommitted(JobId jobId, OrgId verifier);
+
+    /// @notice The commitment of `verifier` is missing, empty, or not to what it now reveals.
+    error JobLedgerCommitmentMismatch(JobId jobId, OrgId verifier);
+
+    /// @notice A verifier reveals once.
+    error JobLedgerAlreadyRevealed(JobId jobId, OrgId verifier);
+
+    /// @notice The parameters' digest or rho is zero.
+    error JobLedgerInvalidRequest(bytes32 parametersDigest);
+
+    /// @notice A timing, a quorum, a digest, a noise scale or a reason is zero.
+    error JobLedgerInvalidParameters();
+
+    /// @notice A partner (authority) posts a job. Never reverts because of policy: a refusal is stored and emitted as
+    /// `JobDenied` with its reason. On admission one use is consumed and rho reserved. Checks, in this order: steward,
+    /// artifact and key usable; policy version; grant (`evaluate`); consent epoch; cohort; verifiers; budget.
+    /// Reverts only for callers that are no active partner, for a repeated nonce, a zero digest or zero rho.
+    /// @return jobId `keccak256(abi.encode(chainid, this, requester, nonce))`.
+    function postJob(JobRequest calldata request) external returns (JobId jobId);
+
+    /// @notice A compute node takes a posted job; first come, first served; not the requester's own organisation.
+    function claimJob(JobId jobId) external;
+
+    /// @notice The executor commits to the digest of its result manifest; it must not publish the result yet.
+    /// `asked` = active verifiers other than the executor's and the requester's organisation.
+    function commitResult(JobId jobId, bytes32 resultDigest) external;
+
+    /// @notice A verifier commits to what it found. Commits close when all asked have committed.
+    /// @param commitment `keccak256(abi.encode(chainid, this, jobId, verifier, resultDigest, possession, salt))`.
+    function commitVerdict(JobId jobId, bytes32 commitment) external;
+
+    /// @notice Any active member closes commits after the deadline; fewer commits than replicas end the job as Expired.
+    function closeCommits(JobId jobId) external;
+
+    /// @notice A verifier opens its commitment. `possession` binds the verifier to the result's bytes:
+    /// `sha256(verifier || bytes of all result blocks in manifest order)`; whoever holds the blocks can check it.
+    /// Once all that committed have revealed, or at `closeReveals`, the job becomes Verified (enough agree, none dissents),
+    /// Refuted (too few agree, and at least `replicas` dissenters on one other digest), Disputed (any other dissent) or
+    /// Expired (too few agree, none dissents).
+    function revealVerdict(JobId jobId, bytes32 resultDigest, bytes32 possession, bytes32 salt) external;
+
+    /// @notice Any active member closes reveals after the deadline.
+    function closeReveals(JobId jobId) external;
+
+    /// @notice The council settles a dispute. Upheld means that the dissent is dismissed: the job becomes Verified when enough
+    /// verifiers agree and Expired when they do not. Otherwise it becomes Refuted.
+    function settleDispute(JobId jobId, bool upheld) external;
+
+    /// @notice Any active member ends a job that stalled: Posted, Claimed, Verified or Opened past the deadline become Expired,
+    /// Disputed becomes Refuted. Reservation and use come back unless decryption was announced.
+    function expireJob(JobId jobId) external;
+
+    /// @notice The custodian's node announces decryption of a verified result. Everything that may have changed since
+    /// admission is checked again (artifact, grant standing, policy version, consent epoch, cohort, members); when
+    /// something has, the job ends as StaleConsent or Refused instead, with the reason. Settles the reservation.
+    function openRelease(JobId jobId) external;
+
+    /// @notice The custodian's node refuses a verified result for a reason that only it can see, not `None`; ends as Refused.
+    function refuseRelease(JobId jobId, Refusal reason) external;
+
+    /// @notice The custodian's node logs the release, with a noise scale above zero; only now may it hand the release out.
+    function recordRelease(JobId jobId, bytes32 releaseDigest, uint64 sigmaMicro) external;
+
+    /// @notice Council only; every value at least 1 second.
+    function setTimings(Timings calldata newTimings) external;
+
+    /// @notice Council only; fewest agreeing verifiers for any job, at least 1.
+    function setQuorum(uint8 replicas) external;
+
+    /// @notice The job's record; all fields empty when nobody posted it.
+    function job(JobId jobId) external view returns (Job memory);
+    /// @notice The id that the requester's job with this nonce has or would have.
+    function jobIdOf(OrgId requester, uint64 nonce) external view returns (JobId);
+    /// @notice Seconds that each state lasts when entered now.
+    function timings() external view returns (Timings memory);
+    /// @notice Fewest agreeing verifiers of a job admitted now.
+    function quorum() external view returns (uint8);
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.37;
+
+import {OrgId, ArtifactId, KeyId, JobId, Refusal} from "./Ids.sol";
+
+/// @title ILineageRegistry
+/// @notice The graph of artifacts: bundles that stewards register, results and releases that jobs leave behind.
+interface ILineageRegistry {
+    enum ArtifactKind {
+        None,
+        Bundle,
+        Result,
+        Release
+    }
+
+    enum FreezeState {
+        None,
+        BySteward,
+        ByCouncil
+    }
+
+    struct Artifact {
+        ArtifactKind kind;
+        /// Who answers for it: the bundle's steward; for results the compute node; for releases the custodian.
+        OrgId steward;
+        KeyId keyId;
+        /// sha2-256 digest of the manifest's block (DAG-CBOR); the CID follows from it.
+        bytes32 contentDigest;
+        /// sha2-256 digest of the policy's block; zero for results and releases.
+        bytes32 policyDigest;
+        uint32 policyVersion;
+        /// Purpose whose consent series governs the rows; zero for results and releases.
+        bytes32 consentScope;
+        /// Unix seconds; the artifact is unusable at and after this time; 0 for results and releases.
+        uint64 retainUntil;
+        uint64 registeredAt;
+        FreezeState frozen;
+    }
+
+    struct BundleRegistration {
+        bytes32 contentDigest;
+        ArtifactId[] parents;
+        KeyId keyId;
+        bytes32 policyDigest;
+        bytes32 consentScope;
+        uint64 retainUntil;
+    }
+
+    /// @notice A bundle entered the graph; first event of its series.
+    event BundleRegistered(
+        ArtifactId indexed artifactId,
+        OrgId indexed steward,
+        BundleRegistration registration,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice A job left a result (parent: the bundle) or a release (parent: the result); first event of its series.
+    event DerivedRecorded(
+        ArtifactId indexed artifactId,
+        JobId indexed jobId,
+        ArtifactKind kind,
+        OrgId steward,
+        KeyId keyId,
+        bytes32 contentDigest,
+        ArtifactId[] parents,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice The bundle's policy was replaced.
+    event PolicyChanged(
+        ArtifactId indexed artifactId,
+        bytes32 policyDigest,
+        uint32 policyVersion,
+        uint64 sequence,
+        bytes32 head
+    );
+    /// @notice The artifact was frozen or thawed; `frozen` is the state from here on.
+    event ArtifactFrozen(ArtifactId indexed artifactId, FreezeState frozen, uint64 sequence, bytes32 head);
+
+    /// @notice The artifact is registered already.
+    error LineageRegistryAlreadyKnown(ArtifactId artifactId);
+
+    /// @notice No artifact, or no bundle where one is needed, has this id.
+    error LineageRegistryUnknown(ArtifactId artifactId);
+
+    /// @notice A parent is not registered.
+    error LineageRegistryUnknownParent(ArtifactId parent);
+
+    /// @notice More than 32 parents.
+    error LineageRegistryTooManyParents(uint256 parents);
+
+    /// @notice The key domain is not active, or its custodian is not.
+    error LineageRegistryKeyNotUsable(KeyId keyId);
+
+    /// @notice A digest, the scope or the kind is empty, or the retention not in the future.
+    error LineageRegistryInvalidRegistration(bytes32 contentDigest);
+
+    /// @notice `caller` is neither the authority of the artifact's steward nor, where that counts, the council.
+    error LineageRegistryNotSteward(ArtifactId artifactId, address caller);
+
+    /// @notice Only the council lifts its own freeze.
+    error LineageRegistryFrozenByCouncil(ArtifactId artifactId);
+
+    /// @notice Registers a bundle; the caller's organisation (role steward) answers for it. Policy version starts at 1.
+    /// At most 32 parents, all known; digests, scope and retention non-zero, retention in the future; key usable.
+    /// @return artifactId `keccak256(abi.encode(steward, contentDigest))`.
+    function registerBundle(BundleRegistration calldata registration) external returns (ArtifactId artifactId);
+
+    /// @notice Records what a job left behind; job ledger only; `kind` is `Result` or `Release`.
+    /// @return artifactId `derivedIdOf(jobId, kind)`, which is `keccak256(abi.encode(jobId, kind))`.
+    function recordDerived(
+        ArtifactKind kind,
+        JobId jobId,
+        OrgId steward,
+        KeyId keyId,
+        bytes32 contentDigest,
+        ArtifactId parent
+    ) external returns (ArtifactId artifactId);
+
+    /// @notice Replaces the policy of a bundle; steward only; the version grows by one.
+    function setPolicy(ArtifactId artifactId, bytes32 policyDigest) external;
+
+    /// @notice Freezes or thaws; by the steward, or by the council. Each lifts its own freeze only: a steward's freeze
+    /// outlasts the council's, and while the council's lasts, the steward may freeze but not thaw.
+    function setFrozen(ArtifactId artifactId, bool frozen) external;
+
+    /// @notice The id that what a job leaves behind has or would have.
+    function derivedIdOf(JobId jobId, ArtifactKind kind) external pure returns (ArtifactId);
+
+    /// @notice The artifact's record; all fields empty when it is not registered.
+    function artifact(ArtifactId artifactId) external view returns (Artifact memory);
+
+    /// @notice `None` when jobs may use the bundle now. Checks, in this order: a bundle (`ArtifactMismatch`), not frozen,
+    /// retained, steward active and still in that role, key usable.
+    function usability(ArtifactId artifactId) external view returns (Refusal);
+}

@@ -1,0 +1,345 @@
+"""One node: the only place where concrete adapters are chosen.
+
+One trio program: libp2p host, index, role loops and HTTP interface in one nursery; blocking calls in threads, kernels in worker
+processes. Everything durable is under the home directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.errors import (
+    BlockNotFoundError,
+    ConfigurationError,
+    InputError,
+    UsufructError,
+)
+from usufruct.he.bfv import SecretKey
+from usufruct.home import Home, NodeAddress, write_private
+from usufruct.keys import he_keys, identity
+from usufruct.keys.keystore import KeyStore
+from usufruct.ledger import Ledger, Network
+from usufruct.records import JobState, KeyId, MemberStatus, OrgId, Role
+from usufruct_node.api import build_api, new_token
+from usufruct_node.config import NodeSettings
+from usufruct_node.holdings import Holdings, may_read
+from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.peers import PeerHost, PeerIdentity
+from usufruct_node.peers.identity import parse_peer_id, peer_id_text
+from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
+from usufruct_node.roles.compute import Workers
+from usufruct_node.roles.dispatch import Role as RoleLoop
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+_log = logging.getLogger(__name__)
+
+
+class Node:
+    """A running node of one organisation."""
+
+    def __init__(self, home: Home, settings: NodeSettings, passphrase: str) -> None:
+        self._home = home
+        self._settings = settings
+        self._stack = ExitStack()
+        self.org = home.organisation().id
+        keystore = KeyStore.open(home.node_keystore, passphrase)
+        keys = identity.load_node_keys(keystore)
+        self._secrets = _SecretKeys(keystore)
+        self._signing_key = keys.ledger_key
+        network = Network.load(home.network_file)
+        self.ledger = Ledger.open(network, private_key=keys.ledger_key, patience=settings.ledger_patience_s)
+        self.index = Index(home.index_database)
+        self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
+        self.holdings = Holdings(home.node_database)
+        self._journal = Journal(home.node_database)
+        self._workers = Workers(settings.workers)
+        for resource in (self.index, self.store, self.holdings, self._journal, self._workers):
+            self._stack.callback(resource.close)
+        self._identity = PeerIdentity.from_seed(keys.peer_seed)
+        self._members: frozenset[str] = frozenset()
+        self._host = PeerHost(
+            identity=self._identity,
+            is_member=lambda peer: peer in self._members,
+            authorise=self._authorise,
+            read_block=self._read_block,
+            listen_host=settings.listen_host,
+            listen_port=settings.listen_port,
+        )
+        self._context = RoleContext(
+            org=self.org,
+            ledger=self.ledger,
+            index=self.index,
+            store=self.store,
+            holdings=self.holdings,
+            journal=self._journal,
+            host=self._host,
+            workers=self._workers,
+        )
+        self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
+        self._ledger_trouble: str | None = None
+        self._announced = ""
+        self._started_at = time.time()
+        self._metrics = CollectorRegistry()
+        self._gauges = _Gauges(self._metrics)
+
+    async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; `started` gives the URL of the HTTP interface."""
+        with self._stack:
+            await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._host.run)
+                await self._membership()
+                nursery.start_soon(
+                    partial(
+                        follow,
+                        self.index,
+                        self.ledger,
+                        poll_s=self._settings.poll_s,
+                        on_advance=self._advanced,
+                        on_trouble=self._troubled,
+                    )
+                )
+                nursery.start_soon(self._keep_membership)
+                nursery.start_soon(self._dispatcher.run)
+                await nursery.start(self._serve_api)
+                task_status.started(self._home.node_address().url)
+
+    # What the HTTP interface shows.
+
+    def health(self) -> dict[str, Any]:
+        """State of each dependency."""
+        cursor = self.index.cursor()
+        member = self.index.participant(self.org)
+        parts = {
+            "ledger": self._ledger_trouble or "ok",
+            "index": "ok" if cursor else "empty",
+            "membership": "ok" if member and member.status == MemberStatus.ACTIVE else "not an active member",
+            "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
+        }
+        return {"ok": all(state == "ok" for state in parts.values()), **parts}
+
+    def read_metrics(self) -> CollectorRegistry:
+        """Prometheus metrics as of now."""
+        state = self.status()
+        self._gauges.update(state, {s: self.index.job_count(s) for s in JobState if s})
+        return self._metrics
+
+    def status(self) -> dict[str, Any]:
+        """What an operator wants to see."""
+        cursor = self.index.cursor()
+        return {
+            "organisation": self._home.organisation().name,
+            "health": self.health(),
+            "uptime_s": round(time.time() - self._started_at),
+            "chain_id": self.ledger.network.chain_id,
+            "indexed_block": cursor.number if cursor else None,
+            "indexed_block_time": cursor.timestamp if cursor else None,
+            "events": self.index.event_count(),
+            "peer_id": self._identity.peer_id,
+            "listening": self._host.multiaddr,
+            "connected": self._host.connected(),
+            "refusals": self._host.refusal_counts(),
+            "blocks_bytes": self.store.usage_bytes(),
+            "holdings": self.holdings.count(),
+            "jobs_in_trouble": self._dispatcher.troubles,
+        }
+
+    async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
+        """A block from the store, or else from a member.
+
+        Raises
+        ------
+        BlockNotFoundError, PeerRefusedError, PeerError
+        """
+        try:
+            return await trio.to_thread.run_sync(self.store.get, cid)
+        except BlockNotFoundError:
+            if holder == self.org:
+                raise
+        await self._context.fetch([cid], holder, pin="fetched")
+        return await trio.to_thread.run_sync(self.store.get, cid)
+
+    # Wiring.
+
+    def _roles(self, roles: Role) -> list[RoleLoop]:
+        loops: list[RoleLoop] = []
+        if Role.COMPUTE in roles:
+            loops.append(Executor(self._context))
+        if Role.VERIFIER in roles:
+            loops.append(Verifier(self._context))
+        if Role.CUSTODIAN in roles:
+            loops.append(
+                Custodian(self._context, secret_of=self._secrets.load, signing_key=self._signing_key)
+            )
+        return loops
+
+    def _authorise(self, peer_id: str, cid: Cid) -> bool:
+        member = self.index.participant_by_peer(parse_peer_id(peer_id))
+        return member is not None and any(
+            may_read(self.index, member, cid, holding) for holding in self.holdings.of(cid)
+        )
+
+    def _read_block(self, cid: Cid) -> bytes | None:
+        try:
+            return self.store.get(cid)
+        except BlockNotFoundError:
+            return None
+
+    def _advanced(self) -> None:
+        self._dispatcher.wake()
+
+    def _troubled(self, reason: str | None) -> None:
+        self._ledger_trouble = reason
+
+    async def _keep_membership(self) -> None:
+        seen = self.index.cursor()
+        while True:
+            await trio.sleep(self._settings.poll_s)
+            now = self.index.cursor()
+            if now != seen:
+                seen = now
+                await self._membership()
+
+    async def _membership(self) -> None:
+        """Follow the registry: who may connect, whom to cut off, and where we say we listen."""
+        members = await trio.to_thread.run_sync(self.index.participants)
+        active = frozenset(_peers(m.peer_id for m in members if m.status == MemberStatus.ACTIVE))
+        gone, self._members = self._members - active, active
+        for peer in gone:
+            _log.warning("peer %s is no longer an active member: closing its connections", peer)
+            await self._host.close_peer(peer)
+        own = next((m for m in members if m.id == self.org), None)
+        endpoint = self._host.multiaddr.split("/p2p/")[0]
+        if own is None or own.status != MemberStatus.ACTIVE or endpoint in (own.endpoint, self._announced):
+            return
+        try:
+            await trio.to_thread.run_sync(
+                self.ledger.transact, "ParticipantRegistry", "setEndpoint", endpoint
+            )
+            self._announced = endpoint
+        except UsufructError as exc:
+            _log.warning("cannot announce %s: %s", endpoint, exc)
+
+    async def _serve_api(self, *, task_status: TaskStatus[None]) -> None:
+        token = new_token()
+        if self._home.api_token.is_file():
+            token = self._home.api_token.read_text("ascii").strip()
+        else:
+            write_private(self._home.api_token, token.encode("ascii"))
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", self._settings.api_port))
+            except OSError as exc:
+                raise ConfigurationError(
+                    f"port {self._settings.api_port} of the HTTP interface is taken",
+                    hint="set another `api_port` in node.toml, or 0 for a free one",
+                ) from exc
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            config = Config()
+            config.bind = [f"fd://{listener.fileno()}"]
+            config.errorlog = None
+            config.accesslog = None
+            app = build_api(self, token)
+            api_file = self._home.root / "api.json"
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(
+                        partial(hypercorn.trio.serve, app, config, mode="asgi")  # type: ignore[arg-type]
+                    )
+                    self._home.write("api.json", NodeAddress(url=url, pid=os.getpid()))
+                    task_status.started()
+            finally:
+                api_file.unlink(missing_ok=True)
+
+
+class _SecretKeys:
+    """Homomorphic secrets of the node's keystore, read when first used; new ones are found without a restart."""
+
+    def __init__(self, keystore: KeyStore) -> None:
+        self._keystore = keystore
+        self._loaded: dict[KeyId, SecretKey] = {}
+
+    def load(self, key_id: KeyId) -> SecretKey:
+        if key_id not in self._loaded:
+            self._loaded[key_id] = he_keys.load_secret(self._keystore, key_id)
+        return self._loaded[key_id]
+
+
+class _Gauges:
+    """Prometheus metrics, brought up to date when they are read."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._block = Gauge("usufruct_indexed_block", "Newest indexed block", registry=registry)
+        self._lag = Gauge(
+            "usufruct_indexed_block_age_seconds", "Age of the newest indexed block", registry=registry
+        )
+        self._peers = Gauge("usufruct_peers_connected", "Connected members", registry=registry)
+        self._bytes = Gauge("usufruct_blocks_bytes", "Bytes in the block store", registry=registry)
+        self._jobs = Gauge("usufruct_jobs", "Jobs on the ledger by state", ["state"], registry=registry)
+        self._trouble = Gauge(
+            "usufruct_jobs_in_trouble", "Jobs whose last step failed here", registry=registry
+        )
+        self._healthy = Gauge("usufruct_healthy", "1 when every dependency is well", registry=registry)
+        self._refusals = Counter(
+            "usufruct_refusals", "Refused peers and requests", ["reason"], registry=registry
+        )
+        self._counted: dict[str, int] = {}
+
+    def update(self, status: dict[str, Any], jobs: dict[JobState, int]) -> None:
+        if status["indexed_block"] is not None:
+            self._block.set(status["indexed_block"])
+            self._lag.set(max(0.0, time.time() - status["indexed_block_time"]))
+        self._peers.set(len(status["connected"]))
+        self._bytes.set(status["blocks_bytes"])
+        self._trouble.set(len(status["jobs_in_trouble"]))
+        self._healthy.set(1 if status["health"]["ok"] else 0)
+        for state, count in jobs.items():
+            self._jobs.labels(state.name).set(count)
+        for reason, count in status["refusals"].items():
+            self._refusals.labels(reason).inc(count - self._counted.get(reason, 0))
+            self._counted[reason] = count
+
+
+@contextmanager
+def exclusive(home: Home) -> Iterator[None]:
+    """Hold the home for one node process.
+
+    Raises
+    ------
+    ConfigurationError
+        If another node runs on it.
+    """
+    with (home.root / "node.lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"another node runs on {home.root}", hint="stop it first, or use another home"
+            ) from exc
+        yield
+
+
+def _peers(raw: Iterator[bytes]) -> Iterator[str]:
+    for peer_id in raw:
+        try:
+            yield peer_id_text(peer_id)
+        except InputError:
+            _log.warning("the registry holds a peer id that is none: %s", peer_id.hex())

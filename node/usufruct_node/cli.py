@@ -1,0 +1,187 @@
+"""`usufruct-node`: what a node operator types."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import trio
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from usufruct.cli import HomeOption, JsonOption, guarded, print_json
+from usufruct.content.node import NodeContent
+from usufruct.errors import UsufructError
+from usufruct.home import Home, Organisation
+from usufruct.keys.keystore import read_passphrase
+from usufruct_node.config import NodeSettings
+from usufruct_node.devnet import Devnet
+from usufruct_node.doctor import examine
+from usufruct_node.enrol import create_home
+
+app = typer.Typer(
+    help="Run and look after a node of the Usufruct network.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+devnet_app = typer.Typer(help="A whole network on this machine, for development.", no_args_is_help=True)
+app.add_typer(devnet_app, name="devnet")
+out = Console()
+err = Console(stderr=True)
+
+PassphraseOption = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="File of mode 0600; default: the one in the home, or a prompt.")
+]
+DirectoryOption = Annotated[Path, typer.Option("--dir", help="Directory of the development network.")]
+
+
+@app.command()
+@guarded
+def init(
+    home: Annotated[Path, typer.Option("--home", help="Directory to make.")],
+    name: Annotated[str, typer.Option(help="Label of the organisation: a-z, 0-9 and hyphens.")],
+    role: Annotated[
+        list[str], typer.Option(help="steward, custodian, partner, compute, verifier, auditor; may be repeated.")
+    ],
+    network: Annotated[Path | None, typer.Option(help="network.json from another member.")] = None,
+    authority_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
+    node_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
+) -> None:
+    """Make a home: keys, and the public record on which the members vote."""
+    record = create_home(
+        home,
+        name=name,
+        roles=Organisation(name=name, roles=role).role_bits,
+        authority_passphrase=read_passphrase(
+            authority_passphrase_file, prompt="New passphrase of the authority's keys: ", confirm=True
+        ),
+        node_passphrase=read_passphrase(
+            node_passphrase_file, prompt="New passphrase of the node's keys: ", confirm=True
+        ),
+    )
+    if network is not None:
+        (home / "network.json").write_bytes(network.read_bytes())
+    out.print(f"home {home} of {record.name}")
+    out.print(f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission")
+
+
+@app.command()
+@guarded
+def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
+    """Run the node until SIGINT or SIGTERM."""
+    from usufruct_node.app import Node, exclusive
+
+    place = Home.at(home)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("libp2p", "httpx", "web3", "hypercorn"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    settings = NodeSettings.load(place.root)
+    default = place.node_passphrase if place.node_passphrase.is_file() else None
+    passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(Node(place, settings, passphrase).run)
+            logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    return
+
+    with exclusive(place):
+        trio.run(serve)
+
+
+@app.command()
+@guarded
+def status(home: HomeOption, as_json: JsonOption = False) -> None:
+    """Show what the running node sees: chain, membership, peers, jobs in trouble."""
+    place = Home.at(home)
+    answer = NodeContent(place.node_address().url, place.api_token).query("/status")
+    if as_json:
+        print_json(answer)
+        return
+    table = Table("what", "value", title=answer["organisation"])
+    for key, value in answer.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
+    out.print(table)
+
+
+@app.command()
+@guarded
+def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: JsonOption = False) -> None:
+    """Check a home from outside: files, keys, chain, contracts, membership, disk. Exit code 1 when something is wrong."""
+    place = Home.at(home)
+    default = place.node_passphrase if place.node_passphrase.is_file() else None
+    findings = examine(place, read_passphrase(passphrase_file or default))
+    if as_json:
+        print_json([{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings])
+    else:
+        for finding in findings:
+            mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
+            out.print(f"{mark} {finding.check}: {finding.detail}", highlight=False)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@devnet_app.command("up")
+@guarded
+def devnet_up(
+    directory: DirectoryOption = Path(".devnet"),
+    block_interval: Annotated[float, typer.Option(help="Seconds between blocks.")] = 0.25,
+) -> None:
+    """Start the chain and five nodes; a directory that holds a network goes on where it stopped."""
+    net = Devnet(directory)
+    with err.status("starting") as line:
+        net.up(say=lambda text: line.update(f"starting {text}"), block_interval_s=block_interval)
+    out.print(f"network up in {net.root}; `usufruct-node devnet status --dir {directory}` shows it")
+
+
+@devnet_app.command("down")
+@guarded
+def devnet_down(directory: DirectoryOption = Path(".devnet")) -> None:
+    """Stop every process of the development network; its data stays."""
+    with err.status("stopping") as line:
+        Devnet(directory).down(say=line.update)
+    out.print("network down")
+
+
+@devnet_app.command("status")
+@guarded
+def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOption = False) -> None:
+    """Show which processes run and whether they are well."""
+    net = Devnet(directory)
+    rows: list[dict[str, Any]] = []
+    for name, pid in net.running().items():
+        health = "" if name == "chain" or pid is None else _health(net, name)
+        rows.append({"process": name, "pid": pid, "health": health})
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("process", "pid", "health")
+    for row in rows:
+        table.add_row(row["process"], str(row["pid"] or "-"), str(row["health"]))
+    out.print(table)
+
+
+def _health(net: Devnet, name: str) -> str:
+    try:
+        health = net.health(name)
+    except (UsufructError, httpx.HTTPError) as exc:
+        return str(exc)
+    if health.pop("ok"):
+        return "ok"
+    return ", ".join(f"{part}: {state}" for part, state in health.items() if state != "ok")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+

@@ -1,0 +1,67 @@
+"""Settings of a node: defaults, then `node.toml` in the home, then environment variables `USUFRUCT_NODE_*`.
+
+No secret is a setting: passphrases come from files or a prompt, never from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from usufruct.errors import ConfigurationError
+
+
+class NodeSettings(BaseSettings):
+    """What an operator may change."""
+
+    model_config = SettingsConfigDict(env_prefix="USUFRUCT_NODE_", extra="forbid")
+
+    listen_host: str = "127.0.0.1"
+    """Address on which other members' nodes connect (libp2p over TCP)."""
+    listen_port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free port and announces it on the ledger."""
+    api_port: int = Field(default=0, ge=0, le=65535)
+    """Loopback port of the HTTP interface; 0 takes a free one."""
+    poll_s: float = Field(default=0.2, gt=0)
+    """Seconds between looks at the chain."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that run kernels."""
+    quota_bytes: int | None = Field(default=None, gt=0)
+    """Most bytes that the block store keeps; no limit by default."""
+    ledger_patience_s: float = Field(default=30.0, gt=0)
+    """How long a call is repeated while no endpoint answers."""
+
+    @classmethod
+    def load(cls, home: Path) -> NodeSettings:
+        """Settings of the node in this home.
+
+        Raises
+        ------
+        ConfigurationError
+            If a setting is unknown or out of range.
+        """
+        file = home / "node.toml"
+
+        class _Settings(cls):  # type: ignore[valid-type,misc]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file))
+
+        try:
+            return cls.model_construct(**_Settings().model_dump())
+        except (ValidationError, ValueError) as exc:
+            raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc

@@ -1,0 +1,88 @@
+"""Looks at a home from outside, without a running node: everything that must be right before one is started."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from usufruct.errors import ConfigurationError, UsufructError
+from usufruct.home import Home, ParticipantFile
+from usufruct.keys import identity
+from usufruct.keys.keystore import KeyStore
+from usufruct.ledger import Ledger, Network
+from usufruct.records import MemberStatus
+from usufruct_node.config import NodeSettings
+from usufruct_node.peers import PeerIdentity
+
+_LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Outcome of one check."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def examine(home: Home, node_passphrase: str) -> list[Finding]:
+    """Every check, in an order in which a failure explains those after it; none changes anything."""
+    findings: list[Finding] = []
+
+    def check(name: str, look: Callable[[], str]) -> None:
+        try:
+            findings.append(Finding(name, True, look()))
+        except (UsufructError, OSError) as exc:
+            findings.append(Finding(name, False, str(exc)))
+
+    check("settings", lambda: f"{len(NodeSettings.load(home.root).model_dump())} settings")
+    check("file modes", lambda: _modes(home))
+    check("node keys", lambda: _keys(home, node_passphrase))
+    check("disk", lambda: _disk(home))
+    check("chain and contracts", lambda: _chain(home))
+    check("membership", lambda: _membership(home))
+    check("node", lambda: home.node_address().url)
+    return findings
+
+
+def _modes(home: Home) -> str:
+    private = [p for p in home.root.iterdir() if p.suffix in (".keys", ".passphrase", ".token", ".db")]
+    for path in private:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigurationError(f"{path} is readable by others; `chmod 600` it")
+    return f"{len(private)} private files"
+
+
+def _keys(home: Home, passphrase: str) -> str:
+    keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
+    record = ParticipantFile.load(home.root / "participant.json")
+    found = PeerIdentity.from_seed(keys.peer_seed)
+    if found.peer_id_bytes.hex() != record.peer_id:
+        raise ConfigurationError("the node keystore holds another libp2p identity than participant.json")
+    return found.peer_id
+
+
+def _disk(home: Home) -> str:
+    free = shutil.disk_usage(home.root).free
+    if free < _LEAST_FREE_BYTES:
+        raise ConfigurationError(f"only {free >> 20} MiB free")
+    return f"{free >> 30} GiB free"
+
+
+def _chain(home: Home) -> str:
+    network = Network.load(home.network_file)
+    ledger = Ledger.open(network, patience=3.0)
+    return f"chain {network.chain_id}, finalised block {ledger.finalised().number}, contracts as shipped"
+
+
+def _membership(home: Home) -> str:
+    ledger = Ledger.open(Network.load(home.network_file), patience=3.0)
+    member = ledger.participant(home.organisation().id)
+    if member.status != MemberStatus.ACTIVE:
+        raise ConfigurationError(
+            f"{home.organisation().name} is not an active member ({member.status.name}): ask one to propose its admission"
+        )
+    return f"active, listening at {member.endpoint}"

@@ -1,0 +1,63 @@
+"""Makes an organisation's home directory: keys, passphrase files, and the public record that others vote on."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from eth_account import Account
+
+from usufruct.errors import ConfigurationError
+from usufruct.home import Home, Organisation, ParticipantFile, write_private
+from usufruct.keys import identity
+from usufruct.keys.keystore import KeyStore
+from usufruct.records import Role, org_id
+from usufruct_node.peers import PeerIdentity
+
+UNKNOWN_ENDPOINT = "/ip4/127.0.0.1/tcp/0"
+"""Stands in the registry until the node has announced where it listens."""
+
+
+def create_home(
+    root: Path, *, name: str, roles: Role, authority_passphrase: str, node_passphrase: str
+) -> ParticipantFile:
+    """Make a home with fresh keys.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is one already; nothing is overwritten.
+    InputError
+        If the name is no label.
+    """
+    organisation = Organisation(name=name, roles=[r.name.lower() for r in Role if r and r in roles and r.name])
+    org_id(name)
+    if (root / "organisation.json").exists():
+        raise ConfigurationError(f"{root} is a home already", hint="choose another directory")
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    root.chmod(0o700)
+    home = Home(root.resolve())
+    authority = identity.create_authority_keys(KeyStore.create(home.authority_keystore, authority_passphrase))
+    node = identity.create_node_keys(KeyStore.create(home.node_keystore, node_passphrase))
+    record = ParticipantFile(
+        name=name,
+        roles=organisation.roles,
+        account=Account.from_key(authority.ledger_key).address,
+        node_account=Account.from_key(node.ledger_key).address,
+        hpke_key=authority.hpke_public.hex(),
+        peer_id=PeerIdentity.from_seed(node.peer_seed).peer_id_bytes.hex(),
+        endpoint=UNKNOWN_ENDPOINT,
+    )
+    home.write("participant.json", record)
+    home.write("organisation.json", organisation)
+    return record
+
+
+def create_home_with_passphrase_files(root: Path, *, name: str, roles: Role) -> ParticipantFile:
+    """Make a home whose passphrases are random and lie beside the keystores, mode 0600: for development networks."""
+    authority, node = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+    record = create_home(root, name=name, roles=roles, authority_passphrase=authority, node_passphrase=node)
+    home = Home(root.resolve())
+    write_private(home.authority_passphrase, authority.encode("ascii"))
+    write_private(home.node_passphrase, node.encode("ascii"))
+    return record

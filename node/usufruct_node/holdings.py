@@ -1,0 +1,142 @@
+"""What this node keeps its blocks for, and who may therefore have them.
+
+A block is given out only to a member that has business with it: as party to a live job, as custodian, auditor or the
+partner that a release is for. Records that describe bundles (manifests, policies, consent status, public key material) are
+open to all active members. Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from usufruct.content import Cid
+from usufruct.records import JobId, JobState, MemberStatus, Participant, Role
+from usufruct_node.index import Index, JobRow
+
+
+class Purpose(StrEnum):
+    """Why a block is kept."""
+
+    CATALOGUE = "catalogue"
+    """Manifests, policies, consent status, public key material; `ref` is empty."""
+    BUNDLE = "bundle"
+    """Ciphertext blocks; `ref` is the digest of the bundle's manifest."""
+    PARAMETERS = "parameters"
+    """A job's kernel parameters; `ref` is empty."""
+    RESULT = "result"
+    """A job's result manifest and ciphertexts; `ref` is the job id."""
+    RELEASE = "release"
+    """A job's sealed release; `ref` is the job id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One reason to keep one block."""
+
+    purpose: Purpose
+    ref: bytes
+
+
+_EXECUTION = frozenset(
+    {
+        JobState.CLAIMED,
+        JobState.COMMITTED,
+        JobState.REVEALING,
+        JobState.DISPUTED,
+        JobState.VERIFIED,
+        JobState.OPENED,
+    }
+)
+_RESULT_PUBLIC = frozenset(
+    {JobState.REVEALING, JobState.DISPUTED, JobState.VERIFIED, JobState.OPENED, JobState.RELEASED}
+)
+
+
+class Holdings:
+    """Durable map from CID to reasons; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600, exist_ok=True)
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        with self._lock, self._db:
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
+                " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID"
+            )
+
+    def add(self, cids: Iterable[Cid], purpose: Purpose, ref: bytes = b"") -> None:
+        """Note a reason for blocks; idempotent."""
+        with self._lock, self._db:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO holding VALUES (?, ?, ?)", [(bytes(cid), purpose, ref) for cid in cids]
+            )
+
+    def of(self, cid: Cid) -> list[Holding]:
+        """Reasons to keep a block."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT purpose, ref FROM holding WHERE cid = ?", (bytes(cid),)
+            ).fetchall()
+        return [Holding(Purpose(row[0]), bytes(row[1])) for row in rows]
+
+    def count(self) -> int:
+        """Number of (block, reason) pairs."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM holding").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+def may_read(index: Index, member: Participant, cid: Cid, holding: Holding) -> bool:
+    """Whether a member has business with a block that is kept for this reason, as of the indexed block."""
+    if member.status != MemberStatus.ACTIVE:
+        return False
+    if holding.purpose == Purpose.CATALOGUE:
+        return True
+    if Role.AUDITOR in member.roles and holding.purpose != Purpose.RESULT:
+        return True
+    if holding.purpose == Purpose.BUNDLE:
+        bundles = index.bundles_with_content(holding.ref)
+        jobs = [row for bundle in bundles for row in index.jobs(*_EXECUTION, artifact_id=bundle)]
+        return any(_executes(member, row) for row in jobs)
+    if holding.purpose == Purpose.PARAMETERS:
+        jobs = index.jobs_with_parameters(cid.digest)
+        return any(_executes(member, row) or _keeps_key(index, member, row) for row in jobs)
+    row = index.job(JobId(holding.ref))
+    if row is None:
+        return False
+    if holding.purpose == Purpose.RESULT:
+        return row.job.state in _RESULT_PUBLIC and _checks_result(index, member, row)
+    return row.job.state == JobState.RELEASED and member.id == row.job.requester
+
+
+def _executes(member: Participant, row: JobRow) -> bool:
+    """The compute node of a job, those that may still claim it, and its verifiers; never the requester."""
+    if member.id == row.job.requester:
+        return False
+    if row.job.state == JobState.POSTED:
+        return bool(member.roles & Role.COMPUTE)
+    return member.id == row.job.executor or (row.job.state in _EXECUTION and Role.VERIFIER in member.roles)
+
+
+def _keeps_key(index: Index, member: Participant, row: JobRow) -> bool:
+    domain = index.key_domain(row.job.key_id)
+    return domain is not None and domain.custodian == member.id
+
+
+def _checks_result(index: Index, member: Participant, row: JobRow) -> bool:
+    """Custodian, verifiers and auditors; never the requester, whatever its roles."""
+    if member.id == row.job.requester:
+        return False
+    return bool(member.roles & (Role.VERIFIER | Role.AUDITOR)) or _keeps_key(index, member, row)

@@ -1,0 +1,446 @@
+"""The index: one SQLite file with the finalised events and the records that follow from them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from usufruct.errors import LedgerError, StaleLedgerError
+from usufruct.ledger import Head
+from usufruct.records import (
+    Artifact,
+    ArtifactId,
+    ArtifactKind,
+    BudgetAccount,
+    ConsentEpoch,
+    FreezeState,
+    GrantId,
+    GrantStatus,
+    GrantTerms,
+    Job,
+    JobId,
+    JobRequest,
+    JobState,
+    KeyDomain,
+    KeyId,
+    KeyStatus,
+    LedgerEvent,
+    Level,
+    MemberStatus,
+    OrgId,
+    Participant,
+    Refusal,
+    Role,
+    UsageGrant,
+)
+from usufruct_node.index.apply import apply_event
+
+MAX_GRAPH_NODES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """A job with its id and the block times of posting and of its last change."""
+
+    job_id: JobId
+    job: Job
+    posted_at: int
+    changed_at: int
+    sigma_micro: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one verifier committed and, once opened, revealed."""
+
+    verifier: OrgId
+    commitment: bytes
+    result_digest: bytes | None
+    possession: bytes | None
+    agrees: bool | None
+
+
+class Index:
+    """Thread-safe; one connection under one lock, since every statement is short."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600, exist_ok=True)
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        schema = resources.files("usufruct_node.index").joinpath("schema.sql").read_text("utf-8")
+        with self._lock, self._db:
+            self._db.executescript(schema)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    # Following the chain.
+
+    def cursor(self) -> Head | None:
+        """The last block whose events are in the index."""
+        row = self._one("SELECT block_number, block_hash, block_time FROM cursor")
+        return None if row is None else Head(row[0], row[1], row[2])
+
+    def advance(self, events: Sequence[LedgerEvent], head: Head) -> None:
+        """Apply the events up to `head` and move the cursor, all or nothing.
+
+        Raises
+        ------
+        StaleLedgerError
+            If `head` is older than the cursor.
+        """
+        with self._transaction() as db:
+            before = self.cursor()
+            if before is not None and head.number < before.number:
+                raise StaleLedgerError(f"block {head.number} is older than the indexed block {before.number}")
+            for event in events:
+                apply_event(db, event)
+            db.execute(
+                "INSERT INTO cursor VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET block_number ="
+                " excluded.block_number, block_hash = excluded.block_hash, block_time = excluded.block_time",
+                (head.number, head.hash, head.timestamp),
+            )
+
+    # Members.
+
+    def participants(self) -> list[Participant]:
+        """Every organisation ever admitted."""
+        return [_participant(row) for row in self._all("SELECT * FROM participant ORDER BY org_id")]
+
+    def participant(self, org: OrgId) -> Participant | None:
+        """One organisation."""
+        row = self._one("SELECT * FROM participant WHERE org_id = ?", org)
+        return None if row is None else _participant(row)
+
+    def participant_by_peer(self, peer_id: bytes) -> Participant | None:
+        """The organisation whose node has this libp2p identity."""
+        row = self._one("SELECT * FROM participant WHERE peer_id = ?", peer_id)
+        return None if row is None else _participant(row)
+
+    # Records.
+
+    def key_domain(self, key_id: KeyId) -> KeyDomain | None:
+        """A key domain."""
+        row = self._one("SELECT * FROM key_domain WHERE key_id = ?", key_id)
+        if row is None:
+            return None
+        return KeyDomain(
+            custodian=OrgId(row["custodian"]),
+            parameters_id=row["parameters_id"],
+            public_digest=row["public_digest"],
+            registered_at=row["registered_at"],
+            status=KeyStatus(row["status"]),
+        )
+
+    def artifact(self, artifact_id: ArtifactId) -> Artifact | None:
+        """A bundle, result or release."""
+        row = self._one("SELECT * FROM artifact WHERE artifact_id = ?", artifact_id)
+        return None if row is None else _artifact(row)
+
+    def artifacts(self, kind: ArtifactKind) -> list[tuple[ArtifactId, Artifact]]:
+        """All artifacts of a kind, oldest first."""
+        rows = self._all("SELECT * FROM artifact WHERE kind = ? ORDER BY registered_at, artifact_id", kind)
+        return [(ArtifactId(row["artifact_id"]), _artifact(row)) for row in rows]
+
+    def artifact_job(self, artifact_id: ArtifactId) -> JobId | None:
+        """The job that left a result or release behind."""
+        row = self._one("SELECT job_id FROM artifact WHERE artifact_id = ?", artifact_id)
+        return None if row is None or row[0] is None else JobId(row[0])
+
+    def derived(self, job_id: JobId) -> list[ArtifactId]:
+        """Artifacts that a job left behind: result, then release."""
+        return [
+            ArtifactId(row[0])
+            for row in self._all("SELECT artifact_id FROM artifact WHERE job_id = ? ORDER BY kind", job_id)
+        ]
+
+    def bundles_with_content(self, digest: bytes) -> list[ArtifactId]:
+        """Bundles whose manifest has this digest."""
+        return [
+            ArtifactId(row[0])
+            for row in self._all("SELECT artifact_id FROM artifact WHERE content_digest = ?", digest)
+        ]
+
+    def policy_digest(self, artifact_id: ArtifactId, version: int) -> bytes | None:
+        """Digest of the policy that was in force as this version."""
+        row = self._one(
+            "SELECT digest FROM policy WHERE artifact_id = ? AND version = ?", artifact_id, version
+        )
+        return None if row is None else bytes(row[0])
+
+    def consent_epoch(self, steward: OrgId, scope: bytes, epoch: int | None = None) -> ConsentEpoch | None:
+        """A consent epoch; the one in force when `epoch` is None."""
+        row = self._one(
+            "SELECT * FROM consent_epoch WHERE steward = ? AND scope = ? AND (?3 IS NULL OR epoch = ?3)"
+            " ORDER BY epoch DESC LIMIT 1",
+            steward,
+            scope,
+            epoch,
+        )
+        if row is None:
+            return None
+        return ConsentEpoch(
+            epoch=row["epoch"],
+            anchored_at=row["anchored_at"],
+            cohort_floor=row["cohort_floor"],
+            consent_root=row["consent_root"],
+            status_digest=row["status_digest"],
+        )
+
+    def grant(self, grant_id: GrantId) -> UsageGrant | None:
+        """A grant; terms empty until granted, as on the ledger."""
+        row = self._one("SELECT * FROM usage_grant WHERE grant_id = ?", grant_id)
+        return None if row is None else _grant(row)
+
+    def grants(
+        self, *, grantee: OrgId | None = None, steward: OrgId | None = None
+    ) -> list[tuple[GrantId, UsageGrant, GrantTerms]]:
+        """Requests and grants, newest first, with the terms that were asked for."""
+        rows = self._all(
+            "SELECT g.* FROM usage_grant g JOIN artifact a USING (artifact_id)"
+            " WHERE (?1 IS NULL OR g.grantee = ?1) AND (?2 IS NULL OR a.steward = ?2)"
+            " ORDER BY g.requested_at DESC, g.grant_id",
+            grantee,
+            steward,
+        )
+        return [(GrantId(r["grant_id"]), _grant(r), _terms(json.loads(r["asked"]))) for r in rows]
+
+    def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
+        """Privacy account of a bundle."""
+        row = self._one("SELECT total, reserved, spent FROM budget WHERE artifact_id = ?", artifact_id)
+        return (
+            BudgetAccount(total=row[0], reserved=row[1], spent=row[2])
+            if row
+            else BudgetAccount(total=0, reserved=0, spent=0)
+        )
+
+    # Jobs.
+
+    def job(self, job_id: JobId) -> JobRow | None:
+        """One job."""
+        row = self._one("SELECT * FROM job WHERE job_id = ?", job_id)
+        return None if row is None else _job(row)
+
+    def jobs(
+        self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = 1000
+    ) -> list[JobRow]:
+        """Jobs in any of these states (all when none is given), oldest first."""
+        marks = ",".join(str(int(state)) for state in states or tuple(JobState))
+        rows = self._all(
+            f"SELECT * FROM job WHERE state IN ({marks}) AND (?1 IS NULL OR artifact_id = ?1)"  # noqa: S608
+            " ORDER BY posted_at, job_id LIMIT ?2",
+            artifact_id,
+            limit,
+        )
+        return [_job(row) for row in rows]
+
+    def job_count(self, state: JobState) -> int:
+        """Number of jobs in a state."""
+        row = self._one("SELECT count(*) FROM job WHERE state = ?", state)
+        return int(row[0]) if row else 0
+
+    def jobs_with_parameters(self, digest: bytes) -> list[JobRow]:
+        """Jobs whose parameters block has this digest."""
+        return [_job(row) for row in self._all("SELECT * FROM job WHERE parameters_digest = ?", digest)]
+
+    def verdicts(self, job_id: JobId) -> list[Verdict]:
+        """What the verifiers of a job committed and revealed."""
+        return [
+            Verdict(
+                verifier=OrgId(row["verifier"]),
+                commitment=row["commitment"],
+                result_digest=row["result_digest"],
+                possession=row["possession"],
+                agrees=None if row["agrees"] is None else bool(row["agrees"]),
+            )
+            for row in self._all("SELECT * FROM verdict WHERE job_id = ? ORDER BY verifier", job_id)
+        ]
+
+    # Lineage.
+
+    def ancestors(self, artifact_id: ArtifactId) -> list[tuple[ArtifactId, ArtifactId]]:
+        """Edges (child, parent) from an artifact upwards, nearest first."""
+        return self._walk("parent_of", "child", "parent", artifact_id)
+
+    def descendants(self, artifact_id: ArtifactId) -> list[tuple[ArtifactId, ArtifactId]]:
+        """Edges (parent, child) from an artifact downwards, nearest first."""
+        return self._walk("child_of", "parent", "child", artifact_id)
+
+    def _walk(
+        self, table: str, near: str, far: str, start: ArtifactId
+    ) -> list[tuple[ArtifactId, ArtifactId]]:
+        rows = self._all(
+            f"WITH RECURSIVE reach(node) AS (SELECT ?1 UNION SELECT e.{far} FROM {table} e"  # noqa: S608
+            f" JOIN reach ON e.{near} = reach.node LIMIT ?2)"
+            f" SELECT e.{near}, e.{far} FROM reach CROSS JOIN {table} e ON e.{near} = reach.node LIMIT ?2",
+            start,
+            MAX_GRAPH_NODES,
+        )
+        return [(ArtifactId(row[0]), ArtifactId(row[1])) for row in rows]
+
+    def events_of_series(self, contract: str, series: bytes) -> list[dict[str, Any]]:
+        """Events of one series in order, as JSON-able dicts."""
+        return [
+            _event(row)
+            for row in self._all(
+                "SELECT * FROM event WHERE contract = ? AND series = ? ORDER BY block_number, log_index",
+                contract,
+                series,
+            )
+        ]
+
+    def events(self, *names: str, limit: int = 1000) -> list[dict[str, Any]]:
+        """Newest events with these names (any when none is given), newest first."""
+        marks = ",".join("?" * len(names))
+        where = f"WHERE name IN ({marks})" if names else ""
+        rows = self._all(
+            f"SELECT * FROM event {where} ORDER BY block_number DESC, log_index DESC LIMIT ?",  # noqa: S608
+            *names,
+            limit,
+        )
+        return [_event(row) for row in rows]
+
+    def event_count(self) -> int:
+        """Number of events indexed."""
+        row = self._one("SELECT count(*) FROM event")
+        return int(row[0]) if row else 0
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with self._db:
+                    yield self._db
+            except sqlite3.Error as exc:
+                raise LedgerError(f"the index cannot be written: {exc}") from exc
+
+    def _one(self, sql: str, *values: object) -> sqlite3.Row | None:
+        with self._lock:
+            row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+            return row
+
+    def _all(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+
+def _participant(row: sqlite3.Row) -> Participant:
+    return Participant(
+        id=OrgId(row["org_id"]),
+        account=row["account"],
+        node_account=row["node_account"],
+        roles=Role(row["roles"]),
+        status=MemberStatus(row["status"]),
+        hpke_key=row["hpke_key"],
+        peer_id=row["peer_id"],
+        endpoint=row["endpoint"],
+    )
+
+
+def _artifact(row: sqlite3.Row) -> Artifact:
+    return Artifact(
+        kind=ArtifactKind(row["kind"]),
+        steward=OrgId(row["steward"]),
+        key_id=KeyId(row["key_id"]),
+        content_digest=row["content_digest"],
+        policy_digest=row["policy_digest"],
+        policy_version=row["policy_version"],
+        consent_scope=row["consent_scope"],
+        retain_until=row["retain_until"],
+        registered_at=row["registered_at"],
+        frozen=FreezeState(row["frozen"]),
+    )
+
+
+_NO_TERMS = GrantTerms(
+    kernels=(), uses=0, expires_at=0, rho_micro=0, min_cohort=0, level=Level.NONE, replicas=0
+)
+
+
+def _terms(given: dict[str, Any] | None) -> GrantTerms:
+    if given is None:
+        return _NO_TERMS
+    return GrantTerms(
+        kernels=tuple(bytes.fromhex(kernel[2:]) for kernel in given["kernels"]),
+        uses=given["uses"],
+        expires_at=given["expiresAt"],
+        rho_micro=given["rhoMicro"],
+        min_cohort=given["minCohort"],
+        level=Level(given["level"]),
+        replicas=given["replicas"],
+        row_level=given["rowLevel"],
+    )
+
+
+def _grant(row: sqlite3.Row) -> UsageGrant:
+    return UsageGrant(
+        artifact_id=ArtifactId(row["artifact_id"]),
+        grantee=OrgId(row["grantee"]),
+        purpose=row["purpose"],
+        status=GrantStatus(row["status"]),
+        used=row["used"],
+        terms=_terms(None if row["terms"] is None else json.loads(row["terms"])),
+    )
+
+
+def _job(row: sqlite3.Row) -> JobRow:
+    request = JobRequest(
+        artifact_id=ArtifactId(row["artifact_id"]),
+        grant_id=GrantId(row["grant_id"]),
+        kernel_id=row["kernel_id"],
+        parameters_digest=row["parameters_digest"],
+        purpose=row["purpose"],
+        consent_epoch=row["consent_epoch"],
+        policy_version=row["policy_version"],
+        rho_micro=row["rho_micro"],
+        row_level=bool(row["row_level"]),
+        nonce=row["nonce"],
+    )
+    job = Job(
+        state=JobState(row["state"]),
+        requester=OrgId(row["requester"]),
+        executor=OrgId(row["executor"]),
+        key_id=KeyId(row["key_id"]),
+        deadline=row["deadline"],
+        replicas=row["replicas"],
+        asked=row["asked"],
+        commits=row["commits"],
+        agreeing=row["agreeing"],
+        dissenting=row["dissenting"],
+        refusal=Refusal(row["refusal"]),
+        result_digest=row["result_digest"],
+        release_digest=row["release_digest"],
+        request=request,
+    )
+    return JobRow(
+        job_id=JobId(row["job_id"]),
+        job=job,
+        posted_at=row["posted_at"],
+        changed_at=row["changed_at"],
+        sigma_micro=row["sigma_micro"],
+    )
+
+
+def _event(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "contract": row["contract"],
+        "name": row["name"],
+        "args": json.loads(row["args"]),
+        "block_number": row["block_number"],
+        "block_hash": "0x" + row["block_hash"].hex(),
+        "block_time": row["block_time"],
+        "transaction_hash": "0x" + row["transaction_hash"].hex(),
+        "log_index": row["log_index"],
+    }

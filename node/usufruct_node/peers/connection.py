@@ -1,0 +1,284 @@
+"""One encrypted, multiplexed connection to one member, with the bounds that the library leaves open.
+
+libp2p's own `Swarm` and `BasicHost` are not used: they dial on their own, offer more protocols than blocks,
+keep a slot for every connection they ever accepted, and share listening ports silently. Its Noise, Yamux and
+protocol negotiation are. Which peers may connect is the gate's business, what they may ask the host's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.protocol_muxer.multiselect import Multiselect
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+from libp2p.stream_muxer.yamux.yamux import (
+    FLAG_SYN,
+    HEADER_SIZE,
+    TYPE_DATA,
+    YAMUX_HEADER_FORMAT,
+    Yamux,
+)
+
+from usufruct.errors import PeerError, PeerTooSlowError
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+READ_BYTES: Final = 64 * 1024
+"""What one read may return at most, whatever length a peer has announced."""
+
+NEGOTIATION_READ_BYTES: Final = 1024
+"""The same while protocols are negotiated; libp2p gives up after a hundred reads for one message."""
+
+MAX_STREAMS: Final = 64
+"""Streams open at once on one connection, both directions together; a peer that opens more is cut off."""
+
+MAX_STRAY_BYTES: Final = 256 * 1024
+"""Longest frame for a stream that is already closed: the window that a new stream starts with."""
+
+_CLOSE_SECONDS: Final = 1.0
+_START_SECONDS: Final = 5.0
+
+
+class TcpStream:
+    """A TCP stream in the shape that libp2p reads and writes, with bounded reads."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.read_bytes = NEGOTIATION_READ_BYTES
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return up to `n` bytes, none at the end."""
+        try:
+            return bytes(await self.stream.receive_some(min(n or self.read_bytes, self.read_bytes)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConnectionClosedError("the connection is closed", transport="tcp") from exc
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        try:
+            await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConnectionClosedError("the connection is closed", transport="tcp") from exc
+
+    async def close(self) -> None:
+        """Close the socket."""
+        await self.stream.aclose()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the peer's address, or None once the socket is gone."""
+        try:
+            host, port, *_ = self.stream.socket.getpeername()
+        except OSError:
+            return None
+        return host, port
+
+
+class FrameGuard:
+    """The secure session as Yamux reads it, checked frame by frame.
+
+    Yamux reads a header of 12 bytes, then the body, and only warns when a peer ignores its window or opens
+    streams without end. Here that ends the connection.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._body_left = 0
+        self.muxer: Any = None
+        self.is_initiator: bool = session.is_initiator
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return up to `n` bytes of the session; raises ConnectionClosedError at a frame out of bounds."""
+        data: bytes = await self._session.read(n)
+        if self._body_left:
+            self._body_left -= len(data)
+        elif len(data) == HEADER_SIZE:
+            self._check_frame(data)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        await self._session.write(data)
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._session.close()
+
+    def get_remote_address(self) -> Any:
+        """Return the peer's address."""
+        return self._session.get_remote_address()
+
+    def _check_frame(self, header: bytes) -> None:
+        _, kind, flags, stream_id, length = struct.unpack(YAMUX_HEADER_FORMAT, header)
+        streams = self.muxer.streams
+        if flags & FLAG_SYN and len(streams) >= MAX_STREAMS:
+            raise ConnectionClosedError("the peer opens too many streams")
+        if kind == TYPE_DATA:
+            stream = streams.get(stream_id)
+            if length > (MAX_STRAY_BYTES if stream is None else stream.recv_window):
+                raise ConnectionClosedError("the peer ignores its window")
+            self._body_left = length
+
+
+class MemberStream:
+    """One stream to a member, with bounded reads."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._read_bytes = READ_BYTES
+
+    async def read(self, n: int) -> bytes:
+        """Return 1 to `n` bytes, none when the stream has ended, orderly or not."""
+        try:
+            return bytes(await self._stream.read(min(n, self._read_bytes)))
+        except (BaseLibp2pError, KeyError):
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`.
+
+        Raises
+        ------
+        PeerTooSlowError
+            If the peer keeps its window shut for several seconds.
+        PeerError
+            If the peer has ended the stream or the connection.
+        """
+        try:
+            await self._stream.write(data)
+        except (BaseLibp2pError, KeyError) as exc:
+            if not self._stream.closed:
+                raise PeerTooSlowError("the peer does not take what is sent") from exc
+            raise PeerError("the peer broke off the stream") from exc
+
+    async def finish(self) -> None:
+        """Say that nothing more will be written; raises PeerError if the connection is gone."""
+        try:
+            await self._stream.close()
+        except BaseLibp2pError as exc:
+            raise PeerError("the peer broke off the stream") from exc
+
+    async def abandon(self) -> None:
+        """Drop the stream in both directions, whatever its state; never raises and never takes long."""
+        muxer = self._stream.conn
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
+            with contextlib.suppress(BaseLibp2pError, OSError):
+                await self._stream.reset()
+            # The library keeps a stream with unread bytes for another minute, and it counts as open.
+            muxer.stream_buffers.pop(self._stream.stream_id, None)
+            await muxer._finalize_stream(self._stream, fully_closed=True)
+
+    async def offer(self, protocol: str, seconds: float) -> None:
+        """Wait for the peer to choose `protocol`, the only one there is.
+
+        Raises
+        ------
+        PeerError
+            If it does not, or sends something else.
+        """
+        await self._negotiate(Multiselect({protocol: None}).negotiate, seconds)
+
+    async def choose(self, protocol: str, seconds: float) -> None:
+        """Ask the peer for `protocol`.
+
+        Raises
+        ------
+        PeerError
+            If it does not offer it.
+        """
+
+        async def select(communicator: Any, timeout: float) -> Any:
+            return await MultiselectClient().select_one_of([protocol], communicator, timeout)
+
+        await self._negotiate(select, seconds)
+
+    async def _negotiate(self, how: Callable[[Any, float], Awaitable[Any]], seconds: float) -> None:
+        self._read_bytes = NEGOTIATION_READ_BYTES
+        try:
+            await how(MultiselectCommunicator(self), seconds)
+        except (BaseLibp2pError, ValueError) as exc:
+            raise PeerError("the peer does not speak the block protocol") from exc
+        self._read_bytes = READ_BYTES
+
+
+class Connection:
+    """A connection that has passed the gate; lives inside `run`."""
+
+    def __init__(self, peer_id: str, session: Any, tcp: TcpStream) -> None:
+        self.peer_id = peer_id
+        self.closed = trio.Event()
+        self._tcp = tcp
+        self._scope = trio.CancelScope()
+        guard = FrameGuard(session)
+        self._muxer = Yamux(guard, session.get_remote_peer(), is_initiator=session.is_initiator)
+        guard.muxer = self._muxer
+
+    async def run(
+        self,
+        answer: Callable[[str, MemberStream], Awaitable[None]],
+        *,
+        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the peer's streams with `answer` until the connection ends or `close` is called."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._muxer.start)
+                    with trio.fail_after(_START_SECONDS):
+                        await self._muxer.event_started.wait()
+                    task_status.started()
+                    while True:
+                        try:
+                            stream = await self._muxer.accept_stream()
+                        except MuxedConnUnavailable:
+                            break
+                        stream._apply_autotune_epoch = _keep_window
+                        nursery.start_soon(answer, self.peer_id, MemberStream(stream))
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._tcp.stream)
+                with trio.move_on_after(_CLOSE_SECONDS):
+                    await self._muxer.close()
+            self.closed.set()
+
+    def close(self) -> None:
+        """End the connection at once; `closed` is set when it is gone."""
+        self._scope.cancel()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether streams can be opened."""
+        return not (self._scope.cancel_called or self._muxer.event_shutting_down.is_set())
+
+    async def open_stream(self) -> MemberStream:
+        """Open a stream.
+
+        Raises
+        ------
+        PeerError
+            If the connection is gone.
+        """
+        try:
+            return MemberStream(await self._muxer.open_stream())
+        except BaseLibp2pError as exc:
+            raise PeerError("the connection is gone") from exc
+
+
+def _keep_window(buffered: int) -> int:
+    """Leave a served stream its first window; the library would double it to 16 MiB at the peer's pace."""
+    return 0
+
+
+def raw_connection(stream: TcpStream, *, initiator: bool) -> Any:
+    """Wrap `stream` for libp2p's security upgrade."""
+    return RawConnection(stream, initiator)

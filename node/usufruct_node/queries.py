@@ -1,0 +1,285 @@
+"""Answers of the index as JSON: who is a member, what was derived from what, who used it, what was refused and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from usufruct.errors import BlockNotFoundError, UnknownKernelError
+from usufruct.he.kernels import kernel_by_id
+from usufruct.records import (
+    Artifact,
+    ArtifactId,
+    ArtifactKind,
+    GrantId,
+    GrantTerms,
+    JobId,
+    JobState,
+    OrgId,
+    Refusal,
+    Role,
+    UsageGrant,
+    unlabel,
+)
+from usufruct_node.index import Index, JobRow
+
+
+class UnknownRecordError(BlockNotFoundError):
+    """The index knows nothing under this id."""
+
+
+class Queries:
+    """Read-only; every answer is as of the newest indexed block."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def members(self) -> list[dict[str, Any]]:
+        """Every organisation ever admitted."""
+        return [
+            {
+                "name": member.name,
+                "status": member.status.name,
+                "roles": [role.name for role in Role if role and role in member.roles],
+                "account": member.account,
+                "node_account": member.node_account,
+                "peer_id": member.peer_id.hex(),
+                "endpoint": member.endpoint,
+            }
+            for member in self._index.participants()
+        ]
+
+    def bundles(self) -> list[dict[str, Any]]:
+        """Registered bundles with consent epoch and privacy account."""
+        return [self._bundle(id_, record) for id_, record in self._index.artifacts(ArtifactKind.BUNDLE)]
+
+    def grants(self, *, grantee: OrgId | None, steward: OrgId | None) -> list[dict[str, Any]]:
+        """Requests and grants, newest first."""
+        return [
+            _grant(id_, grant, asked)
+            for id_, grant, asked in self._index.grants(grantee=grantee, steward=steward)
+        ]
+
+    def grant(self, grant_id: GrantId) -> dict[str, Any]:
+        """One grant with its events."""
+        for id_, grant, asked in self._index.grants():
+            if id_ == grant_id:
+                events = self._index.events_of_series("UsageRights", grant_id)
+                return _grant(id_, grant, asked) | {"events": events}
+        raise UnknownRecordError(f"no grant {grant_id.hex()}")
+
+    def jobs(self, states: Sequence[JobState], limit: int) -> list[dict[str, Any]]:
+        """Jobs, newest first."""
+        rows = self._index.jobs(*states, limit=1_000_000)
+        return [self._job(row) for row in reversed(rows[-limit:])]
+
+    def job(self, job_id: JobId) -> dict[str, Any]:
+        """One job with its verdicts, artifacts and events."""
+        row = self._index.job(job_id)
+        if row is None:
+            raise UnknownRecordError(f"no job {job_id.hex()}")
+        return self._job(row) | {
+            "verdicts": [
+                {"verifier": unlabel(v.verifier), "agrees": v.agrees, "revealed": v.result_digest is not None}
+                for v in self._index.verdicts(job_id)
+            ],
+            "artifacts": [artifact.hex() for artifact in self._index.derived(job_id)],
+            "events": self._index.events_of_series("JobLedger", job_id),
+        }
+
+    def denials(self, limit: int) -> list[dict[str, Any]]:
+        """Every refusal, newest first."""
+        found: list[dict[str, Any]] = []
+        for event in self._index.events("JobDenied", "UsageDenied", "JobEnded", limit=limit * 4):
+            args = event["args"]
+            reason = Refusal(args["reason"])
+            if reason == Refusal.NONE:
+                continue
+            subject = args.get("jobId") or args.get("grantId")
+            row = self._index.job(JobId(bytes.fromhex(args["jobId"][2:]))) if "jobId" in args else None
+            found.append(
+                {
+                    "what": event["name"],
+                    "id": subject[2:],
+                    "reason": reason.name,
+                    "requester": unlabel(row.job.requester) if row else None,
+                    "artifact": row.job.request.artifact_id.hex() if row else None,
+                    "kernel": _kernel_name(row.job.request.kernel_id) if row else None,
+                    "block_number": event["block_number"],
+                    "block_time": event["block_time"],
+                    "transaction_hash": event["transaction_hash"],
+                }
+            )
+        return found[:limit]
+
+    def lineage(self, artifact_id: ArtifactId, direction: str) -> dict[str, Any]:
+        """Artifacts and (child, parent) edges reachable from one artifact."""
+        self._require(artifact_id)
+        if direction == "ancestors":
+            edges = self._index.ancestors(artifact_id)
+        else:
+            edges = [(child, parent) for parent, child in self._index.descendants(artifact_id)]
+        nodes = dict.fromkeys([artifact_id, *(node for edge in edges for node in edge)])
+        return {
+            "root": artifact_id.hex(),
+            "artifacts": [self.artifact(node) for node in nodes],
+            "edges": [[child.hex(), parent.hex()] for child, parent in edges],
+        }
+
+    def artifact(self, artifact_id: ArtifactId) -> dict[str, Any]:
+        """One artifact, with the job, grant, consent epoch and policy in force when it was made."""
+        record = self._require(artifact_id)
+        answer: dict[str, Any] = {
+            "artifact_id": artifact_id.hex(),
+            "kind": record.kind.name,
+            "steward": unlabel(record.steward),
+            "key_id": record.key_id.hex(),
+            "content_digest": record.content_digest.hex(),
+            "events": self._index.events_of_series("LineageRegistry", artifact_id),
+        }
+        if record.kind == ArtifactKind.BUNDLE:
+            return answer | self._bundle(artifact_id, record)
+        job_id = self._index.artifact_job(artifact_id)
+        row = None if job_id is None else self._index.job(job_id)
+        if row is None:
+            return answer
+        bundle = self._require(row.job.request.artifact_id)
+        scope = unlabel(bundle.consent_scope)
+        policy = self._index.policy_digest(row.job.request.artifact_id, row.job.request.policy_version)
+        epoch = self._index.consent_epoch(bundle.steward, bundle.consent_scope, row.job.request.consent_epoch)
+        return answer | {
+            "job": self.job(row.job_id),
+            "grant": self.grant(row.job.request.grant_id),
+            "policy": {
+                "version": row.job.request.policy_version,
+                "digest": (policy or b"").hex(),
+                "holder": unlabel(bundle.steward),
+            },
+            "consent": {
+                "steward": unlabel(bundle.steward),
+                "scope": scope,
+                "epoch": row.job.request.consent_epoch,
+                "status_digest": (epoch.status_digest if epoch else b"").hex(),
+                "consent_root": (epoch.consent_root if epoch else b"").hex(),
+                "events": self._index.events_of_series(
+                    "ConsentRegistry", bundle.steward + bundle.consent_scope
+                ),
+            },
+            "stale": self._stale(row, bundle),
+        }
+
+    def impact(self, artifact_id: ArtifactId) -> list[dict[str, Any]]:
+        """Results and releases that rest on a bundle; `stale` where the consent epoch used is no longer in force."""
+        self._require(artifact_id)
+        answers = []
+        for child in dict.fromkeys(child for _, child in self._index.descendants(artifact_id)):
+            record = self._require(child)
+            job_id = self._index.artifact_job(child)
+            row = None if job_id is None else self._index.job(job_id)
+            if row is None:
+                continue
+            bundle = self._require(row.job.request.artifact_id)
+            current = self._index.consent_epoch(bundle.steward, bundle.consent_scope)
+            answers.append(
+                {
+                    "artifact_id": child.hex(),
+                    "kind": record.kind.name,
+                    "job_id": row.job_id.hex(),
+                    "requester": unlabel(row.job.requester),
+                    "kernel": _kernel_name(row.job.request.kernel_id),
+                    "consent_epoch": row.job.request.consent_epoch,
+                    "current_epoch": current.epoch if current else 0,
+                    "stale": self._stale(row, bundle),
+                }
+            )
+        return answers
+
+    def _stale(self, row: JobRow, bundle: Artifact) -> bool:
+        current = self._index.consent_epoch(bundle.steward, bundle.consent_scope)
+        return current is None or row.job.request.consent_epoch != current.epoch
+
+    def _require(self, artifact_id: ArtifactId) -> Artifact:
+        record = self._index.artifact(artifact_id)
+        if record is None:
+            raise UnknownRecordError(f"no artifact {artifact_id.hex()}")
+        return record
+
+    def _bundle(self, artifact_id: ArtifactId, record: Artifact) -> dict[str, Any]:
+        epoch = self._index.consent_epoch(record.steward, record.consent_scope)
+        budget = self._index.budget(artifact_id)
+        return {
+            "artifact_id": artifact_id.hex(),
+            "steward": unlabel(record.steward),
+            "scope": unlabel(record.consent_scope),
+            "key_id": record.key_id.hex(),
+            "content_digest": record.content_digest.hex(),
+            "policy_version": record.policy_version,
+            "policy_digest": record.policy_digest.hex(),
+            "retain_until": record.retain_until,
+            "registered_at": record.registered_at,
+            "frozen": record.frozen.name,
+            "consent_epoch": epoch.epoch if epoch else 0,
+            "cohort_floor": epoch.cohort_floor if epoch else 0,
+            "budget": {"total": budget.total, "reserved": budget.reserved, "spent": budget.spent},
+        }
+
+    def _job(self, row: JobRow) -> dict[str, Any]:
+        job, request = row.job, row.job.request
+        return {
+            "job_id": row.job_id.hex(),
+            "state": job.state.name,
+            "refusal": job.refusal.name,
+            "requester": unlabel(job.requester),
+            "executor": unlabel(job.executor) if any(job.executor) else None,
+            "artifact_id": request.artifact_id.hex(),
+            "grant_id": request.grant_id.hex(),
+            "kernel": _kernel_name(request.kernel_id),
+            "purpose": unlabel(request.purpose),
+            "consent_epoch": request.consent_epoch,
+            "policy_version": request.policy_version,
+            "rho_micro": request.rho_micro,
+            "row_level": request.row_level,
+            "level": f"REPLICATED({job.agreeing}/{job.asked})"
+            if job.state in (JobState.VERIFIED, JobState.OPENED, JobState.RELEASED)
+            else None,
+            "deadline": job.deadline,
+            "parameters_digest": request.parameters_digest.hex(),
+            "result_digest": job.result_digest.hex(),
+            "release_digest": job.release_digest.hex(),
+            "sigma_micro": row.sigma_micro,
+            "posted_at": row.posted_at,
+            "changed_at": row.changed_at,
+        }
+
+
+def _grant(grant_id: GrantId, grant: UsageGrant, asked: GrantTerms) -> dict[str, Any]:
+    return {
+        "grant_id": grant_id.hex(),
+        "artifact_id": grant.artifact_id.hex(),
+        "grantee": unlabel(grant.grantee),
+        "purpose": unlabel(grant.purpose),
+        "status": grant.status.name,
+        "used": grant.used,
+        "terms": _terms(grant.terms),
+        "asked": _terms(asked),
+    }
+
+
+def _terms(terms: GrantTerms) -> dict[str, Any]:
+    return {
+        "kernels": [_kernel_name(kernel) for kernel in terms.kernels],
+        "uses": terms.uses,
+        "expires_at": terms.expires_at,
+        "rho_micro": terms.rho_micro,
+        "min_cohort": terms.min_cohort,
+        "level": terms.level.name,
+        "replicas": terms.replicas,
+        "row_level": terms.row_level,
+    }
+
+
+def _kernel_name(kernel_id: bytes) -> str:
+    try:
+        return kernel_by_id(kernel_id).name
+    except UnknownKernelError:
+        return kernel_id.hex()

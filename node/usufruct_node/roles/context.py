@@ -1,0 +1,189 @@
+"""What every role works with, and how it gets a job's inputs: by hash, from whoever must have them, checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from usufruct.consent import ConsentStatus
+from usufruct.content import BlockStore, Cid, Codec, dag
+from usufruct.errors import BlockNotFoundError, LedgerError, PeerError
+from usufruct.job import JobInputs, JobParameters, check_job
+from usufruct.ledger import Ledger
+from usufruct.publish import read_manifest
+from usufruct.records import Job, JobId, OrgId, Participant, unlabel
+from usufruct.register import Policy
+from usufruct.verify import ResultManifest
+from usufruct_node.holdings import Holdings
+from usufruct_node.index import Index, JobRow
+from usufruct_node.peers import PeerHost
+from usufruct_node.peers.identity import peer_id_text
+from usufruct_node.roles.compute import Workers, compute_result
+from usufruct_node.roles.journal import Journal
+
+log = logging.getLogger("usufruct_node.roles")
+
+Result = TypeVar("Result")
+
+_RECORD_PIN = "record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleContext:
+    """Shared by the roles of one node."""
+
+    org: OrgId
+    ledger: Ledger
+    index: Index
+    store: BlockStore
+    holdings: Holdings
+    journal: Journal
+    host: PeerHost
+    workers: Workers
+
+    async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
+        """Bring blocks into the local store; those that are there already are only pinned.
+
+        Raises
+        ------
+        BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
+        """
+        missing = await trio.to_thread.run_sync(self._pin_present, cids, pin)
+        if not missing:
+            return
+        member = self.member(holder)
+        batch: list[tuple[Cid, bytes]] = []
+        async with aclosing(
+            self.host.fetch(peer_id_text(member.peer_id), member.endpoint, missing)
+        ) as blocks:
+            async for cid, data in blocks:
+                batch.append((cid, data))
+                if len(batch) >= 32:
+                    await trio.to_thread.run_sync(self._keep, batch, pin)
+                    batch = []
+        await trio.to_thread.run_sync(self._keep, batch, pin)
+
+    async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
+        """A DAG-CBOR record by the digest that the ledger names."""
+        cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+        await self.fetch([cid], holder, pin=_RECORD_PIN)
+        return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
+
+    async def inputs(self, row: JobRow) -> JobInputs:
+        """Everything that a job depends on except the ciphertexts, fetched and checked.
+
+        Raises
+        ------
+        ReleaseRefusedError, IntegrityError, KernelError, ContentError
+        """
+        request = row.job.request
+        artifact = self.index.artifact(request.artifact_id)
+        grant = self.index.grant(request.grant_id)
+        if artifact is None or grant is None:
+            raise LedgerError("the index lacks the job's bundle or grant")
+        epoch = self.index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
+        policy_digest = self.index.policy_digest(request.artifact_id, request.policy_version)
+        if epoch is None or policy_digest is None:
+            raise LedgerError("the index lacks the job's consent epoch or policy")
+        manifest = await self.fetch_record(artifact.content_digest, artifact.steward)
+        policy = await self.fetch_record(policy_digest, artifact.steward)
+        status = await self.fetch_record(epoch.status_digest, artifact.steward)
+        parameters = await self.fetch_record(request.parameters_digest, row.job.requester)
+        return check_job(
+            request,
+            artifact,
+            manifest=read_manifest(manifest),
+            policy=Policy.from_record(policy),
+            status=ConsentStatus.from_record(status),
+            parameters=JobParameters.from_record(parameters),
+            min_cohort=grant.terms.min_cohort,
+        )
+
+    async def execute(self, row: JobRow, inputs: JobInputs) -> ResultManifest:
+        """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody."""
+        artifact = self.index.artifact(row.job.request.artifact_id)
+        if artifact is None:
+            raise LedgerError("the index lacks the job's bundle")
+        pin = job_pin(row.job_id)
+        needed = list(dict.fromkeys(inputs.manifest.blocks))
+        await self.fetch(needed, artifact.steward, pin=pin)
+        blocks = await trio.to_thread.run_sync(
+            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin))
+        )
+        return self.result_manifest(row, blocks)
+
+    def result_manifest(self, row: JobRow, blocks: Sequence[Cid]) -> ResultManifest:
+        """The manifest that these result blocks make up for a job."""
+        request = row.job.request
+        artifact = self.index.artifact(request.artifact_id)
+        if artifact is None:
+            raise LedgerError("the index lacks the job's bundle")
+        epoch = self.index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
+        if epoch is None:
+            raise LedgerError("the index lacks the job's consent epoch")
+        return ResultManifest(
+            job_id=row.job_id,
+            kernel_id=request.kernel_id,
+            bundle=Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR),
+            status=Cid.from_digest(epoch.status_digest, Codec.DAG_CBOR),
+            parameters=Cid.from_digest(request.parameters_digest, Codec.DAG_CBOR),
+            blocks=tuple(blocks),
+        )
+
+    async def transact(self, function: str, job_id: JobId, *arguments: object) -> None:
+        """One call of the job ledger, final when it returns."""
+        await trio.to_thread.run_sync(self.ledger.transact, "JobLedger", function, job_id, *arguments)
+        log.info("%s %s", function, job_id.hex()[:12])
+
+    def member(self, org: OrgId) -> Participant:
+        """A member's record from the index.
+
+        Raises
+        ------
+        PeerError
+            If the index knows no such member.
+        """
+        found = self.index.participant(org)
+        if found is None:
+            raise PeerError(f"{unlabel(org)} is not a member")
+        return found
+
+    def now(self) -> int:
+        """Chain time: seconds of the newest indexed block."""
+        cursor = self.index.cursor()
+        return 0 if cursor is None else cursor.timestamp
+
+    def blocks_of(self, cids: Sequence[Cid]) -> list[bytes]:
+        """Bytes of local blocks, each checked against its CID."""
+        return [self.store.get(cid) for cid in cids]
+
+    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
+        missing: list[Cid] = []
+        for cid in cids:
+            try:
+                self.store.pin(cid, pin)
+            except BlockNotFoundError:
+                missing.append(cid)
+        return missing
+
+    def _keep(self, blocks: Sequence[tuple[Cid, bytes]], pin: str) -> None:
+        for codec in Codec:
+            group = [data for cid, data in blocks if cid.codec == codec]
+            if group:
+                self.store.put_many(group, codec, pin=pin)
+
+
+def job_pin(job_id: JobId) -> str:
+    """Pin under which a job's blocks are kept."""
+    return f"job:{job_id.hex()}"
+
+
+def overdue(job: Job, now: int) -> bool:
+    """Whether the present state's deadline has passed, in chain time."""
+    return job.deadline != 0 and now >= job.deadline

@@ -1,0 +1,83 @@
+"""Runs the roles: after each new finalised block every role says which jobs want it, and each gets one task at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from usufruct.errors import TransactionRevertedError, UsufructError
+from usufruct.records import JobId
+from usufruct_node.index import JobRow
+
+_log = logging.getLogger(__name__)
+_PAUSE_SECONDS = 2.0
+_LONGEST_PAUSE = 60.0
+
+
+class Role(Protocol):
+    """A role sees the index and acts on single jobs; every step may be repeated after a crash."""
+
+    def wanted(self) -> list[JobRow]:
+        """Jobs on which this role has something to do now."""
+
+    async def handle(self, row: JobRow) -> None:
+        """Do the next step of one job."""
+
+
+class Dispatcher:
+    """Starts at most one task per role and job; failures are logged, kept for `status`, and tried again later."""
+
+    def __init__(self, roles: Sequence[Role]) -> None:
+        self._roles = list(roles)
+        self._busy: set[tuple[int, JobId]] = set()
+        self._failures: dict[tuple[int, JobId], tuple[int, float]] = {}
+        self._changed = trio.Event()
+        self.troubles: dict[str, str] = {}
+        """Job id in hex -> last error of a step on it; empty when all is well."""
+
+    def wake(self) -> None:
+        """Look again; called when the index has advanced."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                for number, role in enumerate(self._roles):
+                    for row in await trio.to_thread.run_sync(role.wanted):
+                        key = (number, row.job_id)
+                        if key not in self._busy and self._rested(key):
+                            self._busy.add(key)
+                            nursery.start_soon(self._step, key, role, row)
+                with trio.move_on_after(_PAUSE_SECONDS):
+                    await self._changed.wait()
+
+    def _rested(self, key: tuple[int, JobId]) -> bool:
+        return key not in self._failures or time.monotonic() >= self._failures[key][1]
+
+    async def _step(self, key: tuple[int, JobId], role: Role, row: JobRow) -> None:
+        job = row.job_id.hex()
+        try:
+            await role.handle(row)
+        except TransactionRevertedError as exc:
+            _log.info("job %s: the ledger has moved on (%s)", job[:12], exc)
+            self._failures[key] = (0, time.monotonic() + _PAUSE_SECONDS / 4)
+        except Exception as exc:
+            # Jobs carry other members' data: whatever one of them provokes must not take the node down.
+            if not isinstance(exc, (UsufructError, OSError)):
+                _log.exception("job %s: unexpected error", job[:12])
+            tries = self._failures.get(key, (0, 0.0))[0] + 1
+            pause = min(_PAUSE_SECONDS * 2 ** min(tries - 1, 5), _LONGEST_PAUSE)
+            self._failures[key] = (tries, time.monotonic() + pause)
+            self.troubles[job] = f"{type(role).__name__.lower()}: {exc}"
+            _log.warning("job %s: %s; again in %.0f s", job[:12], exc, pause)
+        else:
+            self._failures.pop(key, None)
+            self.troubles.pop(job, None)
+        finally:
+            self._busy.discard(key)

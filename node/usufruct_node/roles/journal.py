@@ -1,0 +1,89 @@
+"""What a role must remember across a crash: salts of verdicts, releases made. Written before the ledger hears of it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from usufruct.content import Cid
+from usufruct.records import JobId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnVerdict:
+    """A verdict that this node committed to."""
+
+    result_digest: bytes
+    possession: bytes
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRelease:
+    """A release that this node made; its noise is never drawn again."""
+
+    envelope: Cid
+    sigma_micro: int
+
+
+class Journal:
+    """Durable, thread-safe; every write is on disk when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600, exist_ok=True)
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        with self._lock, self._db:
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS verdict (job_id BLOB PRIMARY KEY, result_digest BLOB NOT NULL,"
+                " possession BLOB NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID"
+            )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS release (job_id BLOB PRIMARY KEY, envelope BLOB NOT NULL,"
+                " sigma_micro INTEGER NOT NULL) WITHOUT ROWID"
+            )
+
+    def keep_verdict(self, job_id: JobId, verdict: OwnVerdict) -> OwnVerdict:
+        """Keep a verdict; the first one kept for a job stands, and is returned."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO verdict VALUES (?, ?, ?, ?)",
+                (job_id, verdict.result_digest, verdict.possession, verdict.salt),
+            )
+        kept = self.verdict(job_id)
+        return verdict if kept is None else kept
+
+    def verdict(self, job_id: JobId) -> OwnVerdict | None:
+        """The verdict kept for a job."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT result_digest, possession, salt FROM verdict WHERE job_id = ?", (job_id,)
+            ).fetchone()
+        return None if row is None else OwnVerdict(result_digest=row[0], possession=row[1], salt=row[2])
+
+    def keep_release(self, job_id: JobId, release: OwnRelease) -> OwnRelease:
+        """Keep a release; the first one kept for a job stands, and is returned."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO release VALUES (?, ?, ?)",
+                (job_id, bytes(release.envelope), release.sigma_micro),
+            )
+        kept = self.release(job_id)
+        return release if kept is None else kept
+
+    def release(self, job_id: JobId) -> OwnRelease | None:
+        """The release kept for a job."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT envelope, sigma_micro FROM release WHERE job_id = ?", (job_id,)
+            ).fetchone()
+        return None if row is None else OwnRelease(envelope=Cid.from_bytes(row[0]), sigma_micro=row[1])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()

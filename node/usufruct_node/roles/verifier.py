@@ -1,0 +1,127 @@
+"""Verifier: re-executes committed jobs, commits to what it found before the result is published, then reveals.
+
+Also closes what others let pass their deadlines.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from usufruct.errors import (
+    BlockMismatchError,
+    InputError,
+    IntegrityError,
+    ReleaseRefusedError,
+    UsufructError,
+    WrongKeyDomainError,
+)
+from usufruct.records import JobState, Role
+from usufruct.verify import possession, verdict_commitment
+from usufruct_node.index import JobRow
+from usufruct_node.roles.context import RoleContext, log, overdue
+from usufruct_node.roles.journal import OwnVerdict
+
+_CLOSERS = {
+    JobState.POSTED: "expireJob",
+    JobState.CLAIMED: "expireJob",
+    JobState.COMMITTED: "closeCommits",
+    JobState.REVEALING: "closeReveals",
+    JobState.DISPUTED: "expireJob",
+    JobState.VERIFIED: "expireJob",
+    JobState.OPENED: "expireJob",
+}
+
+_INVALID = bytes(31) + b"\x01"
+"""Result digest of a verifier for whom the job has no valid result."""
+
+
+class Verifier:
+    """Role of a member that re-executes."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._context = context
+
+    def wanted(self) -> list[JobRow]:
+        """Jobs on which this node has something to do."""
+        now = self._context.now()
+        return [
+            row for row in self._context.index.jobs(*_CLOSERS) if overdue(row.job, now) or self._has_part(row)
+        ]
+
+    async def handle(self, row: JobRow) -> None:
+        """One step: commit, reveal, or close what is overdue."""
+        if overdue(row.job, self._context.now()):
+            await trio.sleep(self._turn())
+            await self._context.transact(_CLOSERS[row.job.state], row.job_id)
+        elif row.job.state == JobState.COMMITTED:
+            await self._commit(row)
+        else:
+            await self._reveal(row)
+
+    def _has_part(self, row: JobRow) -> bool:
+        org = self._context.org
+        if row.job.state not in (JobState.COMMITTED, JobState.REVEALING) or org in (
+            row.job.executor,
+            row.job.requester,
+        ):
+            return False
+        mine = next((v for v in self._context.index.verdicts(row.job_id) if v.verifier == org), None)
+        if row.job.state == JobState.COMMITTED:
+            return mine is None
+        return mine is not None and mine.result_digest is None
+
+    def _turn(self) -> float:
+        """Seconds to leave to verifiers before this one, so that not all pay for the same call."""
+        members = [m for m in self._context.index.participants() if Role.VERIFIER in m.roles]
+        return float(sorted(m.id for m in members).index(self._context.org))
+
+    async def _commit(self, row: JobRow) -> None:
+        context = self._context
+        kept = context.journal.verdict(row.job_id)
+        if kept is None:
+            kept = await trio.to_thread.run_sync(
+                context.journal.keep_verdict, row.job_id, await self._find(row)
+            )
+        network = context.ledger.network
+        commitment = verdict_commitment(
+            chain_id=network.chain_id,
+            job_ledger=network.contracts["JobLedger"],
+            job_id=row.job_id,
+            verifier=context.org,
+            result_digest=kept.result_digest,
+            held=kept.possession,
+            salt=kept.salt,
+        )
+        await context.transact("commitVerdict", row.job_id, commitment)
+
+    async def _find(self, row: JobRow) -> OwnVerdict:
+        context, salt = self._context, os.urandom(32)
+        try:
+            result = await context.execute(row, await context.inputs(row))
+        except UsufructError as exc:
+            if not _is_finding(exc):
+                raise
+            log.warning("job %s has no valid result: %s", row.job_id.hex()[:12], exc)
+            return OwnVerdict(result_digest=_INVALID, possession=bytes(32), salt=salt)
+        blocks = await trio.to_thread.run_sync(context.blocks_of, result.blocks)
+        held = await trio.to_thread.run_sync(possession, context.org, blocks)
+        if result.cid.digest != row.job.result_digest:
+            log.warning("job %s: the committed result is not what its inputs give", row.job_id.hex()[:12])
+        return OwnVerdict(result_digest=result.cid.digest, possession=held, salt=salt)
+
+    async def _reveal(self, row: JobRow) -> None:
+        kept = self._context.journal.verdict(row.job_id)
+        if kept is None:
+            log.error("job %s: the salt of our verdict is lost; it cannot be revealed", row.job_id.hex()[:12])
+            return
+        await self._context.transact(
+            "revealVerdict", row.job_id, kept.result_digest, kept.possession, kept.salt
+        )
+
+
+def _is_finding(exc: UsufructError) -> bool:
+    """Whether an error says something about the job, rather than about a peer, the network or this machine."""
+    about_job = (InputError, IntegrityError, ReleaseRefusedError, WrongKeyDomainError)
+    return isinstance(exc, about_job) and not isinstance(exc, BlockMismatchError)

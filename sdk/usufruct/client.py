@@ -1,0 +1,460 @@
+"""The facade: one organisation's view of the network, its methods in the order of the path of a data item.
+
+`Client(...)` takes what it needs as keyword arguments; `Client.open(home)` reads them from a home directory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from usufruct import consent, job, lineage, register, release, rights
+from usufruct.consent import ConsentBook, ConsentReceipt
+from usufruct.content import Cid, Codec
+from usufruct.content.node import NodeContent
+from usufruct.errors import BlockNotFoundError, InputError, NotAuthorisedError
+from usufruct.features import Features, FeatureSchema, prepare_features
+from usufruct.he.bfv import SecretKey
+from usufruct.he.kernels import QuantisedModel, quantise_model
+from usufruct.home import Home
+from usufruct.job import Estimate, FeatureBundle, JobParameters
+from usufruct.keys import identity
+from usufruct.keys.identity import AuthorityKeys
+from usufruct.keys.keystore import KeyStore, read_passphrase
+from usufruct.ledger import Ledger, Network
+from usufruct.lineage import Lineage
+from usufruct.privacy import MICRO
+from usufruct.publish import Progress, PublishedBundle, publish_bundle
+from usufruct.records import (
+    ArtifactId,
+    BudgetAccount,
+    ConsentEpoch,
+    GrantId,
+    GrantStatus,
+    GrantTerms,
+    JobId,
+    JobState,
+    KeyId,
+    OrgId,
+    Refusal,
+    org_id,
+    unlabel,
+)
+from usufruct.register import Policy
+from usufruct.release import Release
+from usufruct.seal import SealedFeatures, seal_features
+from usufruct.verify import ResultManifest, check_possessions
+
+_DAY = 86_400
+
+
+class Client:
+    """What an organisation's people do; holds the authority's keys, never the node's."""
+
+    def __init__(
+        self, *, name: str, content: NodeContent, ledger: Ledger, keys: AuthorityKeys, book: ConsentBook
+    ) -> None:
+        self.name = name
+        self.content = content
+        self.ledger = ledger
+        self._keys = keys
+        self._book = book
+
+    @classmethod
+    def open(cls, home: Home | Path | str, *, passphrase_file: Path | None = None) -> Client:
+        """Open the client of a home directory; its node must run.
+
+        Parameters
+        ----------
+        passphrase_file :
+            File of mode 0600 with the passphrase of the authority's keys; the home's `authority.passphrase` when None, or a
+            prompt when that is absent too.
+
+        Raises
+        ------
+        ConfigurationError, WrongPassphraseError, NodeUnreachableError, LedgerUnreachableError, WrongChainError
+        """
+        place = home if isinstance(home, Home) else Home.at(home)
+        organisation = place.organisation()
+        keys = identity.load_authority_keys(_open_keystore(place, passphrase_file))
+        ledger = Ledger.open(
+            Network.load(place.network_file),
+            private_key=keys.ledger_key,
+            lock_file=place.root / "authority.lock",
+        )
+        return cls(
+            name=organisation.name,
+            content=NodeContent(place.node_address().url, place.api_token),
+            ledger=ledger,
+            keys=keys,
+            book=ConsentBook(
+                place.consent_database,
+                steward=organisation.id,
+                pseudonym_key=keys.consent_pseudonym_key,
+            ),
+        )
+
+    # 1 features, 2 seal.
+
+    def features(
+        self,
+        matrix: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]],
+        schema: FeatureSchema,
+        columns: Sequence[str] | None = None,
+    ) -> Features:
+        """Check and quantise a feature matrix; see `usufruct.features.prepare_features`."""
+        return prepare_features(matrix, schema, columns)
+
+    def seal(self, features: Features, secret: SecretKey) -> SealedFeatures:
+        """Encrypt column by column; see `usufruct.seal.seal_features`."""
+        return seal_features(features, secret)
+
+    # 3 publish, 4 register.
+
+    def publish(
+        self,
+        sealed: SealedFeatures,
+        *,
+        scope: str,
+        row_subjects: Sequence[int],
+        progress: Progress | None = None,
+    ) -> PublishedBundle:
+        """Hand a sealed bundle to the own node; see `usufruct.publish.publish_bundle`."""
+        return publish_bundle(
+            sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress
+        )
+
+    def register_key_domain(self, public: Mapping[str, object]) -> KeyId:
+        """Register a key domain of which this organisation keeps the secret."""
+        return register.register_key_domain(self.ledger, self.content, public)
+
+    def register(
+        self, published: PublishedBundle, *, policy: Policy, retain_days: float, budget_rho: float
+    ) -> ArtifactId:
+        """Register a published bundle; `budget_rho` is the zCDP budget over all partners together."""
+        return register.register_bundle(
+            self.ledger,
+            self.content,
+            published,
+            policy=policy,
+            retain_until=self._in_days(retain_days),
+            budget_rho_micro=_micro(budget_rho),
+        )
+
+    def change_policy(self, artifact_id: ArtifactId, policy: Policy) -> Cid:
+        """Put a new policy in force."""
+        return register.change_policy(self.ledger, self.content, artifact_id, policy)
+
+    def freeze(self, artifact_id: ArtifactId, *, frozen: bool = True) -> None:
+        """Freeze a bundle, or thaw it: no job on it is admitted or released meanwhile."""
+        self.ledger.transact("LineageRegistry", "setFrozen", artifact_id, frozen)
+
+    # 5 consent.
+
+    def record_consents(
+        self, subjects: Sequence[str], *, scope: str, notice: bytes, days: float
+    ) -> dict[str, int]:
+        """Sign one receipt per subject; subject -> position in the status bitstring. Takes effect with `anchor_consents`."""
+        return self._book.record(
+            subjects,
+            scope=scope,
+            notice=notice,
+            expires_at=self._in_days(days),
+            ledger=self.ledger,
+            signing_key=self._keys.ledger_key,
+        )
+
+    def withdraw_consent(self, subject: str, *, scope: str) -> ConsentEpoch:
+        """Process a withdrawal and anchor the next epoch, which every later job and release obeys."""
+        self._book.withdraw(subject, scope=scope)
+        return self.anchor_consents(scope=scope)
+
+    def anchor_consents(self, *, scope: str) -> ConsentEpoch:
+        """Anchor the next consent epoch."""
+        return consent.anchor_epoch(self._book, self.ledger, self.content, scope=scope)
+
+    def consent_receipt(self, subject: str, *, scope: str) -> ConsentReceipt:
+        """A subject's signed receipt."""
+        return self._book.receipt(subject, scope=scope)
+
+    # 6 rights.
+
+    def bundles(self) -> list[FeatureBundle]:
+        """Every registered bundle whose steward is a member: metadata, never a value."""
+        return [self.bundle(entry["artifact_id"]) for entry in self.content.query("/bundles")]
+
+    def bundle(self, artifact_id: str | ArtifactId) -> FeatureBundle:
+        """One registered bundle, by id."""
+        return job.read_bundle(self.ledger, self.content, _artifact_id(artifact_id))
+
+    def request(
+        self,
+        bundle: FeatureBundle,
+        *,
+        kernels: Sequence[str],
+        uses: int,
+        rho: float,
+        days: float = 30,
+        row_level: bool = False,
+        purpose: str | None = None,
+    ) -> GrantId:
+        """Ask a bundle's steward for rights."""
+        wanted = rights.terms(
+            kernels=kernels,
+            uses=uses,
+            expires_at=self._in_days(days),
+            rho_micro=_micro(rho),
+            row_level=row_level,
+        )
+        return rights.request_usage(
+            self.ledger, bundle.artifact_id, purpose=purpose or bundle.scope, wanted=wanted
+        )
+
+    def grants(self, *, mine: bool = True) -> list[dict[str, Any]]:
+        """Requests and grants: of this organisation as partner, or as steward when `mine` is False."""
+        return list(self.content.query("/grants", **{"grantee" if mine else "steward": self.name}))
+
+    def grant(self, grant_id: GrantId, terms: GrantTerms) -> None:
+        """Grant a request on the steward's own terms."""
+        rights.grant_usage(self.ledger, grant_id, terms)
+
+    def deny(self, grant_id: GrantId, reason: Refusal) -> None:
+        """Refuse a request."""
+        rights.deny_usage(self.ledger, grant_id, reason)
+
+    def revoke(self, grant_id: GrantId) -> None:
+        """Take one grant back."""
+        rights.revoke_usage(self.ledger, grant_id)
+
+    def revoke_all(
+        self, *, artifact_id: ArtifactId | None = None, grantee: str | None = None
+    ) -> None:
+        """Take back every grant on a bundle, or every grant to a partner, in one call."""
+        if (artifact_id is None) == (grantee is None):
+            raise InputError("name either a bundle or a partner")
+        if artifact_id is not None:
+            rights.revoke_artifact(self.ledger, artifact_id)
+        if grantee is not None:
+            rights.revoke_grantee(self.ledger, org_id(grantee))
+
+    def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
+        """What is left of a bundle's privacy budget."""
+        return self.ledger.budget(artifact_id)
+
+    # 7 job.
+
+    def quantise_model(
+        self,
+        bundle: FeatureBundle,
+        weights: npt.NDArray[np.float64],
+        bias: npt.NDArray[np.float64] | float,
+        *,
+        output: Literal["rows", "sum"] = "sum",
+    ) -> QuantisedModel:
+        """Turn a linear model into integers at the largest scale whose worst case fits."""
+        shape = bundle.manifest.shape
+        return quantise_model(
+            weights, bias, shape=shape, feature_scale=bundle.manifest.schema.scale, output=output
+        )
+
+    def parameters(
+        self,
+        bundle: FeatureBundle,
+        kernel: str,
+        parameters: QuantisedModel | Mapping[str, object] | None = None,
+    ) -> JobParameters:
+        """Kernel parameters, checked against the bundle's worst case."""
+        if isinstance(parameters, QuantisedModel):
+            return job.job_parameters(
+                bundle, kernel, parameters.parameters.to_dict(), result_scale=parameters.result_scale
+            )
+        return job.job_parameters(bundle, kernel, parameters or {})
+
+    def estimate(self, bundle: FeatureBundle, parameters: JobParameters, *, rho: float) -> Estimate:
+        """What a job would cost and how exact it would be; nothing is sent."""
+        return job.estimate(bundle, parameters, rho_micro=_micro(rho))
+
+    def post(
+        self,
+        bundle: FeatureBundle,
+        kernel: str,
+        parameters: QuantisedModel | Mapping[str, object] | JobParameters | None = None,
+        *,
+        rho: float,
+        grant_id: GrantId | None = None,
+        consent_epoch: int | None = None,
+        nonce: int | None = None,
+    ) -> JobId:
+        """Post a job under the consent epoch in force, unless another is named; see `usufruct.job.post_job`.
+
+        Without `grant_id` the newest granted right on the bundle is used; with none at all the job is posted all the same, and
+        its denial recorded.
+        """
+        checked = (
+            parameters
+            if isinstance(parameters, JobParameters)
+            else self.parameters(bundle, kernel, parameters)
+        )
+        return job.post_job(
+            self.ledger,
+            self.content,
+            bundle,
+            checked,
+            grant_id=grant_id or self._grant_on(bundle.artifact_id),
+            rho_micro=_micro(rho),
+            consent_epoch=consent_epoch,
+            nonce=nonce,
+        )
+
+    # 8 verify, 9 release.
+
+    def wait(
+        self,
+        job_id: JobId,
+        *,
+        timeout_s: float = 600.0,
+        on_state: Callable[[JobState], None] | None = None,
+    ) -> Release:
+        """Wait until a job is verified and released, then open the release."""
+        job.wait_for_job(self.ledger, job_id, timeout_s=timeout_s, on_state=on_state)
+        return self.open_release(job_id)
+
+    def verify(self, job_id: JobId) -> int:
+        """Fetch a job's result, check it against the ledger, and count the verifiers that proved that they held it.
+
+        For verifiers, auditors and the custodian: nobody else is given result ciphertexts.
+
+        Raises
+        ------
+        VerificationError
+            If fewer proofs are right than the job needs.
+        BlockMismatchError, NotAuthorisedError
+        """
+        record = self.ledger.job(job_id)
+        if record.state not in (JobState.VERIFIED, JobState.OPENED, JobState.RELEASED):
+            raise InputError(f"job {job_id.hex()[:12]} is {record.state.name}: there is no verified result")
+        executor = unlabel(record.executor)
+        manifest = ResultManifest.from_record(
+            self.content.get_record(Cid.from_digest(record.result_digest, Codec.DAG_CBOR), holder=executor)
+        )
+        blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
+        revealed = {
+            OrgId(bytes.fromhex(event["args"]["verifier"][2:])): bytes.fromhex(event["args"]["possession"][2:])
+            for event in self.content.query(f"/jobs/{job_id.hex()}")["events"]
+            if event["name"] == "VerdictRevealed" and event["args"]["agrees"]
+        }
+        return check_possessions(revealed, blocks, replicas=record.replicas)
+
+    def open_release(self, job_id: JobId, *, patience_s: float = 30.0) -> Release:
+        """Fetch, check and decrypt a release of one's own job.
+
+        Raises
+        ------
+        VerificationError
+            If the custodian's signature or the digest on the ledger does not fit.
+        """
+        record = self.ledger.job(job_id)
+        if record.state != JobState.RELEASED:
+            raise InputError(f"job {job_id.hex()[:12]} is {record.state.name}, not RELEASED")
+        custodian = self.ledger.participant(self.ledger.key_domain(record.key_id).custodian)
+        cid = Cid.from_digest(record.release_digest, Codec.DAG_CBOR)
+        envelope = self._patiently(cid, custodian.name, patience_s)
+        return release.open_envelope(
+            self.ledger.network,
+            job_id,
+            record,
+            envelope,
+            custodian=custodian,
+            hpke_private=self._keys.hpke_private,
+        )
+
+    # 10 lineage.
+
+    def release_artifact(self, job_id: JobId) -> ArtifactId:
+        """Artifact id of a job's release."""
+        artifacts = self.content.query(f"/jobs/{job_id.hex()}")["artifacts"]
+        if len(artifacts) != 2:
+            raise InputError(f"job {job_id.hex()[:12]} has no release")
+        return ArtifactId(bytes.fromhex(artifacts[1]))
+
+    def lineage(
+        self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None
+    ) -> Lineage:
+        """Walk from an artifact back to its bundles, re-checking every event and every content."""
+        return lineage.lineage_of(
+            self.ledger, self.content, _artifact_id(artifact_id), progress=progress
+        )
+
+    def impact(self, artifact_id: str | ArtifactId) -> list[dict[str, Any]]:
+        """Results and releases that rest on a bundle, and whether the consent they used is still in force."""
+        return list(self.content.query(f"/impact/{_artifact_id(artifact_id).hex()}"))
+
+    def denials(self) -> list[dict[str, Any]]:
+        """Every refusal on the ledger, newest first."""
+        return list(self.content.query("/denials"))
+
+    # Membership.
+
+    def propose(self, contract: str, function: str, *arguments: object) -> int:
+        """Open a vote of the members' council on a governed call; returns the proposal's number."""
+        target, data = self.ledger.call_data(contract, function, *arguments)
+        receipt = self.ledger.transact("MemberCouncil", "propose", target, data)
+        return int(str(self.ledger.event_of(receipt, "ProposalMade").args["proposalId"]))
+
+    def vote(self, proposal: int, *, support: bool = True) -> None:
+        """Cast this organisation's one vote."""
+        self.ledger.transact("MemberCouncil", "vote", proposal, support)
+
+    def execute(self, proposal: int) -> None:
+        """Make the call of a proposal that has passed."""
+        self.ledger.transact("MemberCouncil", "execute", proposal)
+
+    def _in_days(self, days: float) -> int:
+        return max(int(time.time()), self.ledger.finalised().timestamp) + int(days * _DAY)
+
+    def _grant_on(self, artifact_id: ArtifactId) -> GrantId:
+        for entry in self.grants():
+            if entry["artifact_id"] == artifact_id.hex() and entry["status"] == GrantStatus.GRANTED.name:
+                return GrantId(bytes.fromhex(entry["grant_id"]))
+        return GrantId(bytes(32))
+
+    def _patiently(self, cid: Cid, holder: str, patience_s: float) -> bytes:
+        """The holder's node may be a block behind: ask again for a while."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return self.content.get(cid, holder=holder)
+            except (NotAuthorisedError, BlockNotFoundError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.25)
+
+
+def _open_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+    default = home.authority_passphrase if home.authority_passphrase.is_file() else None
+    passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {home.authority_keystore}: ")
+    return KeyStore.open(home.authority_keystore, passphrase)
+
+
+def _micro(rho: float) -> int:
+    if not np.isfinite(rho) or rho <= 0:
+        raise InputError("a privacy budget is a positive number (rho of zCDP)")
+    return max(1, round(rho * MICRO))
+
+
+def _artifact_id(value: str | ArtifactId) -> ArtifactId:
+    if isinstance(value, bytes):
+        return ArtifactId(value)
+    try:
+        raw = bytes.fromhex(str(value).removeprefix("0x"))
+    except ValueError as exc:
+        raise InputError(f"{value!r} is no artifact id", hint="ids are 64 hex digits") from exc
+    if len(raw) != 32:
+        raise InputError(f"{value!r} is no artifact id", hint="ids are 64 hex digits")
+    return ArtifactId(raw)
+

@@ -1,0 +1,13 @@
+"""Content-addressed storage: identifiers, DAG-CBOR records and where blocks rest.
+
+Knows nothing of ledgers, keys, ciphertexts or peers. Other storage adapters belong here, behind `BlockStore`.
+"""
+
+from __future__ import annotations
+
+from usufruct.content import dag
+from usufruct.content.blockstore import MAX_BLOCK_BYTES, BlockStore
+from usufruct.content.cid import Cid, Codec
+from usufruct.content.embedded import EmbeddedBlockStore
+
+__all__ = ["MAX_BLOCK_BYTES", "BlockStore", "Cid", "Codec", "EmbeddedBlockStore", "dag"]

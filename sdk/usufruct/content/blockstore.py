@@ -1,0 +1,86 @@
+"""The contract between the steps and wherever blocks rest.
+
+Adapters (the embedded store, later Kubo) implement `BlockStore`; nothing here touches a disk or a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol, runtime_checkable
+
+from usufruct.content.cid import Cid, Codec
+
+MAX_BLOCK_BYTES: Final = 2 * 1024 * 1024
+"""The largest block; what other IPFS implementations also accept."""
+
+
+@runtime_checkable
+class BlockStore(Protocol):
+    """Blocks by CID, kept as long as somebody has a reason.
+
+    Every method is synchronous and may be called from any thread. A block whose last pin is gone is removed
+    by the next `gc`; one that was put without `pin` has none from the start.
+    """
+
+    def put(self, data: bytes, codec: Codec = Codec.RAW, *, pin: str | None = None) -> Cid:
+        """Store one block durably and, in the same step, pin it for `pin`.
+
+        Raises
+        ------
+        InputError
+            If `data` exceeds `MAX_BLOCK_BYTES`, or the reason is empty or over 200 characters.
+        StoreFullError
+            If the disk or the quota is full; nothing was kept.
+        """
+
+    def put_many(
+        self, blocks: Sequence[bytes], codec: Codec = Codec.RAW, *, pin: str | None = None
+    ) -> list[Cid]:
+        """Store all of `blocks` or none, in order; errors as for `put`."""
+
+    def get(self, cid: Cid) -> bytes:
+        """Return the block, hashed again at each read.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not here.
+        BlockMismatchError
+            If what is stored under this CID is something else.
+        """
+
+    def has(self, cid: Cid) -> bool:
+        """Say whether the block is here."""
+
+    def size(self, cid: Cid) -> int:
+        """Return the block's length in bytes.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not here.
+        """
+
+    def pin(self, cid: Cid, reason: str) -> None:
+        """Keep the block for `reason`, durably; pinning twice for one reason is pinning once.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not here.
+        """
+
+    def unpin(self, cid: Cid, reason: str) -> None:
+        """Drop the pin for `reason`, if there is one."""
+
+    def pins(self, cid: Cid) -> frozenset[str]:
+        """Return the reasons for which the block is kept."""
+
+    def cids(self) -> Iterator[Cid]:
+        """Iterate over the blocks that are here, in no particular order."""
+
+    def gc(self) -> int:
+        """Remove every block without a pin and return how many there were."""
+
+    def usage_bytes(self) -> int:
+        """Return the total length of the blocks that are here, in bytes."""

@@ -1,0 +1,111 @@
+"""Content through the organisation's own node: hands it blocks, asks it for blocks of other members.
+
+Every block that comes back is checked against its CID; the node is ours, yet not trusted more than a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from usufruct.content import dag
+from usufruct.content.cid import Cid, Codec
+from usufruct.errors import (
+    BlockNotFoundError,
+    ContentError,
+    InputError,
+    NodeUnreachableError,
+    NotAuthorisedError,
+    PeerError,
+    StoreFullError,
+)
+
+_BATCH_BYTES = 1_500_000
+_ERRORS: dict[int, type[ContentError] | type[NotAuthorisedError] | type[InputError]] = {
+    400: InputError,
+    403: NotAuthorisedError,
+    404: BlockNotFoundError,
+    422: InputError,
+    502: PeerError,
+    507: StoreFullError,
+}
+
+
+class NodeContent:
+    """Blocking client of one node's HTTP interface."""
+
+    def __init__(self, url: str, token_file: Path, *, timeout_s: float = 120.0) -> None:
+        self._client = httpx.Client(
+            base_url=url,
+            timeout=timeout_s,
+            headers={"Authorization": f"Bearer {token_file.read_text('ascii').strip()}"},
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def stage(self, blocks: Iterable[bytes]) -> Iterator[Cid]:
+        """Hand raw blocks to the node in batches; yields their CIDs in order.
+
+        Staged blocks are kept until a record that links them is put, or until the node collects garbage.
+        """
+        batch: list[bytes] = []
+        size = 0
+        for block in blocks:
+            if batch and size + len(block) > _BATCH_BYTES:
+                yield from self._stage(batch)
+                batch, size = [], 0
+            batch.append(block)
+            size += len(block)
+        if batch:
+            yield from self._stage(batch)
+
+    def put_record(self, kind: str, record: object) -> Cid:
+        """Hand the node a DAG-CBOR record of a known kind (bundle, policy, status, public, parameters)."""
+        data = dag.encode(record)
+        cid = Cid.of(data, Codec.DAG_CBOR)
+        self._request("PUT", f"/records/{kind}/{cid}", content=data)
+        return cid
+
+    def get(self, cid: Cid, *, holder: str) -> bytes:
+        """A block from the node, which asks the member `holder` when it does not have it.
+
+        Raises
+        ------
+        BlockNotFoundError, NotAuthorisedError, PeerError, BlockMismatchError
+        """
+        data = self._request("GET", f"/blocks/{cid}", params={"holder": holder}).content
+        cid.check(data)
+        return data
+
+    def get_record(self, cid: Cid, *, holder: str) -> dict[str, dag.DagValue]:
+        """A DAG-CBOR record, decoded strictly."""
+        return dag.decode_map(self.get(cid, holder=holder))
+
+    def query(self, path: str, **params: str | int | bool) -> Any:
+        """A JSON answer of the node's query interface."""
+        return self._request("GET", path, params=params).json()
+
+    def _stage(self, batch: Sequence[bytes]) -> list[Cid]:
+        expected = [Cid.of(block, Codec.RAW) for block in batch]
+        self._request("POST", "/blocks", content=dag.encode(list(batch)))
+        return expected
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        try:
+            response = self._client.request(method, path, **kwargs)
+        except httpx.HTTPError as exc:
+            raise NodeUnreachableError(f"the node at {self._client.base_url} does not answer: {exc}") from exc
+        if response.is_success:
+            return response
+        try:
+            answer = response.json()
+            message = f"{answer.get('error', '')}: {answer.get('detail', '')}".strip(": ")
+        except (ValueError, AttributeError):
+            message = response.text[:200]
+        raise _ERRORS.get(response.status_code, ContentError)(message or f"HTTP {response.status_code}")

@@ -1,0 +1,303 @@
+"""Every error that Usufruct raises, in one tree.
+
+UsufructError
+├── InputError            what the caller handed in cannot be used
+│   ├── FeatureError      features: schema, range, raw imagery
+│   ├── KernelError       unknown kernel, parameters, overflow bounds
+│   ├── PrivacyError      budgets and noise scales
+│   └── ConfigurationError
+├── IntegrityError        bytes are not what they claim to be
+│   ├── CidError          malformed content identifier
+│   ├── ContainerError    malformed ciphertext container
+│   ├── EnvelopeError     encrypted envelope that does not open
+│   └── ManifestError     malformed or truncated manifest
+├── KeyStoreError         keystores, passphrases, key domains
+├── ContentError          block stores and peers
+├── LedgerError           chain, contracts, transactions
+├── DeniedError           the network's rules say no
+└── VerificationError     a result or a release does not check out
+
+Library errors are translated where the library is called; nothing else leaks out.
+Each error has `hint`: what the reader may do next; the command line prints it.
+"""
+
+from __future__ import annotations
+
+
+class UsufructError(Exception):
+    """Base of the tree."""
+
+    hint: str = ""
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+class InputError(UsufructError):
+    """What the caller handed in cannot be used; nothing was changed."""
+
+    exit_code = 2
+
+
+class ConfigurationError(InputError):
+    """A setting, a home directory or a network file is missing or wrong."""
+
+
+class PortTakenError(ConfigurationError):
+    """Another process listens on the port that was asked for."""
+
+    hint = "stop the other process, or choose another port"
+
+
+class HomeInUseError(ConfigurationError):
+    """Another process runs on this data directory."""
+
+    hint = "stop it first; two of them would destroy each other's records"
+
+
+class PrivacyError(InputError):
+    """A privacy parameter is not a positive, finite number in its range."""
+
+
+class FeatureError(InputError):
+    """A feature matrix breaks its schema."""
+
+
+class RawImageryRejectedError(FeatureError):
+    """The input looks like images; only derived numeric features may enter a bundle."""
+
+    hint = "extract features where the images are and pass the feature matrix instead"
+
+
+class UndeclaredColumnError(FeatureError):
+    """The matrix carries a column that the schema does not declare, or lacks one that it does."""
+
+    hint = "declare every column in the schema, or drop it"
+
+
+class FeatureRangeError(FeatureError):
+    """A value is not finite or lies outside its declared range."""
+
+    hint = "clean the row, or widen the declared range before sealing"
+
+
+class KernelError(InputError):
+    """A kernel cannot run as asked."""
+
+
+class UnknownKernelError(KernelError):
+    """No registered kernel has this name or id."""
+
+    hint = "`usufruct kernels` lists what is registered"
+
+
+class KernelParameterError(KernelError):
+    """Kernel parameters do not fit the schema or the shapes of the inputs."""
+
+
+class KernelBoundError(KernelError):
+    """The worst case would overflow the plaintext modulus or decrypt wrongly."""
+
+    hint = "use a smaller weight scale, fewer features or a bundle with a smaller declared range"
+
+
+class IntegrityError(UsufructError):
+    """Bytes are not what they claim to be."""
+
+    exit_code = 3
+
+
+class CidError(IntegrityError):
+    """A content identifier is malformed or of a kind that this network does not use."""
+
+
+class ContainerError(IntegrityError):
+    """A ciphertext container is malformed; `field` names the part that is wrong."""
+
+    def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
+        self.field = field
+        super().__init__(message, hint=hint)
+
+
+class EnvelopeError(IntegrityError):
+    """An encrypted envelope does not open: other key, other context, or altered bytes."""
+
+
+class ManifestError(IntegrityError):
+    """A manifest or another DAG-CBOR record is malformed or truncated."""
+
+
+class ChainDataError(IntegrityError):
+    """The embedded chain's journal or checkpoint is damaged, or belongs to another chain."""
+
+    hint = "restore the chain's directory from a backup; nothing was changed"
+
+
+class BlockMismatchError(IntegrityError):
+    """A block's bytes do not hash to its CID."""
+
+
+class KeyStoreError(UsufructError):
+    """A keystore cannot be read, written or unlocked."""
+
+    exit_code = 4
+
+
+class WrongPassphraseError(KeyStoreError):
+    """The passphrase does not open this keystore."""
+
+    hint = "check the passphrase file; nothing was changed"
+
+
+class WrongKeyDomainError(KeyStoreError):
+    """A ciphertext belongs to another key domain than the key at hand."""
+
+
+class ContentError(UsufructError):
+    """A block store or a peer cannot do what was asked."""
+
+    exit_code = 5
+
+
+class BlockNotFoundError(ContentError):
+    """No reachable holder has the block, or none will give it to this member."""
+
+
+class StoreFullError(ContentError):
+    """The disk or the quota is full; the block was not kept and nothing is half-written."""
+
+    hint = "free space or raise the quota, then repeat the command"
+
+
+class PeerError(ContentError):
+    """A peer is unreachable, too slow, or breaks the protocol."""
+
+
+class PeerRefusedError(PeerError):
+    """The membership gate refused a peer, or a peer refused us."""
+
+
+class PeerTooSlowError(PeerError):
+    """A peer did not answer within the time allowed."""
+
+
+class PeerBusyError(PeerError):
+    """A peer serves as many of our requests as it will at once."""
+
+    hint = "try again in a moment"
+
+
+class NodeUnreachableError(ContentError):
+    """The organisation's own node does not answer."""
+
+    hint = "start it with `usufruct-node run`, then look at `usufruct-node status`"
+
+
+class LedgerError(UsufructError):
+    """The chain, a contract or a transaction."""
+
+    exit_code = 6
+
+
+class LedgerUnreachableError(LedgerError):
+    """No ledger endpoint answers."""
+
+    hint = "check that the chain runs and that the RPC address in network.json is right"
+
+
+class ChainEngineError(LedgerError):
+    """The EVM process behind the embedded chain fails or does not answer."""
+
+
+class WrongChainError(LedgerError):
+    """The endpoint serves another chain than the network file names."""
+
+    hint = "compare chain_id and genesis in network.json with the endpoint"
+
+
+class WrongContractCodeError(LedgerError):
+    """The code on the chain is not the code that this package ships."""
+
+    hint = "`usufruct network verify` shows which contract differs"
+
+
+class CompilationError(LedgerError):
+    """The shipped contract sources cannot be compiled here."""
+
+    hint = "recompiling needs Node and the npm package `solc`; `npm ci` installs what the lock file names"
+
+
+class TransactionRevertedError(LedgerError):
+    """A contract refused a transaction; `name` and `values` are its custom error."""
+
+    def __init__(self, name: str, values: dict[str, object], *, hint: str = "") -> None:
+        self.name = name
+        self.values = values
+        shown = ", ".join(f"{k}={v}" for k, v in values.items())
+        super().__init__(f"{name}({shown})", hint=hint)
+
+
+class TransactionLostError(LedgerError):
+    """A transaction was sent but is not in a finalised block within the time allowed."""
+
+
+class StaleLedgerError(LedgerError):
+    """An endpoint shows an older chain than was already seen."""
+
+
+class DeniedError(UsufructError):
+    """The network's rules say no; the refusal is on the ledger where the protocol records it."""
+
+    exit_code = 7
+
+
+class JobDeniedError(DeniedError):
+    """Admission refused a job; `reason` is the reason recorded on the ledger."""
+
+    def __init__(self, job_id: bytes, reason: str, *, hint: str = "") -> None:
+        self.job_id = job_id
+        self.reason = reason
+        super().__init__(f"job {job_id.hex()[:12]} was denied: {reason}", hint=hint)
+
+
+class JobFailedError(DeniedError):
+    """A job ended without a release: refuted, expired, refused or stale."""
+
+    def __init__(self, job_id: bytes, state: str, *, hint: str = "") -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"job {job_id.hex()[:12]} ended as {state}", hint=hint)
+
+
+class ReleaseRefusedError(DeniedError):
+    """The custodian will not decrypt; `reason` is the reason recorded on the ledger."""
+
+    def __init__(self, reason: str, *, hint: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"release refused: {reason}", hint=hint)
+
+
+class NotAuthorisedError(DeniedError):
+    """The caller has no business with this record or block."""
+
+
+class VerificationError(UsufructError):
+    """A result, a release or a lineage does not check out."""
+
+    exit_code = 8
+
+
+class ResultMismatchError(VerificationError):
+    """Re-execution gave other bytes than the ones committed."""
+
+    def __init__(self, expected: bytes, actual: bytes) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"result digest {actual.hex()} is not the committed {expected.hex()}")
+
+
+class MissingEventError(VerificationError):
+    """A series of ledger events has a gap or a broken rolling hash."""

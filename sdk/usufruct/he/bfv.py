@@ -1,0 +1,319 @@
+"""BFV keys, encryption and opening: what the owner of a key domain does, and nobody else.
+
+TenSEAL's SEAL samples the secret keys and decrypts. Encryption is the textbook symmetric one, written here
+because a block's c1 has to come from a public seed of our own derivation: c0 = round(q m / t) + e - c1 s,
+with SEAL's rounding, SEAL's error distribution and exact arithmetic, so that SEAL decrypts it. SEAL's
+loader sees only blobs that are rebuilt from fields which `container.parse` has checked. Row i of a block
+is coefficient i of the plaintext polynomial. Noise budgets are never computed: their value leaks about the
+key on hostile input.
+
+Source: Fan and Vercauteren, ePrint 2012/144.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import tenseal.sealapi as sealapi
+from numpy.typing import NDArray
+from tenseal.sealapi import _sealapi_cpp
+
+from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
+from usufruct.he.container import SEED_BYTES, Ciphertext, Form, encode, expand_seed, parse
+from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
+from usufruct.he.residues import Residues, negacyclic_multiply, scale_up
+
+ERROR_BOUND: Final = 21
+"""Largest magnitude of one coefficient of a fresh error: centred binomial over 21 + 21 bits."""
+
+_SECRET_MAGIC = b"UFSK\x01"
+_SALT_BYTES = 32
+_SEAL_MAGIC, _SEAL_HEADER_BYTES, _SEAL_VERSION, _SEAL_UNCOMPRESSED = 0xA15E, 16, (4, 3), 0
+
+
+class SecretKey:
+    """The secret of one key domain.
+
+    The key id is SHA-256 over `"usufruct/key-domain/1" 00`, parameter id and commitment; the commitment is
+    SHA-256 over `"usufruct/key-commitment/1" 00`, a random salt and the packed secret. Neither tells
+    anything of the secret. The representation shows the key id only, and the object cannot be pickled or
+    copied.
+    """
+
+    __slots__ = ("_coefficients", "_decryptor", "_salt", "commitment", "key_id", "parameters")
+
+    def __init__(self, parameters: Parameters, coefficients: NDArray[np.int64], salt: bytes) -> None:
+        if coefficients.shape != (parameters.poly_modulus_degree,) or len(salt) != _SALT_BYTES:
+            raise KeyStoreError("a secret key of the wrong size")
+        if np.abs(coefficients).max() != 1:
+            raise KeyStoreError("a secret key whose coefficients are not ternary, or all zero")
+        self.parameters = parameters
+        self._coefficients = coefficients.copy()
+        self._coefficients.setflags(write=False)
+        self._salt = salt
+        self._decryptor: Any = None
+        committed = b"usufruct/key-commitment/1\0" + salt + _pack_ternary(self._coefficients)
+        self.commitment = hashlib.sha256(committed).digest()
+        self.key_id = key_id_of(parameters.parameters_id, self.commitment)
+
+    def to_bytes(self) -> bytes:
+        """Serialise for a keystore: magic, version, parameter id, salt, then 2 bits per coefficient."""
+        return _SECRET_MAGIC + self.parameters.parameters_id + self._salt + _pack_ternary(self._coefficients)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> SecretKey:
+        """Read what `to_bytes` wrote; raises KeyStoreError for anything else."""
+        head = len(_SECRET_MAGIC)
+        if data[:head] != _SECRET_MAGIC:
+            raise KeyStoreError("not a secret key of this version")
+        parameters = ALLOWED.get(data[head : head + 32])
+        if parameters is None:
+            raise KeyStoreError("a secret key for parameters that this release does not accept")
+        salt = data[head + 32 : head + 32 + _SALT_BYTES]
+        packed = data[head + 32 + _SALT_BYTES :]
+        if len(packed) * 4 != parameters.poly_modulus_degree:
+            raise KeyStoreError("a secret key of the wrong size")
+        return SecretKey(parameters, _unpack_ternary(packed), salt)
+
+    def __repr__(self) -> str:
+        return f"SecretKey(key_id={self.key_id.hex()})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key leaves memory through a keystore only")
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a secret key is not copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError("a secret key is not copied")
+
+
+def key_id_of(parameters_id: bytes, commitment: bytes) -> bytes:
+    """Key id of a key domain, 32 bytes, from its public record."""
+    return hashlib.sha256(b"usufruct/key-domain/1\0" + parameters_id + commitment).digest()
+
+
+def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
+    """Draw a ternary secret with SEAL's key generator and a salt from the operating system."""
+    context = _context(parameters)
+    degree = parameters.poly_modulus_degree
+    # The binding hands out views: each owner stays named while its view is read.
+    generator = sealapi.KeyGenerator(context)
+    key = generator.secret_key()
+    plain = key.data()
+    words = plain.dyn_array()
+    transformed = [words.at(index) for index in range(degree)]
+    context_data = context.key_context_data()
+    tables = context_data.small_ntt_tables()
+    residues = _sealapi_cpp.util.inverse_ntt_negacyclic_harvey(transformed, tables)
+    # The transforms leave residues anywhere below 2q.
+    signed = np.array(residues, dtype=np.int64) % parameters.coeff_modulus
+    signed[signed == parameters.coeff_modulus - 1] = -1
+    return SecretKey(parameters, signed, secrets.token_bytes(_SALT_BYTES))
+
+
+def encrypt_columns(
+    values: NDArray[np.signedinteger[Any]], secret: SecretKey
+) -> Iterator[tuple[int, int, bytes]]:
+    """Encrypt a matrix column by column, one block per chunk of N rows, lazily.
+
+    Every block gets a fresh seed and a fresh error from the operating system. Rows beyond the last are
+    zero.
+
+    Parameters
+    ----------
+    values :
+        Signed integers, shape (n_rows, n_features), magnitude below t / 2.
+    secret :
+        Of the key domain; N = 4096 rows fit one block.
+
+    Yields
+    ------
+    chunk, feature, block :
+        In the order of chunks, within a chunk of features; `block` is a container in the seeded form.
+
+    Raises
+    ------
+    FeatureRangeError
+        If a value does not fit the plaintext modulus; before the first block.
+    """
+    parameters = secret.parameters
+    if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
+        raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
+    lowest, highest = int(values.min()), int(values.max())
+    if max(-lowest, highest) > parameters.value_limit:
+        raise FeatureRangeError(
+            f"values span {lowest}..{highest}, at most +-{parameters.value_limit} can be encrypted"
+        )
+    return _encrypt_columns(values, secret)
+
+
+def _encrypt_columns(
+    values: NDArray[np.signedinteger[Any]], secret: SecretKey
+) -> Iterator[tuple[int, int, bytes]]:
+    degree = secret.parameters.poly_modulus_degree
+    n_rows, n_features = values.shape
+    for chunk, start in enumerate(range(0, n_rows, degree)):
+        rows = values[start : start + degree]
+        for feature in range(n_features):
+            message = np.zeros(degree, dtype=np.int64)
+            message[: rows.shape[0]] = rows[:, feature]
+            yield chunk, feature, _encrypt(message, secret)
+
+
+def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
+    parameters = secret.parameters
+    modulus = np.uint64(parameters.coeff_modulus)
+    seed = secrets.token_bytes(SEED_BYTES)
+    c1 = expand_seed(seed, parameters, secret.key_id)
+    masked = negacyclic_multiply(c1, secret._coefficients, parameters.coeff_modulus)
+    scaled = scale_up(message, parameters.coeff_modulus, parameters.plain_modulus)
+    error = np.mod(_error(message.size), parameters.coeff_modulus).astype(np.uint64)
+    c0 = (scaled + error + (modulus - masked)) % modulus
+    return encode(
+        Ciphertext(form=Form.SEEDED, parameters=parameters, key_id=secret.key_id, c0=c0, c1=c1, seed=seed)
+    )
+
+
+def _error(size: int) -> NDArray[np.int64]:
+    """Centred binomial error: the difference of two sums of 21 bits, standard deviation 3.24."""
+    words = np.frombuffer(os.urandom(8 * size), dtype="<u8").astype(np.uint64)
+    half = np.uint64((1 << ERROR_BOUND) - 1)
+    up = np.bitwise_count(words & half).astype(np.int64)
+    down = np.bitwise_count((words >> np.uint64(ERROR_BOUND)) & half).astype(np.int64)
+    error: NDArray[np.int64] = up - down
+    return error
+
+
+def open_coefficients(block: bytes, secret: SecretKey, coefficients: Sequence[int]) -> list[int]:
+    """Decrypt a block and return only the named coefficients.
+
+    Call it only for blocks that the ledger calls verified: decrypting anything else answers questions
+    about the secret key.
+
+    Parameters
+    ----------
+    block :
+        A container of any form.
+    secret :
+        Of the key domain that the block names.
+    coefficients :
+        Which to open, in [0, N); only 0 exists in the extracted form.
+
+    Returns
+    -------
+    values :
+        One per coefficient asked for, in (-t/2, t/2).
+
+    Raises
+    ------
+    ContainerError, WrongKeyDomainError
+        If the block is malformed or of another key domain.
+    KeyStoreError
+        If a coefficient lies outside what the form can open.
+    """
+    ciphertext = parse(block, key_id=secret.key_id)
+    if ciphertext.parameters != secret.parameters:
+        raise KeyStoreError("the block's parameters are not those of the key")
+    degree = secret.parameters.poly_modulus_degree
+    openable = 1 if ciphertext.form is Form.EXTRACTED else degree
+    for index in coefficients:
+        if not 0 <= index < openable:
+            raise KeyStoreError(
+                f"coefficient {index} cannot be opened from this block, only the first {openable}"
+            )
+    c0 = np.zeros(degree, dtype=np.uint64)
+    c0[: ciphertext.c0.size] = ciphertext.c0
+    plain = _decrypt(c0, ciphertext.c1, secret)
+    modulus = secret.parameters.plain_modulus
+    # SEAL trims a plaintext after its last non-zero coefficient.
+    length = plain.coeff_count()
+    opened = (plain.data(index) if index < length else 0 for index in coefficients)
+    return [value - modulus if value > secret.parameters.value_limit else value for value in opened]
+
+
+def _decrypt(c0: Residues, c1: Residues, secret: SecretKey) -> Any:
+    """Let SEAL decrypt two polynomials; returns its plaintext."""
+    context = _context(secret.parameters)
+    if secret._decryptor is None:
+        context_data = context.key_context_data()
+        tables = context_data.small_ntt_tables()
+        residues = np.mod(secret._coefficients, secret.parameters.coeff_modulus).tolist()
+        transformed = np.array(_sealapi_cpp.util.ntt_negacyclic_harvey(residues, tables), dtype=np.uint64)
+        transformed %= np.uint64(secret.parameters.coeff_modulus)
+        payload = (
+            struct.pack("<4Q", *context.key_parms_id())
+            + struct.pack("<Qd", transformed.size, 1.0)
+            + _seal_array(transformed)
+        )
+        key = sealapi.SecretKey()
+        _load(key, payload, context)
+        secret._decryptor = sealapi.Decryptor(context, key)
+    payload = (
+        struct.pack("<4Q", *context.first_parms_id())
+        + struct.pack("<BQQQdQ", 0, 2, c0.size, 1, 1.0, 1)
+        + _seal_array(np.concatenate([c0, c1]))
+    )
+    ciphertext, plain = sealapi.Ciphertext(context), sealapi.Plaintext()
+    _load(ciphertext, payload, context)
+    secret._decryptor.decrypt(ciphertext, plain)
+    return plain
+
+
+def _seal_blob(payload: bytes) -> bytes:
+    """SEAL's uncompressed serialisation header before a payload."""
+    size = _SEAL_HEADER_BYTES + len(payload)
+    return (
+        struct.pack("<HBBBBHQ", _SEAL_MAGIC, _SEAL_HEADER_BYTES, *_SEAL_VERSION, _SEAL_UNCOMPRESSED, 0, size)
+        + payload
+    )
+
+
+def _seal_array(words: Residues) -> bytes:
+    return _seal_blob(struct.pack("<Q", words.size) + words.astype("<u8").tobytes())
+
+
+def _load(target: Any, payload: bytes, context: Any) -> None:
+    """Load through an anonymous file, since the binding takes nothing but paths."""
+    descriptor = os.memfd_create("usufruct", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(_seal_blob(payload))
+        target.load(context, f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=4)
+def _context(parameters: Parameters) -> Any:
+    if ALLOWED.get(parameters.parameters_id) != parameters:
+        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    chosen = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
+    chosen.set_poly_modulus_degree(parameters.poly_modulus_degree)
+    chosen.set_coeff_modulus([sealapi.Modulus(parameters.coeff_modulus)])
+    chosen.set_plain_modulus(parameters.plain_modulus)
+    context = sealapi.SEALContext(chosen, False, sealapi.SEC_LEVEL_TYPE.TC128)
+    if not context.parameters_set():
+        raise ConfigurationError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    return context
+
+
+def _pack_ternary(coefficients: NDArray[np.int64]) -> bytes:
+    """Two bits per coefficient, lowest first: 0, 1, or 2 for -1."""
+    codes = np.where(coefficients < 0, 2, coefficients).astype(np.uint8).reshape(-1, 4)
+    return (codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6).astype(np.uint8).tobytes()
+
+
+def _unpack_ternary(packed: bytes) -> NDArray[np.int64]:
+    quads = np.frombuffer(packed, dtype=np.uint8)
+    codes = np.stack([quads >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)
+    if (codes == 3).any():
+        raise KeyStoreError("a secret key with a coefficient that is not ternary")
+    return np.where(codes == 2, -1, codes.astype(np.int64))

@@ -1,0 +1,350 @@
+"""Step 7, job: what a job consists of, the checks that everybody makes on it, and posting it.
+
+Executor, verifiers and custodian each call `check_job`, so that none has to trust another's admission.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from usufruct.consent import ConsentStatus
+from usufruct.content import Cid, Codec
+from usufruct.content.node import NodeContent
+from usufruct.errors import (
+    InputError,
+    JobDeniedError,
+    JobFailedError,
+    KernelParameterError,
+    LedgerError,
+    ManifestError,
+    ReleaseRefusedError,
+    WrongKeyDomainError,
+)
+from usufruct.he.kernels import (
+    Bounds,
+    Kernel,
+    KernelParameters,
+    LinearParameters,
+    kernel_by_id,
+    kernel_by_name,
+)
+from usufruct.ledger import Ledger
+from usufruct.privacy import linear_sensitivity, sigma_for, sum_sensitivity
+from usufruct.publish import BundleManifest, read_manifest
+from usufruct.records import (
+    FINAL_JOB_STATES,
+    REFUSAL_HINTS,
+    Artifact,
+    ArtifactId,
+    GrantId,
+    Job,
+    JobId,
+    JobRequest,
+    JobState,
+    Refusal,
+    unlabel,
+)
+from usufruct.register import Policy
+
+PARAMETERS_TYPE = "usufruct/parameters/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobParameters:
+    """Kernel and parameters of a job, as they stand in the block that the ledger cites."""
+
+    kernel: Kernel
+    parameters: KernelParameters
+    result_scale: float
+    """Integer units per 1.0 of a result."""
+
+    @property
+    def row_level(self) -> bool:
+        """Whether the result has one value per row."""
+        return isinstance(self.parameters, LinearParameters) and self.parameters.output == "rows"
+
+    def to_record(self) -> dict[str, object]:
+        """The record whose DAG-CBOR block the ledger cites."""
+        return {
+            "type": PARAMETERS_TYPE,
+            "kernel": self.kernel.kernel_id,
+            "parameters": self.parameters.to_dict(),
+            "result_scale": float(self.result_scale),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> JobParameters:
+        """Parse strictly.
+
+        Raises
+        ------
+        ManifestError, UnknownKernelError, KernelParameterError
+        """
+        if record.get("type") != PARAMETERS_TYPE or set(record) != {
+            "type",
+            "kernel",
+            "parameters",
+            "result_scale",
+        }:
+            raise ManifestError("not a job parameters record")
+        kernel_id, parameters, scale = record["kernel"], record["parameters"], record["result_scale"]
+        if not isinstance(kernel_id, bytes) or not isinstance(parameters, Mapping):
+            raise ManifestError("job parameters: a field has the wrong type")
+        if not isinstance(scale, float) or not np.isfinite(scale) or scale <= 0:
+            raise ManifestError("job parameters: `result_scale` is not a positive number")
+        kernel = kernel_by_id(kernel_id)
+        return cls(kernel=kernel, parameters=kernel.parse(parameters), result_scale=scale)
+
+    def sensitivity(self, manifest: BundleManifest) -> int:
+        """L2 sensitivity of the result to one subject, in integer units of the result."""
+        shape = manifest.shape
+        if isinstance(self.parameters, LinearParameters):
+            per_row = linear_sensitivity(
+                self.parameters.weights, self.parameters.bias, shape.max_abs, shape.max_l2
+            )
+        else:
+            per_row = sum_sensitivity(shape.max_l2)
+        return per_row * manifest.max_rows_per_subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInputs:
+    """Everything that a job depends on, fetched by hash and parsed."""
+
+    manifest: BundleManifest
+    policy: Policy
+    status: ConsentStatus
+    parameters: JobParameters
+    mask: npt.NDArray[np.bool_]
+    """Shape (n_rows,): True where the row's subject consents."""
+    bounds: Bounds
+
+
+def check_job(
+    request: JobRequest,
+    artifact: Artifact,
+    *,
+    manifest: BundleManifest,
+    policy: Policy,
+    status: ConsentStatus,
+    parameters: JobParameters,
+    min_cohort: int,
+) -> JobInputs:
+    """Check what the ledger cannot see: that the cited blocks fit the request, the policy and each other.
+
+    Raises
+    ------
+    ReleaseRefusedError
+        With the ledger's name of the reason, if the policy or the cohort says no.
+    KernelError, ManifestError, WrongKeyDomainError
+        If the blocks do not fit.
+    """
+    if parameters.kernel.kernel_id != request.kernel_id:
+        raise KernelParameterError("the parameters are for another kernel than the job names")
+    if parameters.row_level != request.row_level:
+        raise KernelParameterError("the parameters' output does not fit the job's row level")
+    if manifest.shape.key_id != artifact.key_id:
+        raise WrongKeyDomainError("the manifest names another key domain than the ledger")
+    if manifest.scope != unlabel(artifact.consent_scope) or status.scope != manifest.scope:
+        raise ManifestError("manifest, consent status and ledger name different purposes")
+    if status.epoch != request.consent_epoch:
+        raise ReleaseRefusedError(Refusal.CONSENT_EPOCH_STALE.name)
+    if unlabel(request.purpose) not in policy.purposes:
+        raise ReleaseRefusedError(Refusal.PURPOSE_NOT_GRANTED.name)
+    if parameters.kernel.name not in policy.kernels:
+        raise ReleaseRefusedError(Refusal.KERNEL_NOT_GRANTED.name)
+    if parameters.row_level and not policy.row_level:
+        raise ReleaseRefusedError(Refusal.ROW_LEVEL_NOT_GRANTED.name)
+    if request.rho_micro > policy.max_rho_micro_per_job:
+        raise ReleaseRefusedError(Refusal.BUDGET_EXCEEDED.name)
+    mask = status.row_mask(manifest.row_subjects)
+    subjects = len(np.unique(manifest.row_subjects[mask]))
+    if subjects < max(min_cohort, policy.min_cohort):
+        raise ReleaseRefusedError(Refusal.COHORT_TOO_SMALL.name)
+    bounds = parameters.kernel.validate(parameters.parameters, manifest.shape)
+    return JobInputs(
+        manifest=manifest, policy=policy, status=status, parameters=parameters, mask=mask, bounds=bounds
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBundle:
+    """A registered bundle as a partner sees it: metadata, never a value."""
+
+    artifact_id: ArtifactId
+    artifact: Artifact
+    steward: str
+    manifest: BundleManifest
+    policy: Policy
+
+    @property
+    def scope(self) -> str:
+        """Purpose that the subjects consented to."""
+        return self.manifest.scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a job would cost and how exact it would be."""
+
+    sensitivity: int
+    sigma: float
+    """Standard deviation of the noise, in natural units of the result (of the mean, for a sum)."""
+    value_bound: int
+    value_limit: int
+    margin_bits: int
+    """Worst-case bits between the noise of the ciphertext and a wrong decryption."""
+
+
+def read_bundle(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId) -> FeatureBundle:
+    """Look up a registered bundle; its manifest and policy come from the steward's node, checked by hash."""
+    artifact = ledger.artifact(artifact_id)
+    steward = unlabel(artifact.steward)
+    manifest = node.get_record(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR), holder=steward)
+    policy = node.get_record(Cid.from_digest(artifact.policy_digest, Codec.DAG_CBOR), holder=steward)
+    return FeatureBundle(
+        artifact_id=artifact_id,
+        artifact=artifact,
+        steward=steward,
+        manifest=read_manifest(manifest),
+        policy=Policy.from_record(policy),
+    )
+
+
+def estimate(bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int) -> Estimate:
+    """Check the worst case and say how much noise a budget buys; nothing is sent.
+
+    Raises
+    ------
+    KernelBoundError
+        If a value could overflow the plaintext modulus, or decrypt wrongly.
+    """
+    bounds = parameters.kernel.validate(parameters.parameters, bundle.manifest.shape)
+    sensitivity = parameters.sensitivity(bundle.manifest)
+    rows = 1 if parameters.row_level else bundle.manifest.shape.n_rows
+    return Estimate(
+        sensitivity=sensitivity,
+        sigma=sigma_for(rho_micro, sensitivity) / parameters.result_scale / rows,
+        value_bound=bounds.value_bound,
+        value_limit=bounds.value_limit,
+        margin_bits=bounds.margin_bits,
+    )
+
+
+def job_parameters(
+    bundle: FeatureBundle, kernel: str, parameters: Mapping[str, object], *, result_scale: float | None = None
+) -> JobParameters:
+    """Parse and check kernel parameters against a bundle.
+
+    Raises
+    ------
+    UnknownKernelError, KernelParameterError, KernelBoundError
+    """
+    record = kernel_by_name(kernel)
+    parsed = JobParameters(
+        kernel=record,
+        parameters=record.parse(parameters),
+        result_scale=float(bundle.manifest.schema.scale if result_scale is None else result_scale),
+    )
+    record.validate(parsed.parameters, bundle.manifest.shape)
+    return parsed
+
+
+def post_job(
+    ledger: Ledger,
+    node: NodeContent,
+    bundle: FeatureBundle,
+    parameters: JobParameters,
+    *,
+    grant_id: GrantId,
+    rho_micro: int,
+    purpose: bytes | None = None,
+    consent_epoch: int | None = None,
+    nonce: int | None = None,
+) -> JobId:
+    """Post a job; everything that it depends on is fixed by hash.
+
+    Parameters
+    ----------
+    rho_micro :
+        What the release will cost under zCDP, in millionths of rho; decides the noise.
+    nonce :
+        Makes posting idempotent: the same nonce names the same job.
+
+    Raises
+    ------
+    JobDeniedError
+        If admission refused; the refusal and its reason are on the ledger.
+    KernelBoundError, InputError
+        Before anything is sent.
+    """
+    if rho_micro < 1:
+        raise InputError("a job must spend at least one millionth of rho")
+    parameters.kernel.validate(parameters.parameters, bundle.manifest.shape)
+    cid = node.put_record("parameters", parameters.to_record())
+    artifact = ledger.artifact(bundle.artifact_id)
+    epoch = ledger.consent_epoch(artifact.steward, artifact.consent_scope).epoch
+    request = JobRequest(
+        artifact_id=bundle.artifact_id,
+        grant_id=grant_id,
+        kernel_id=parameters.kernel.kernel_id,
+        parameters_digest=cid.digest,
+        purpose=artifact.consent_scope if purpose is None else purpose,
+        consent_epoch=epoch if consent_epoch is None else consent_epoch,
+        policy_version=artifact.policy_version,
+        rho_micro=rho_micro,
+        row_level=parameters.row_level,
+        nonce=secrets.randbits(63) if nonce is None else nonce,
+    )
+    receipt = ledger.transact("JobLedger", "postJob", request)
+    for event in ledger.events_of(receipt):
+        job_id = event.args.get("jobId")
+        if event.name == "JobDenied" and isinstance(job_id, bytes):
+            reason = Refusal(int(str(event.args["reason"])))
+            raise JobDeniedError(job_id, reason.name, hint=REFUSAL_HINTS.get(reason, ""))
+        if event.name == "JobPosted" and isinstance(job_id, bytes):
+            return JobId(job_id)
+    raise LedgerError("posting left neither a job nor a denial")
+
+
+def wait_for_job(
+    ledger: Ledger,
+    job_id: JobId,
+    *,
+    timeout_s: float = 600.0,
+    poll_s: float = 0.25,
+    on_state: Callable[[JobState], None] | None = None,
+) -> Job:
+    """Wait until a job is released.
+
+    Raises
+    ------
+    JobFailedError
+        If it ended in any other way, or is not over within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    seen = JobState.NONE
+    while True:
+        job = ledger.job(job_id)
+        if job.state != seen:
+            seen = job.state
+            if on_state:
+                on_state(seen)
+        if job.state == JobState.RELEASED:
+            return job
+        if job.state in FINAL_JOB_STATES:
+            reason = f" ({job.refusal.name})" if job.refusal else ""
+            raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))
+        if time.monotonic() > deadline:
+            raise JobFailedError(
+                job_id,
+                f"{job.state.name} after {timeout_s:.0f} s",
+                hint="it may still go on: `usufruct job show` follows it",
+            )
+        time.sleep(poll_s)

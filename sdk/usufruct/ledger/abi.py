@@ -1,0 +1,244 @@
+"""Precompiled ABI codecs: calls, returns, events and custom errors to and from records.
+
+Pure functions over the generated artifacts; no chain, no keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from enum import IntEnum, IntFlag
+from importlib import resources
+from typing import Any, TypeVar
+
+import eth_abi.abi
+import eth_abi.exceptions
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
+
+from usufruct.errors import TransactionRevertedError
+
+Record = TypeVar("Record")
+
+CONTRACTS = (
+    "ParticipantRegistry",
+    "MemberCouncil",
+    "KeyRegistry",
+    "LineageRegistry",
+    "ConsentRegistry",
+    "UsageRights",
+    "PrivacyBudget",
+    "JobLedger",
+)
+
+_PANIC = keccak(b"Panic(uint256)")[:4]
+_ERROR = keccak(b"Error(string)")[:4]
+
+
+def abi_type(entry: Mapping[str, Any]) -> str:
+    """Canonical type of one ABI input, tuples expanded: `tuple[]` with two words becomes `(bytes32,uint64)[]`."""
+    if not entry["type"].startswith("tuple"):
+        return str(entry["type"])
+    inner = ",".join(abi_type(component) for component in entry["components"])
+    return f"({inner}){entry['type'][len('tuple') :]}"
+
+
+def _wire_type(entry: Mapping[str, Any]) -> str:
+    """Type to decode with: strings as bytes, since a member may put anything but UTF-8 into one."""
+    return abi_type(entry).replace("string", "bytes")
+
+
+def to_abi(value: object) -> Any:
+    """Turn records into the plain tuples and numbers that the encoder takes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return tuple(to_abi(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, (IntEnum, IntFlag)):
+        return int(value)
+    if isinstance(value, (list, tuple)):
+        return [to_abi(item) for item in value]
+    return value
+
+
+@functools.cache
+def _hints(record: Any) -> dict[str, Any]:
+    return typing.get_type_hints(record)
+
+
+def from_abi(record: type[Record], values: Sequence[Any]) -> Record:
+    """Build a record from decoded words in the order of its fields."""
+    hints = _hints(typing.cast(typing.Hashable, record))
+    fields = dataclasses.fields(typing.cast(Any, record))
+    return record(**{f.name: _convert(hints[f.name], value) for f, value in zip(fields, values, strict=True)})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    hint = getattr(hint, "__supertype__", hint)
+    if dataclasses.is_dataclass(hint):
+        return from_abi(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if isinstance(hint, type) and issubclass(hint, (IntEnum, IntFlag)):
+        return hint(value)
+    if hint is str and isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if hint is str:
+        return to_checksum_address(value)
+    return value
+
+
+def _named(inputs: Sequence[Mapping[str, Any]], values: Sequence[Any]) -> dict[str, Any]:
+    return {entry["name"]: _named_value(entry, value) for entry, value in zip(inputs, values, strict=True)}
+
+
+def _named_value(entry: Mapping[str, Any], value: Any) -> Any:
+    if entry["type"] == "tuple":
+        return _named(entry["components"], value)
+    if entry["type"] == "address":
+        return to_checksum_address(value)
+    if entry["type"] == "string":
+        return value.decode("utf-8", "backslashreplace")
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FunctionCodec:
+    """Codec of one function."""
+
+    name: str
+    selector: bytes
+    input_types: tuple[str, ...]
+    output_types: tuple[str, ...]
+
+    def encode(self, arguments: Sequence[object]) -> bytes:
+        """Call data."""
+        return self.selector + eth_abi.abi.encode(self.input_types, [to_abi(a) for a in arguments])
+
+    def decode(self, data: bytes) -> tuple[Any, ...]:
+        """Returned words."""
+        return tuple(eth_abi.abi.decode(self.output_types, data))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventCodec:
+    """Codec of one event."""
+
+    contract: str
+    name: str
+    topic: bytes
+    inputs: tuple[Mapping[str, Any], ...]
+
+    @property
+    def in_series(self) -> bool:
+        """Whether the event ends in `(sequence, head)`."""
+        return [entry["name"] for entry in self.inputs[-2:]] == ["sequence", "head"]
+
+    def decode(self, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
+        """Arguments by name, in order of declaration; structs as nested dicts."""
+        plain = [entry for entry in self.inputs if not entry["indexed"]]
+        values = iter(eth_abi.abi.decode([_wire_type(entry) for entry in plain], data))
+        words = iter(topics[1:])
+        merged = [
+            eth_abi.abi.decode([abi_type(entry)], next(words))[0] if entry["indexed"] else next(values)
+            for entry in self.inputs
+        ]
+        return _named(self.inputs, merged)
+
+    def payload(self, arguments: Mapping[str, Any]) -> bytes:
+        """`abi.encode` of everything before `(sequence, head)`; what the rolling hash covers."""
+        covered = self.inputs[:-2]
+        return eth_abi.abi.encode(
+            [abi_type(entry) for entry in covered],
+            [_words(entry, arguments[entry["name"]]) for entry in covered],
+        )
+
+
+def _words(entry: Mapping[str, Any], value: Any) -> Any:
+    if entry["type"] == "tuple":
+        return tuple(_words(component, value[component["name"]]) for component in entry["components"])
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContractAbi:
+    """All codecs of one contract."""
+
+    name: str
+    functions: dict[str, FunctionCodec]
+    events: dict[bytes, EventCodec]
+    errors: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]]
+
+
+@functools.cache
+def load_abi(name: str) -> ContractAbi:
+    """Load the codecs of a contract from the package data."""
+    text = resources.files("usufruct.ledger").joinpath("artifacts", f"{name}.json").read_text("utf-8")
+    functions: dict[str, FunctionCodec] = {}
+    events: dict[bytes, EventCodec] = {}
+    errors: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]] = {}
+    for entry in json.loads(text)["abi"]:
+        inputs = tuple(entry.get("inputs", ()))
+        types = tuple(abi_type(item) for item in inputs)
+        digest = keccak(f"{entry.get('name', '')}({','.join(types)})".encode())
+        if entry["type"] == "function":
+            outputs = tuple(_wire_type(item) for item in entry["outputs"])
+            functions[entry["name"]] = FunctionCodec(entry["name"], digest[:4], types, outputs)
+        elif entry["type"] == "event":
+            events[digest] = EventCodec(name, entry["name"], digest, inputs)
+        elif entry["type"] == "error":
+            errors[digest[:4]] = (entry["name"], inputs)
+    return ContractAbi(name, functions, events, errors)
+
+
+@functools.cache
+def all_errors() -> dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]]:
+    """Custom errors of every contract by selector."""
+    merged: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]] = {}
+    for name in CONTRACTS:
+        merged.update(load_abi(name).errors)
+    return merged
+
+
+def decode_revert(data: bytes) -> TransactionRevertedError:
+    """Turn revert data into the typed error that names the custom error and its values."""
+    selector, body = data[:4], data[4:]
+    known = all_errors().get(selector)
+    try:
+        if known:
+            name, inputs = known
+            values = eth_abi.abi.decode([_wire_type(entry) for entry in inputs], body)
+            return TransactionRevertedError(name, _named(inputs, values))
+        if selector == _ERROR:
+            return TransactionRevertedError("Error", {"message": eth_abi.abi.decode(["string"], body)[0]})
+        if selector == _PANIC:
+            return TransactionRevertedError("Panic", {"code": eth_abi.abi.decode(["uint256"], body)[0]})
+    except eth_abi.exceptions.DecodingError:
+        pass
+    return TransactionRevertedError("UnknownRevert", {"data": "0x" + data.hex()})
+
+
+def args_to_json(value: object) -> Any:
+    """Event arguments as JSON values: bytes become 0x-hex."""
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, dict):
+        return {key: args_to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [args_to_json(item) for item in value]
+    return value
+
+
+def args_from_json(codec: EventCodec, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `args_to_json` for one event, by the types of its ABI."""
+    return {entry["name"]: _from_json(entry, arguments[entry["name"]]) for entry in codec.inputs}
+
+
+def _from_json(entry: Mapping[str, Any], value: Any) -> Any:
+    kind = str(entry["type"])
+    if kind == "tuple":
+        return {c["name"]: _from_json(c, value[c["name"]]) for c in entry["components"]}
+    if kind.endswith("[]"):
+        return [_from_json({**entry, "type": kind[:-2]}, item) for item in value]
+    return bytes.fromhex(value[2:]) if kind.startswith("bytes") else value

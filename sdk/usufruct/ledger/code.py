@@ -1,0 +1,66 @@
+"""Proves that the code on the chain is the code of this package: recompiles the shipped sources and compares byte by byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from usufruct.errors import WrongContractCodeError
+from usufruct.ledger.abi import CONTRACTS, load_abi
+from usufruct.ledger.compile import compare_runtime, immutable_values, load_standard_input, recompile
+from usufruct.ledger.deploy import contract_name_word
+from usufruct.ledger.ledger import Ledger
+
+_IMMUTABLES = {
+    "PARTICIPANTS": "ParticipantRegistry",
+    "KEYS": "KeyRegistry",
+    "LINEAGE": "LineageRegistry",
+    "CONSENTS": "ConsentRegistry",
+    "RIGHTS": "UsageRights",
+    "BUDGETS": "PrivacyBudget",
+}
+"""Contract that each immutable address must be."""
+
+
+def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[dict[str, object]]:
+    """Recompile with py-solc-x and compare every contract, its immutable addresses and its authority.
+
+    Parameters
+    ----------
+    node, node_modules :
+        The Node program, and the directory with the npm package `solc`.
+
+    Raises
+    ------
+    WrongContractCodeError
+        For the first contract that differs.
+    ConfigurationError
+        If the compiler cannot be found.
+    """
+    network = ledger.network
+    built = recompile(load_standard_input(), node=node, node_modules=node_modules)
+    manager = _looked_up(ledger, "AccessManager")
+    addresses = {**network.contracts, "AddressBook": network.address_book, "AccessManager": manager}
+    rows: list[dict[str, object]] = []
+    for name, address in addresses.items():
+        code = ledger.endpoint.code(address)
+        compare_runtime(built[name], code)
+        for variable, word in immutable_values(built[name], code).items():
+            expected = _IMMUTABLES.get(variable)
+            if expected and word[-20:] != bytes.fromhex(addresses[expected][2:]):
+                raise WrongContractCodeError(f"{name} was built with another {expected} than the network's")
+        if name in CONTRACTS and "authority" in load_abi(name).functions:
+            (authority,) = ledger.read(name, "authority")
+            if authority.lower() != manager.lower():
+                raise WrongContractCodeError(f"{name} obeys another authority than the network's AccessManager")
+        rows.append({"contract": name, "address": address, "size_bytes": len(code), "outcome": "as shipped"})
+    return rows
+
+
+def _looked_up(ledger: Ledger, name: str) -> str:
+    lookup = load_abi("AddressBook").functions["addressOf"]
+    message = {
+        "to": ledger.network.address_book,
+        "data": "0x" + lookup.encode([contract_name_word(name)]).hex(),
+    }
+    answer = ledger.endpoint.call("eth_call", message, "finalized")
+    return str(lookup.decode(bytes.fromhex(answer[2:]))[0])

@@ -1,0 +1,157 @@
+"""One JSON-RPC endpoint of the chain: calls, batches, finalised head, logs. Knows no contract and no key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import requests
+from eth_utils.crypto import keccak
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from web3 import HTTPProvider
+from web3.types import RPCEndpoint
+
+from usufruct.errors import LedgerError, LedgerUnreachableError, TransactionRevertedError, WrongChainError
+from usufruct.ledger.abi import decode_revert
+
+_LOG_SPAN = 5_000
+_REQUEST_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A finalised block."""
+
+    number: int
+    hash: bytes
+    timestamp: int
+    """Unix seconds."""
+
+
+class Endpoint:
+    """Blocking, thread-safe access to one endpoint; translates every library error.
+
+    Transport failures are repeated for `patience` seconds: reads are safe to repeat, and so is sending the same raw
+    transaction, which the chain identifies by its hash.
+    """
+
+    def __init__(self, url: str, *, patience: float = 30.0) -> None:
+        self.url = url
+        self._patience = patience
+        self._provider = HTTPProvider(
+            url, request_kwargs={"timeout": _REQUEST_SECONDS}, exception_retry_configuration=None
+        )
+
+    def call(self, method: str, *params: object) -> Any:
+        """One request; returns `result`.
+
+        Raises
+        ------
+        LedgerUnreachableError
+            If no answer came within `patience` seconds.
+        TransactionRevertedError
+            If a contract refused; carries the custom error.
+        LedgerError
+            If the endpoint answered with any other error.
+        """
+        for attempt in self._attempts():
+            with attempt:
+                answer = self._post(method, params)
+        return self._unwrap(method, cast(dict[str, Any], answer))
+
+    def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
+        """Several requests in one round trip; results in order; raises for the first that failed."""
+        if not calls:
+            return []
+        for attempt in self._attempts():
+            with attempt:
+                answers = self._post_batch(calls)
+        return [self._unwrap(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
+
+    def check_chain(self, chain_id: int, genesis_hash: str) -> None:
+        """Refuse an endpoint that serves another chain.
+
+        Raises
+        ------
+        WrongChainError
+            If chain id or genesis differ.
+        """
+        served_id = int(self.call("eth_chainId"), 16)
+        if served_id != chain_id:
+            raise WrongChainError(f"{self.url} serves chain {served_id}, not {chain_id}")
+        genesis = self.call("eth_getBlockByNumber", "0x0", False)
+        if genesis is None or genesis["hash"] != genesis_hash:
+            raise WrongChainError(f"{self.url} serves another genesis than {genesis_hash}")
+
+    def finalised(self) -> Head:
+        """The newest finalised block."""
+        return self._head("finalized")
+
+    def block(self, number: int) -> Head:
+        """The block with this number."""
+        return self._head(hex(number))
+
+    def logs(self, addresses: Sequence[str], first: int, last: int) -> list[dict[str, Any]]:
+        """Raw logs of blocks first..last, both included, in order."""
+        found: list[dict[str, Any]] = []
+        for start in range(first, last + 1, _LOG_SPAN):
+            stop = min(start + _LOG_SPAN - 1, last)
+            query = {"address": list(addresses), "fromBlock": hex(start), "toBlock": hex(stop)}
+            found.extend(self.call("eth_getLogs", query))
+        return found
+
+    def code(self, address: str) -> bytes:
+        """Runtime code at an address."""
+        return bytes.fromhex(self.call("eth_getCode", address, "finalized")[2:])
+
+    def _head(self, tag: str) -> Head:
+        block = self.call("eth_getBlockByNumber", tag, False)
+        if block is None:
+            raise LedgerError(f"{self.url} has no block {tag}")
+        return Head(int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16))
+
+    def _attempts(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(LedgerUnreachableError),
+            wait=wait_exponential_jitter(initial=0.1, max=2.0),
+            stop=stop_after_delay(self._patience),
+            reraise=True,
+        )
+
+    def _post(self, method: str, params: Sequence[object]) -> object:
+        try:
+            return self._provider.make_request(RPCEndpoint(method), list(params))
+        except (requests.RequestException, OSError, ValueError) as exc:
+            raise LedgerUnreachableError(f"{self.url} does not answer {method}: {_brief(exc)}") from exc
+
+    def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
+        try:
+            answers = self._provider.make_batch_request([(RPCEndpoint(m), list(p)) for m, p in calls])
+        except (requests.RequestException, OSError, ValueError) as exc:
+            raise LedgerUnreachableError(f"{self.url} does not answer a batch: {_brief(exc)}") from exc
+        if not isinstance(answers, list) or len(answers) != len(calls):
+            raise LedgerError(f"{self.url} refused a batch: {answers}")
+        return cast(list[dict[str, Any]], answers)
+
+    @staticmethod
+    def _unwrap(method: str, answer: dict[str, Any]) -> Any:
+        error = answer.get("error")
+        if error is None:
+            return answer.get("result")
+        data = error.get("data") if isinstance(error, dict) else None
+        if isinstance(data, str) and data.startswith("0x") and len(data) >= 10:
+            raise decode_revert(bytes.fromhex(data[2:]))
+        message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+        if "revert" in message.lower():
+            raise TransactionRevertedError("Reverted", {"message": message})
+        raise LedgerError(f"{method}: {message}")
+
+
+def transaction_hash(raw: bytes) -> bytes:
+    """Hash that identifies a signed transaction."""
+    return bytes(keccak(raw))
+
+
+def _brief(exc: BaseException) -> str:
+    return str(exc).split("(Caused by")[0][:200]

@@ -1,0 +1,238 @@
+"""The contracts as typed calls on records. Reads finalised state; writes only when opened with a sender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from usufruct.errors import (
+    ConfigurationError,
+    LedgerError,
+    TransactionRevertedError,
+    WrongContractCodeError,
+)
+from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
+from usufruct.ledger.compile import compare_runtime, load_artifact
+from usufruct.ledger.endpoint import Endpoint, Head
+from usufruct.ledger.network import Network
+from usufruct.ledger.sender import Receipt, Sender
+from usufruct.records import (
+    Artifact,
+    ArtifactId,
+    BudgetAccount,
+    ConsentEpoch,
+    GrantId,
+    Job,
+    JobId,
+    KeyDomain,
+    KeyId,
+    LedgerEvent,
+    OrgId,
+    Participant,
+    Refusal,
+    Timings,
+    UsageGrant,
+)
+
+Record = TypeVar("Record")
+
+
+class Ledger:
+    """One network, through one endpoint, optionally as one account."""
+
+    def __init__(self, network: Network, endpoint: Endpoint, sender: Sender | None = None) -> None:
+        self.network = network
+        self.endpoint = endpoint
+        self._sender = sender
+        self._contract_of = {network.contracts[name].lower(): name for name in CONTRACTS}
+
+    @classmethod
+    def open(
+        cls,
+        network: Network,
+        *,
+        private_key: bytes | None = None,
+        lock_file: Path | None = None,
+        patience: float = 30.0,
+    ) -> Ledger:
+        """Connect and check that this is the right chain with the right contracts.
+
+        Raises
+        ------
+        WrongChainError, WrongContractCodeError, LedgerUnreachableError
+        """
+        endpoint = Endpoint(network.rpc_urls[0], patience=patience)
+        endpoint.check_chain(network.chain_id, network.genesis_hash)
+        sender = (
+            None
+            if private_key is None
+            else Sender(endpoint, network.chain_id, private_key, lock_file=lock_file)
+        )
+        ledger = cls(network, endpoint, sender)
+        ledger.check_address_book()
+        return ledger
+
+    @property
+    def address(self) -> str:
+        """Address of the account that this ledger sends from."""
+        return self._require_sender().address
+
+    def check_address_book(self) -> None:
+        """Check every contract of the network file: in the on-chain address book, with the code of this package.
+
+        Raises
+        ------
+        WrongContractCodeError
+        """
+        for name in CONTRACTS:
+            address = self.network.contracts[name]
+            compare_runtime(load_artifact(name), self.endpoint.code(address))
+        book = load_artifact("AddressBook")
+        compare_runtime(book, self.endpoint.code(self.network.address_book))
+        lookup = load_abi("AddressBook").functions["addressOf"]
+        calls = [
+            (
+                "eth_call",
+                (
+                    {
+                        "to": self.network.address_book,
+                        "data": "0x" + lookup.encode([name.encode().ljust(32, b"\0")]).hex(),
+                    },
+                    "finalized",
+                ),
+            )
+            for name in CONTRACTS
+        ]
+        for name, word in zip(CONTRACTS, self.endpoint.batch(calls), strict=True):
+            (recorded,) = lookup.decode(bytes.fromhex(word[2:]))
+            if recorded.lower() != self.network.contracts[name].lower():
+                raise WrongContractCodeError(
+                    f"the address book names {recorded} as {name}, the network file {self.network.contracts[name]}"
+                )
+
+    def read(self, contract: str, function: str, *arguments: object) -> tuple[Any, ...]:
+        """Call a view at the newest finalised block; decoded words."""
+        codec = load_abi(contract).functions[function]
+        message = {"to": self.network.contracts[contract], "data": "0x" + codec.encode(arguments).hex()}
+        return codec.decode(bytes.fromhex(self.endpoint.call("eth_call", message, "finalized")[2:]))
+
+    def transact(self, contract: str, function: str, *arguments: object) -> Receipt:
+        """Send one call and wait until it is final; see `Sender.transact` for errors."""
+        codec = load_abi(contract).functions[function]
+        return self._require_sender().transact(self.network.contracts[contract], codec.encode(arguments))
+
+    def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
+        """Address and call data of a call: for proposals to the council and for batches."""
+        return self.network.contracts[contract], load_abi(contract).functions[function].encode(arguments)
+
+    def transact_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000) -> list[Receipt]:
+        """Send independent calls as one pre-signed batch; see `Sender.transact_many`."""
+        return self._require_sender().transact_many(calls, gas=gas)
+
+    def events(self, first: int, last: int) -> list[LedgerEvent]:
+        """Decoded events of all contracts in finalised blocks first..last, in order."""
+        logs = self.endpoint.logs([self.network.contracts[name] for name in CONTRACTS], first, last)
+        missing = sorted({log["blockNumber"] for log in logs if "blockTimestamp" not in log})
+        blocks = self.endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in missing])
+        times = {block["number"]: block["timestamp"] for block in blocks}
+        return [self._event(log, log.get("blockTimestamp") or times[log["blockNumber"]]) for log in logs]
+
+    def events_of(self, receipt: Receipt) -> list[LedgerEvent]:
+        """Decoded events of one transaction."""
+        time = hex(self.endpoint.block(receipt.block_number).timestamp)
+        known = [log for log in receipt.logs if log["address"].lower() in self._contract_of]
+        return [self._event(log, time) for log in known]
+
+    def event_of(self, receipt: Receipt, name: str) -> LedgerEvent:
+        """The one event of a transaction with this name.
+
+        Raises
+        ------
+        LedgerError
+            If the transaction emitted none.
+        """
+        for event in self.events_of(receipt):
+            if event.name == name:
+                return event
+        raise LedgerError(f"transaction 0x{receipt.transaction_hash.hex()} emitted no {name}")
+
+    def finalised(self) -> Head:
+        """The newest finalised block."""
+        return self.endpoint.finalised()
+
+    def participant(self, org: OrgId) -> Participant:
+        """A member's record; status NONE when unknown."""
+        return self._record(Participant, "ParticipantRegistry", "participant", org)
+
+    def participants(self) -> list[Participant]:
+        """Every organisation ever admitted."""
+        (ids,) = self.read("ParticipantRegistry", "organisations")
+        return [self.participant(OrgId(org)) for org in ids]
+
+    def organisation_of(self, address: str) -> OrgId:
+        """Organisation of an account; 32 zero bytes when none."""
+        return OrgId(self.read("ParticipantRegistry", "organisationOf", address)[0])
+
+    def key_domain(self, key_id: KeyId) -> KeyDomain:
+        """A key domain; status NONE when unknown."""
+        return self._record(KeyDomain, "KeyRegistry", "keyDomain", key_id)
+
+    def artifact(self, artifact_id: ArtifactId) -> Artifact:
+        """An artifact; kind NONE when unknown."""
+        return self._record(Artifact, "LineageRegistry", "artifact", artifact_id)
+
+    def consent_epoch(self, steward: OrgId, scope: bytes) -> ConsentEpoch:
+        """The consent epoch in force; epoch 0 when none was anchored."""
+        return self._record(ConsentEpoch, "ConsentRegistry", "currentEpoch", steward, scope)
+
+    def grant(self, grant_id: GrantId) -> UsageGrant:
+        """A grant; status NONE when unknown, terms empty until granted."""
+        return self._record(UsageGrant, "UsageRights", "grant", grant_id)
+
+    def grant_standing(self, grant_id: GrantId) -> Refusal:
+        """Why a grant does not stand; NONE when it does."""
+        return Refusal(self.read("UsageRights", "standing", grant_id)[0])
+
+    def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
+        """Privacy account of a bundle."""
+        return self._record(BudgetAccount, "PrivacyBudget", "account", artifact_id)
+
+    def job(self, job_id: JobId) -> Job:
+        """A job; state NONE when unknown."""
+        return self._record(Job, "JobLedger", "job", job_id)
+
+    def timings(self) -> Timings:
+        """Seconds that each job state may last."""
+        return self._record(Timings, "JobLedger", "timings")
+
+    def _record(self, record: type[Record], contract: str, function: str, *arguments: object) -> Record:
+        try:
+            (values,) = self.read(contract, function, *arguments)
+        except TransactionRevertedError as exc:
+            if exc.name.endswith("Unknown"):
+                raise LedgerError(f"{contract} knows no such record: {exc}") from exc
+            raise
+        return from_abi(record, values)
+
+    def _event(self, log: dict[str, Any], timestamp: str) -> LedgerEvent:
+        contract = self._contract_of[log["address"].lower()]
+        topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
+        codec = load_abi(contract).events.get(topics[0])
+        if codec is None:
+            raise WrongContractCodeError(f"{contract} emitted an event that this package does not know")
+        return LedgerEvent(
+            contract=contract,
+            name=codec.name,
+            args=codec.decode(topics, bytes.fromhex(log["data"][2:])),
+            block_number=int(log["blockNumber"], 16),
+            block_hash=bytes.fromhex(log["blockHash"][2:]),
+            transaction_hash=bytes.fromhex(log["transactionHash"][2:]),
+            log_index=int(log["logIndex"], 16),
+            timestamp=int(timestamp, 16),
+        )
+
+    def _require_sender(self) -> Sender:
+        if self._sender is None:
+            raise ConfigurationError("this ledger was opened for reading only")
+        return self._sender

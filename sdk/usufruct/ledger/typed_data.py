@@ -1,0 +1,83 @@
+"""EIP-712 typed data of the network: consent receipts and releases. Pure signing and recovery.
+
+The domain carries chain id and contract, so nothing signed for one network or contract is valid on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eth_account import Account
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_utils.crypto import keccak
+
+from usufruct.errors import VerificationError
+
+CONSENT_RECEIPT = {
+    "ConsentReceipt": [
+        {"name": "steward", "type": "bytes32"},
+        {"name": "pseudonym", "type": "bytes32"},
+        {"name": "scope", "type": "bytes32"},
+        {"name": "noticeDigest", "type": "bytes32"},
+        {"name": "givenAt", "type": "uint64"},
+        {"name": "expiresAt", "type": "uint64"},
+    ]
+}
+
+RELEASE = {
+    "Release": [
+        {"name": "jobId", "type": "bytes32"},
+        {"name": "resultDigest", "type": "bytes32"},
+        {"name": "sealedDigest", "type": "bytes32"},
+        {"name": "sigmaMicro", "type": "uint64"},
+        {"name": "rhoMicro", "type": "uint64"},
+    ]
+}
+
+
+def _message(
+    types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str
+) -> SignableMessage:
+    domain = {"name": "Usufruct", "version": "1", "chainId": chain_id, "verifyingContract": contract}
+    return encode_typed_data(domain, types, dict(values))
+
+
+def digest(types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str) -> bytes:
+    """EIP-712 digest, 32 bytes."""
+    signable = _message(types, values, chain_id=chain_id, contract=contract)
+    return bytes(keccak(b"\x19" + signable.version + signable.header + signable.body))
+
+
+def sign(
+    private_key: bytes, types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str
+) -> bytes:
+    """Sign; 65 bytes r || s || v."""
+    signable = _message(types, values, chain_id=chain_id, contract=contract)
+    return bytes(Account.sign_message(signable, private_key).signature)
+
+
+def check_signature(
+    signer: str,
+    signature: bytes,
+    types: dict[str, Any],
+    values: Mapping[str, Any],
+    *,
+    chain_id: int,
+    contract: str,
+) -> None:
+    """Check who signed.
+
+    Raises
+    ------
+    VerificationError
+        If the signature is malformed or not by `signer`.
+    """
+    try:
+        actual = Account.recover_message(
+            _message(types, values, chain_id=chain_id, contract=contract), signature=signature
+        )
+    except Exception as exc:
+        raise VerificationError(f"malformed signature: {exc}") from exc
+    if actual != signer:
+        raise VerificationError(f"signed by {actual}, not by {signer}")

@@ -1,0 +1,389 @@
+"""Ids and ledger records as frozen dataclasses; standard library only.
+
+Each record mirrors one Solidity struct: same fields, same order, names in snake case. A parity test walks the ABI.
+Nothing here reads a chain, a file or a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import NewType
+
+from usufruct.errors import InputError
+
+OrgId = NewType("OrgId", bytes)
+ArtifactId = NewType("ArtifactId", bytes)
+KeyId = NewType("KeyId", bytes)
+GrantId = NewType("GrantId", bytes)
+JobId = NewType("JobId", bytes)
+
+ZERO_32 = bytes(32)
+
+
+def label(text: str) -> bytes:
+    """Encode a short ASCII label as 32 bytes, zero-padded on the right: organisation ids, purposes, contract names.
+
+    Raises
+    ------
+    InputError
+        If the text is empty, longer than 32 characters, or holds anything but a-z, 0-9 and inner hyphens.
+    """
+    allowed = text.replace("-", "")
+    if not 0 < len(text) <= 32 or not (
+        (allowed.isascii() and allowed.isalnum() and allowed.islower()) or allowed.isdigit()
+    ):
+        raise InputError(
+            f"{text!r} is not a label", hint="use 1 to 32 lower-case letters, digits and hyphens"
+        )
+    if text[0] == "-" or text[-1] == "-":
+        raise InputError(f"{text!r} is not a label", hint="a label neither starts nor ends with a hyphen")
+    return text.encode("ascii").ljust(32, b"\0")
+
+
+def unlabel(value: bytes) -> str:
+    """Decode a label; a value that is none comes back as `0x` and hex digits."""
+    text = value.rstrip(b"\0")
+    try:
+        decoded = text.decode("ascii")
+        return decoded if label(decoded) == value else "0x" + value.hex()
+    except (UnicodeDecodeError, InputError):
+        return "0x" + value.hex()
+
+
+def org_id(name: str) -> OrgId:
+    """Id of the organisation with this name."""
+    return OrgId(label(name))
+
+
+class Refusal(IntEnum):
+    """Why the network refused. Source: `contracts/Ids.sol`, enum `Refusal`."""
+
+    NONE = 0
+    GRANT_UNKNOWN = 1
+    GRANT_NOT_OPEN = 2
+    GRANT_REVOKED = 3
+    GRANT_EXPIRED = 4
+    USES_EXHAUSTED = 5
+    GRANTEE_MISMATCH = 6
+    ARTIFACT_MISMATCH = 7
+    PURPOSE_NOT_GRANTED = 8
+    KERNEL_NOT_GRANTED = 9
+    ROW_LEVEL_NOT_GRANTED = 10
+    ARTIFACT_FROZEN = 11
+    RETENTION_PASSED = 12
+    STEWARD_NOT_ACTIVE = 13
+    REQUESTER_NOT_ACTIVE = 14
+    KEY_DOMAIN_NOT_ACTIVE = 15
+    POLICY_VERSION_STALE = 16
+    CONSENT_EPOCH_STALE = 17
+    COHORT_TOO_SMALL = 18
+    BUDGET_EXCEEDED = 19
+    NOT_ENOUGH_VERIFIERS = 20
+    LEVEL_TOO_LOW = 21
+    POSSESSION_UNPROVEN = 22
+    RESULT_INVALID = 23
+
+
+REFUSAL_HINTS: dict[Refusal, str] = {
+    Refusal.GRANT_EXPIRED: "ask the steward for a new grant",
+    Refusal.GRANT_REVOKED: "the steward took the grant back; ask why before asking again",
+    Refusal.USES_EXHAUSTED: "ask the steward for more uses",
+    Refusal.KERNEL_NOT_GRANTED: "`usufruct rights list` shows the kernels of each grant",
+    Refusal.ROW_LEVEL_NOT_GRANTED: 'ask for an aggregate (`output="sum"`), or for row-level rights',
+    Refusal.CONSENT_EPOCH_STALE: "post the job again: it will name the consent epoch in force",
+    Refusal.POLICY_VERSION_STALE: "read the new policy, then post the job again",
+    Refusal.BUDGET_EXCEEDED: "`usufruct rights budget` shows what is left",
+    Refusal.COHORT_TOO_SMALL: "fewer subjects consent than the grant's minimum cohort",
+}
+
+
+class Level(IntEnum):
+    """What stands behind a result. Source: `contracts/Ids.sol`, enum `Level`."""
+
+    NONE = 0
+    CLAIMED = 1
+    SAMPLED = 2
+    ALGEBRAIC = 3
+    REPLICATED = 4
+
+
+class Role(IntFlag):
+    """Roles of a member. Source: `contracts/IParticipantRegistry.sol`, constants `ROLE_*`."""
+
+    NONE = 0
+    STEWARD = 1
+    CUSTODIAN = 2
+    PARTNER = 4
+    COMPUTE = 8
+    VERIFIER = 16
+    AUDITOR = 32
+
+
+class MemberStatus(IntEnum):
+    """Source: `contracts/IParticipantRegistry.sol`, enum `Status`."""
+
+    NONE = 0
+    ACTIVE = 1
+    SUSPENDED = 2
+    REMOVED = 3
+
+
+class KeyStatus(IntEnum):
+    """Source: `contracts/IKeyRegistry.sol`, enum `KeyStatus`."""
+
+    NONE = 0
+    ACTIVE = 1
+    RETIRED = 2
+    COMPROMISED = 3
+
+
+class ArtifactKind(IntEnum):
+    """Source: `contracts/ILineageRegistry.sol`, enum `ArtifactKind`."""
+
+    NONE = 0
+    BUNDLE = 1
+    RESULT = 2
+    RELEASE = 3
+
+
+class FreezeState(IntEnum):
+    """Source: `contracts/ILineageRegistry.sol`, enum `FreezeState`."""
+
+    NONE = 0
+    BY_STEWARD = 1
+    BY_COUNCIL = 2
+
+
+class GrantStatus(IntEnum):
+    """Source: `contracts/IUsageRights.sol`, enum `GrantStatus`."""
+
+    NONE = 0
+    REQUESTED = 1
+    GRANTED = 2
+    DENIED = 3
+    REVOKED = 4
+
+
+class ProposalStatus(IntEnum):
+    """Source: `contracts/IMemberCouncil.sol`, enum `ProposalStatus`."""
+
+    NONE = 0
+    OPEN = 1
+    EXECUTED = 2
+    EXPIRED = 3
+
+
+class JobState(IntEnum):
+    """Source: `contracts/IJobLedger.sol`, enum `JobState`."""
+
+    NONE = 0
+    POSTED = 1
+    DENIED = 2
+    CLAIMED = 3
+    COMMITTED = 4
+    REVEALING = 5
+    DISPUTED = 6
+    VERIFIED = 7
+    OPENED = 8
+    RELEASED = 9
+    REFUTED = 10
+    EXPIRED = 11
+    REFUSED = 12
+    STALE_CONSENT = 13
+
+
+FINAL_JOB_STATES = frozenset(
+    {
+        JobState.DENIED,
+        JobState.RELEASED,
+        JobState.REFUTED,
+        JobState.EXPIRED,
+        JobState.REFUSED,
+        JobState.STALE_CONSENT,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One member organisation. Source: `contracts/IParticipantRegistry.sol`, struct `Participant`."""
+
+    id: OrgId
+    account: str
+    """Checksummed address of the organisation's authority."""
+    node_account: str
+    """Checksummed address of the organisation's node."""
+    roles: Role
+    status: MemberStatus
+    hpke_key: bytes
+    """X25519 public key, 32 bytes."""
+    peer_id: bytes
+    """libp2p peer id, binary."""
+    endpoint: str
+    """Multiaddr without the peer id."""
+
+    @property
+    def name(self) -> str:
+        """The organisation's label."""
+        return unlabel(self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyDomain:
+    """Source: `contracts/IKeyRegistry.sol`, struct `KeyDomain`."""
+
+    custodian: OrgId
+    parameters_id: bytes
+    public_digest: bytes
+    registered_at: int
+    """Unix seconds."""
+    status: KeyStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A node of the lineage graph. Source: `contracts/ILineageRegistry.sol`, struct `Artifact`."""
+
+    kind: ArtifactKind
+    steward: OrgId
+    key_id: KeyId
+    content_digest: bytes
+    policy_digest: bytes
+    policy_version: int
+    consent_scope: bytes
+    retain_until: int
+    """Unix seconds; unusable at and after this time."""
+    registered_at: int
+    frozen: FreezeState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleRegistration:
+    """Source: `contracts/ILineageRegistry.sol`, struct `BundleRegistration`."""
+
+    content_digest: bytes
+    parents: tuple[ArtifactId, ...] = ()
+    key_id: KeyId
+    policy_digest: bytes
+    consent_scope: bytes
+    retain_until: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsentEpoch:
+    """Source: `contracts/IConsentRegistry.sol`, struct `ConsentEpoch`."""
+
+    epoch: int
+    anchored_at: int
+    """Unix seconds."""
+    cohort_floor: int
+    consent_root: bytes
+    status_digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantTerms:
+    """Source: `contracts/IUsageRights.sol`, struct `GrantTerms`."""
+
+    kernels: tuple[bytes, ...]
+    uses: int
+    expires_at: int
+    """Unix seconds; the grant is void at and after this time."""
+    rho_micro: int
+    """zCDP budget in millionths of rho."""
+    min_cohort: int
+    level: Level = Level.REPLICATED
+    replicas: int = 2
+    row_level: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageGrant:
+    """A request for rights and what became of it. Source: `contracts/IUsageRights.sol`, struct `Grant`."""
+
+    artifact_id: ArtifactId
+    grantee: OrgId
+    purpose: bytes
+    status: GrantStatus
+    used: int
+    terms: GrantTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetAccount:
+    """zCDP account of a bundle, in millionths of rho. Source: `contracts/IPrivacyBudget.sol`, struct `Account`."""
+
+    total: int
+    reserved: int
+    spent: int
+
+    @property
+    def available(self) -> int:
+        """Millionths of rho neither reserved nor spent."""
+        return self.total - self.reserved - self.spent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """Source: `contracts/IJobLedger.sol`, struct `JobRequest`."""
+
+    artifact_id: ArtifactId
+    grant_id: GrantId
+    kernel_id: bytes
+    parameters_digest: bytes
+    purpose: bytes
+    consent_epoch: int
+    policy_version: int
+    rho_micro: int
+    row_level: bool
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Source: `contracts/IJobLedger.sol`, struct `Job`."""
+
+    state: JobState
+    requester: OrgId
+    executor: OrgId
+    key_id: KeyId
+    deadline: int
+    """Unix seconds by which the present state must be left."""
+    replicas: int
+    asked: int
+    commits: int
+    agreeing: int
+    dissenting: int
+    refusal: Refusal
+    result_digest: bytes
+    release_digest: bytes
+    request: JobRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds that each job state may last. Source: `contracts/IJobLedger.sol`, struct `Timings`."""
+
+    claim: int = 600
+    compute: int = 3600
+    commit: int = 3600
+    reveal: int = 600
+    dispute: int = 86400
+    release: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEvent:
+    """One decoded event of a finalised block."""
+
+    contract: str
+    name: str
+    args: dict[str, object] = field(hash=False)
+    """Arguments by their Solidity names, in order of declaration; structs as nested dicts."""
+    block_number: int
+    block_hash: bytes
+    transaction_hash: bytes
+    log_index: int
+    timestamp: int
+    """Unix seconds of the block."""

@@ -1,0 +1,144 @@
+"""Step 4, register: key domains, bundles and their policies enter the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from usufruct.content import Cid
+from usufruct.content.node import NodeContent
+from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
+from usufruct.he.kernels import kernel_by_name
+from usufruct.ledger import Ledger
+from usufruct.publish import PublishedBundle
+from usufruct.records import ArtifactId, BundleRegistration, KeyId, label
+
+POLICY_TYPE = "usufruct/policy/1"
+PUBLIC_TYPE = "usufruct/key-domain/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a steward allows on a bundle; a block that every member may read, cited by version on the ledger."""
+
+    purposes: tuple[str, ...]
+    kernels: tuple[str, ...]
+    min_cohort: int
+    """Fewest consenting subjects that a release may aggregate."""
+    row_level: bool
+    """Whether per-row results may ever be released."""
+    max_rho_micro_per_job: int
+    """zCDP, millionths of rho."""
+
+    def to_record(self) -> dict[str, object]:
+        """The record whose DAG-CBOR block is cited on the ledger."""
+        return {
+            "type": POLICY_TYPE,
+            "purposes": list(self.purposes),
+            "kernels": list(self.kernels),
+            "min_cohort": self.min_cohort,
+            "row_level": self.row_level,
+            "max_rho_micro_per_job": self.max_rho_micro_per_job,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> Policy:
+        """Parse strictly.
+
+        Raises
+        ------
+        ManifestError
+        """
+        fields = {"purposes", "kernels", "min_cohort", "row_level", "max_rho_micro_per_job"}
+        if record.get("type") != POLICY_TYPE or set(record) != fields | {"type"}:
+            raise ManifestError("not a policy record")
+        purposes, kernels = record["purposes"], record["kernels"]
+        cohort, rho, rows = record["min_cohort"], record["max_rho_micro_per_job"], record["row_level"]
+        if not isinstance(purposes, list) or not isinstance(kernels, list):
+            raise ManifestError("policy: `purposes` or `kernels` is no list")
+        if not all(isinstance(item, str) for item in [*purposes, *kernels]):
+            raise ManifestError("policy: a purpose or kernel is no text")
+        if type(cohort) is not int or type(rho) is not int or type(rows) is not bool or min(cohort, rho) < 1:
+            raise ManifestError("policy: a bound has the wrong type or is below 1")
+        return cls(
+            purposes=tuple(str(item) for item in purposes),
+            kernels=tuple(str(item) for item in kernels),
+            min_cohort=cohort,
+            row_level=rows,
+            max_rho_micro_per_job=rho,
+        )
+
+
+def register_key_domain(ledger: Ledger, node: NodeContent, public: Mapping[str, object]) -> KeyId:
+    """Publish a key domain's public record and register it; the caller's organisation is its custodian.
+
+    Parameters
+    ----------
+    public :
+        From `usufruct.keys.he_keys.create_key_domain`: scheme, parameters id, key id, commitment.
+    """
+    cid = node.put_record("public", {"type": PUBLIC_TYPE, **public})
+    key_id, parameters_id = public["key_id"], public["parameters_id"]
+    if not isinstance(key_id, bytes) or not isinstance(parameters_id, bytes):
+        raise InputError("the key domain's record lacks its ids")
+    ledger.transact("KeyRegistry", "registerKeyDomain", key_id, parameters_id, cid.digest)
+    return KeyId(key_id)
+
+
+def register_bundle(
+    ledger: Ledger,
+    node: NodeContent,
+    published: PublishedBundle,
+    *,
+    policy: Policy,
+    retain_until: int,
+    budget_rho_micro: int,
+    parents: tuple[ArtifactId, ...] = (),
+) -> ArtifactId:
+    """Register a published bundle with its policy and open its privacy budget.
+
+    Parameters
+    ----------
+    retain_until :
+        Unix seconds; no job may use the bundle at or after this time.
+    budget_rho_micro :
+        zCDP budget over all partners together, in millionths of rho.
+
+    Raises
+    ------
+    InputError
+        If the policy names an unknown kernel or does not name the bundle's purpose; nothing was sent.
+    WrongKeyDomainError
+        If the bundle's key domain is not the caller's.
+    TransactionRevertedError
+    """
+    for kernel in policy.kernels:
+        kernel_by_name(kernel)
+    scope = published.manifest.scope
+    if scope not in policy.purposes:
+        raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
+    key_id = KeyId(published.manifest.shape.key_id)
+    if ledger.key_domain(key_id).custodian != ledger.organisation_of(ledger.address):
+        raise WrongKeyDomainError(f"key domain {key_id.hex()[:12]} is not this organisation's")
+    policy_cid = node.put_record("policy", policy.to_record())
+    registration = BundleRegistration(
+        content_digest=published.cid.digest,
+        parents=parents,
+        key_id=key_id,
+        policy_digest=policy_cid.digest,
+        consent_scope=label(scope),
+        retain_until=retain_until,
+    )
+    receipt = ledger.transact("LineageRegistry", "registerBundle", registration)
+    artifact_id = ledger.event_of(receipt, "BundleRegistered").args["artifactId"]
+    if not isinstance(artifact_id, bytes):
+        raise InputError("the registry returned no artifact id")
+    ledger.transact("PrivacyBudget", "setBudget", artifact_id, budget_rho_micro)
+    return ArtifactId(artifact_id)
+
+
+def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, policy: Policy) -> Cid:
+    """Put a new policy in force; its version grows by one and jobs posted against the old one are not released."""
+    cid = node.put_record("policy", policy.to_record())
+    ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
+    return cid

@@ -1,0 +1,243 @@
+"""Step 9, release: the custodian turns a verified result into a noised, signed envelope that only the partner can open.
+
+Holds the arithmetic and the formats. When to decrypt, and in which order things become durable, is the custodian role's
+matter in the node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from usufruct.content import dag
+from usufruct.errors import ManifestError, VerificationError
+from usufruct.he.bfv import SecretKey, open_coefficients
+from usufruct.he.container import Form
+from usufruct.he.kernels import outputs
+from usufruct.job import JobInputs
+from usufruct.keys import hpke
+from usufruct.ledger import Network, typed_data
+from usufruct.privacy import MICRO, discrete_gaussian, epsilon, noise_bound, sigma_for
+from usufruct.records import Job, JobId, Participant
+
+ENVELOPE_TYPE = "usufruct/sealed-release/1"
+PAYLOAD_TYPE = "usufruct/release/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A released result, as the partner reads it."""
+
+    job_id: JobId
+    kernel: str
+    values: npt.NDArray[np.int64]
+    """Noised integers: shape (n_outputs,) for aggregates, (n_consenting, n_outputs) in random order for rows."""
+    count: int
+    """Rows that consented; public through the consent status."""
+    result_scale: float
+    """Integer units per 1.0."""
+    sigma: float
+    """Standard deviation of the noise on each value, in integer units."""
+    rho_micro: int
+    """Privacy spent, zCDP, millionths of rho."""
+
+    @property
+    def row_level(self) -> bool:
+        """Whether there is one value per row."""
+        return self.values.ndim == 2
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Mean over the consenting rows, shape (n_outputs,), natural units."""
+        total = self.values.sum(axis=0) if self.row_level else self.values
+        return total / (self.result_scale * self.count)
+
+    def natural(self) -> npt.NDArray[np.float64]:
+        """Values in natural units, same shape."""
+        return self.values / self.result_scale
+
+    def mean_error(self, failure_probability: float = 1e-6) -> float:
+        """Bound on the noise of each entry of `mean()`, natural units, except with this probability."""
+        scale = self.sigma * (np.sqrt(self.count) if self.row_level else 1.0)
+        return noise_bound(float(scale), failure_probability) / (self.result_scale * self.count)
+
+    def epsilon(self, delta: float = 1e-6) -> float:
+        """The spent privacy as epsilon at `delta`."""
+        return epsilon(self.rho_micro, delta)
+
+
+def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey) -> npt.NDArray[np.int64]:
+    """Open the permitted coefficients of a verified result; exact, before noise.
+
+    Returns
+    -------
+    values :
+        Shape (n_outputs,) for aggregates; (n_consenting, n_outputs) in row order for rows. Withdrawn rows are never opened.
+    """
+    parameters = inputs.parameters
+    shape = inputs.manifest.shape
+    expected = outputs(parameters.kernel, parameters.parameters, shape)
+    if len(expected) != len(blocks):
+        raise VerificationError(f"{len(blocks)} result blocks where the kernel gives {len(expected)}")
+    if not parameters.row_level:
+        opened = [open_coefficients(block, secret, [0])[0] for block in blocks]
+        return np.array(opened, dtype=np.int64)
+    columns: dict[int, list[int]] = {}
+    first = 0
+    chunk_start = {}
+    for chunk in range(shape.n_chunks):
+        chunk_start[chunk] = first
+        first += shape.rows_in_chunk(chunk)
+    for output, block in zip(expected, blocks, strict=True):
+        if output.form != Form.CIPHERTEXT or output.chunk is None:
+            raise VerificationError("a row-level result with an aggregate block")
+        start = chunk_start[output.chunk]
+        rows = inputs.mask[start : start + shape.rows_in_chunk(output.chunk)]
+        permitted = [int(i) for i in np.flatnonzero(rows)]
+        columns.setdefault(output.column, []).extend(open_coefficients(block, secret, permitted))
+    return np.array([columns[c] for c in sorted(columns)], dtype=np.int64).T
+
+
+def add_noise(
+    opened: npt.NDArray[np.int64], inputs: JobInputs, *, rho_micro: int
+) -> tuple[npt.NDArray[np.int64], float]:
+    """Clip to the kernel's static bound, add discrete Gaussian noise, and shuffle rows; returns values and sigma."""
+    sigma = sigma_for(rho_micro, inputs.parameters.sensitivity(inputs.manifest))
+    clipped = np.clip(opened, -inputs.bounds.value_bound, inputs.bounds.value_bound)
+    noised = np.array(discrete_gaussian([int(v) for v in clipped.ravel()], sigma), dtype=np.int64)
+    noised = noised.reshape(opened.shape)
+    if noised.ndim == 2:
+        order = list(range(len(noised)))
+        secrets.SystemRandom().shuffle(order)
+        noised = noised[order]
+    return noised, sigma
+
+
+def sigma_micro(sigma: float) -> int:
+    """Noise scale as the ledger logs it: millionths, rounded up."""
+    return int(np.ceil(sigma * MICRO))
+
+
+def make_envelope(
+    network: Network,
+    job_id: JobId,
+    job: Job,
+    inputs: JobInputs,
+    noised: npt.NDArray[np.int64],
+    sigma: float,
+    *,
+    recipient: Participant,
+    signing_key: bytes,
+) -> bytes:
+    """The release as a DAG-CBOR block: encrypted to the partner, signed by the custodian's node."""
+    payload = {
+        "type": PAYLOAD_TYPE,
+        "job": bytes(job_id),
+        "kernel": inputs.parameters.kernel.name,
+        "values": [int(v) for v in noised.ravel()],
+        "columns": int(noised.shape[1]) if noised.ndim == 2 else 0,
+        "count": int(inputs.mask.sum()),
+        "result_scale": inputs.parameters.result_scale,
+        "sigma_micro": sigma_micro(sigma),
+        "rho_micro": job.request.rho_micro,
+    }
+    sealed = hpke.seal_to(recipient.hpke_key, dag.encode(payload), _info(network, job_id))
+    values = _signed_values(job_id, job, sealed, sigma_micro(sigma))
+    signature = typed_data.sign(signing_key, typed_data.RELEASE, values, **_domain(network))
+    return dag.encode(
+        {
+            "type": ENVELOPE_TYPE,
+            "job": bytes(job_id),
+            "sealed": sealed,
+            "sigma_micro": sigma_micro(sigma),
+            "signature": signature,
+        }
+    )
+
+
+def open_envelope(
+    network: Network,
+    job_id: JobId,
+    job: Job,
+    envelope: bytes,
+    *,
+    custodian: Participant,
+    hpke_private: bytes,
+) -> Release:
+    """Check the custodian's signature and decrypt.
+
+    Raises
+    ------
+    VerificationError
+        If the signature is not the custodian's, or the envelope is for another job.
+    EnvelopeError, ManifestError
+    """
+    record = dag.decode_map(envelope)
+    sealed, sigma, signature = record.get("sealed"), record.get("sigma_micro"), record.get("signature")
+    if record.get("type") != ENVELOPE_TYPE or set(record) != {
+        "type",
+        "job",
+        "sealed",
+        "sigma_micro",
+        "signature",
+    }:
+        raise ManifestError("not a sealed release")
+    if not isinstance(sealed, bytes) or type(sigma) is not int or not isinstance(signature, bytes):
+        raise ManifestError("sealed release: a field has the wrong type")
+    if record["job"] != job_id:
+        raise VerificationError("the sealed release is for another job")
+    typed_data.check_signature(
+        custodian.node_account,
+        signature,
+        typed_data.RELEASE,
+        _signed_values(job_id, job, sealed, sigma),
+        **_domain(network),
+    )
+    payload = dag.decode_map(hpke.open_from(hpke_private, sealed, _info(network, job_id)))
+    return _read_payload(payload, job_id, sigma, job.request.rho_micro)
+
+
+def _read_payload(payload: Mapping[str, Any], job_id: JobId, sigma: int, rho_micro: int) -> Release:
+    try:
+        if payload["type"] != PAYLOAD_TYPE or payload["job"] != job_id or payload["sigma_micro"] != sigma:
+            raise VerificationError("the release's payload does not fit its envelope")
+        if payload["rho_micro"] != rho_micro:
+            raise VerificationError("the release spent another budget than the job reserved")
+        values = np.array(payload["values"], dtype=np.int64)
+        columns, count = int(payload["columns"]), int(payload["count"])
+        if columns:
+            values = values.reshape(count, columns)
+        return Release(
+            job_id=job_id,
+            kernel=str(payload["kernel"]),
+            values=values,
+            count=count,
+            result_scale=float(payload["result_scale"]),
+            sigma=sigma / MICRO,
+            rho_micro=rho_micro,
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise ManifestError(f"malformed release payload: {exc}") from exc
+
+
+def _signed_values(job_id: JobId, job: Job, sealed: bytes, sigma: int) -> dict[str, object]:
+    return {
+        "jobId": bytes(job_id),
+        "resultDigest": job.result_digest,
+        "sealedDigest": hashlib.sha256(sealed).digest(),
+        "sigmaMicro": sigma,
+        "rhoMicro": job.request.rho_micro,
+    }
+
+
+def _info(network: Network, job_id: JobId) -> bytes:
+    return b"usufruct/release/1\0" + network.chain_id.to_bytes(8, "big") + job_id
+
+
+def _domain(network: Network) -> dict[str, Any]:
+    return {"chain_id": network.chain_id, "contract": network.contracts["JobLedger"]}

@@ -1,0 +1,74 @@
+"""Step 6, rights: a partner asks, a steward grants, denies or takes back. Nothing is allowed by default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from usufruct.errors import InputError
+from usufruct.he.kernels import kernel_by_name
+from usufruct.ledger import Ledger
+from usufruct.records import ArtifactId, GrantId, GrantTerms, OrgId, Refusal, label
+
+
+def terms(
+    *,
+    kernels: Sequence[str],
+    uses: int,
+    expires_at: int,
+    rho_micro: int,
+    min_cohort: int = 10,
+    replicas: int = 2,
+    row_level: bool = False,
+) -> GrantTerms:
+    """Terms of a request or a grant, kernels by name.
+
+    Raises
+    ------
+    UnknownKernelError, InputError
+        Before anything is sent.
+    """
+    if uses < 1 or rho_micro < 1 or replicas < 1 or min_cohort < 1:
+        raise InputError("uses, budget, replicas and minimum cohort must be at least 1")
+    return GrantTerms(
+        kernels=tuple(kernel_by_name(name).kernel_id for name in kernels),
+        uses=uses,
+        expires_at=expires_at,
+        rho_micro=rho_micro,
+        min_cohort=min_cohort,
+        replicas=replicas,
+        row_level=row_level,
+    )
+
+
+def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, wanted: GrantTerms) -> GrantId:
+    """Ask a bundle's steward for rights; returns the id under which the answer will stand."""
+    receipt = ledger.transact("UsageRights", "requestUsage", artifact_id, label(purpose), wanted)
+    grant_id = ledger.event_of(receipt, "UsageRequested").args["grantId"]
+    if not isinstance(grant_id, bytes):
+        raise InputError("the contract returned no grant id")
+    return GrantId(grant_id)
+
+
+def grant_usage(ledger: Ledger, grant_id: GrantId, granted: GrantTerms) -> None:
+    """Grant a request on the steward's own terms."""
+    ledger.transact("UsageRights", "grantUsage", grant_id, granted)
+
+
+def deny_usage(ledger: Ledger, grant_id: GrantId, reason: Refusal) -> None:
+    """Refuse a request, with a reason that goes on the ledger."""
+    ledger.transact("UsageRights", "denyUsage", grant_id, reason)
+
+
+def revoke_usage(ledger: Ledger, grant_id: GrantId) -> None:
+    """Take one grant back."""
+    ledger.transact("UsageRights", "revokeUsage", grant_id)
+
+
+def revoke_artifact(ledger: Ledger, artifact_id: ArtifactId) -> None:
+    """Take back every grant on a bundle in one call."""
+    ledger.transact("UsageRights", "revokeArtifact", artifact_id)
+
+
+def revoke_grantee(ledger: Ledger, grantee: OrgId) -> None:
+    """Take back every grant of the calling steward to one partner in one call."""
+    ledger.transact("UsageRights", "revokeGrantee", grantee)

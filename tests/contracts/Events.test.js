@@ -1,0 +1,287 @@
+// Events are enough: every series is whole, and every record can be rebuilt from them alone.
+import { expect } from "chai";
+import {
+  Freeze, Grant, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, govern, grant, jobIn,
+  judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
+} from "./network.js";
+
+/** A network in which every kind of event happened. */
+async function busy() {
+  const n = await ready();
+  await n.keys.connect(n.south.account).registerKeyDomain(digest("key south"), digest("bfv-4096-54"), digest("p"));
+  await n.keys.connect(n.south.account).markCompromised(digest("key south"));
+  await govern(n, n.keys, "allowParameters", [digest("bgv"), 256]);
+  await govern(n, n.keys, "disallowParameters", [digest("bgv")]);
+  await n.participants.connect(n.south.node).setEndpoint("/dns4/south/tcp/4001");
+  await govern(n, n.participants, "setRoles", [n.auditor.id, Role.VERIFIER]);
+  const wide = await grant(n, { uses: 20, minCohort: 0 });
+  const used = { grantId: wide, rhoMicro: 100 };
+  let nonce = 100;
+  for (const state of ["Posted", "Claimed", "Committed", "Revealing", "Verified", "Opened", "Released"]) {
+    await jobIn(n, state, { ...used, nonce: ++nonce });
+  }
+  await judged(n, [RESULT, RESULT, digest("other")], { ...used, nonce: ++nonce });
+  await judged(n, [digest("other"), digest("other"), RESULT], { ...used, nonce: ++nonce });
+  const expired = await jobIn(n, "Posted", { ...used, nonce: ++nonce });
+  await passDeadline(n, expired);
+  await n.jobs.connect(n.auditor.node).expireJob(expired);
+  const refused = await jobIn(n, "Verified", { ...used, nonce: ++nonce });
+  await n.jobs.connect(n.north.node).refuseRelease(refused, Refusal.PossessionUnproven);
+  const stale = await jobIn(n, "Verified", { ...used, nonce: ++nonce });
+  await anchor(n, 2, 100);
+  await n.jobs.connect(n.north.node).openRelease(stale);
+  await post(n, { nonce: ++nonce });
+  await n.lineage.connect(n.north.account).setPolicy(n.bundle, digest("policy 2"));
+  const second = await registerBundle(n, "second", { parents: [n.bundle] });
+  await govern(n, n.lineage, "setFrozen", [second, true]);
+  await n.rights.connect(n.north.account).denyUsage(await ask(n), Refusal.CohortTooSmall);
+  await n.rights.connect(n.north.account).revokeUsage(await grant(n));
+  await grant(n, {}, second);
+  await n.rights.connect(n.north.account).revokeArtifact(second);
+  await ask(n, {}, second);
+  await n.rights.connect(n.north.account).revokeGrantee(n.university.id);
+  await grant(n);
+  await n.council.connect(n.south.account).propose(n.jobs.target, "0x12345678");
+  await n.council.connect(n.north.account).vote(await n.council.proposalCount(), false);
+  await setStatus(n, n.south, Status.Suspended);
+  await govern(n, n.jobs, "setQuorum", [3]);
+  await govern(n, n.council, "setParameters", [60, 6000]);
+  await setStatus(n, n.auditor, Status.Removed);
+  return n;
+}
+
+async function eventsOf(n) {
+  const addresses = Object.fromEntries(Object.values(n.contracts).map((c) => [c.target, c]));
+  const logs = await ethers.provider.getLogs({ fromBlock: 0, toBlock: "latest", address: Object.keys(addresses) });
+  const times = new Map();
+  const events = [];
+  for (const log of logs) {
+    if (!times.has(log.blockNumber)) {
+      times.set(log.blockNumber, BigInt((await ethers.provider.getBlock(log.blockNumber)).timestamp));
+    }
+    const parsed = addresses[log.address].interface.parseLog(log);
+    if (parsed) events.push({ ...parsed, args: parsed.args, name: parsed.name, at: times.get(log.blockNumber) });
+  }
+  return events;
+}
+
+const inSeries = (event) => event.fragment.inputs.at(-1).name === "head";
+const seriesOf = ({ name, args }) => (name === "ConsentEpochAnchored" ? `${args[0]} ${args[1]}` : args[0]);
+
+/** Follows every series; throws on the first event whose number or hash does not follow from the one before. */
+function follow(events) {
+  const ends = new Map();
+  for (const event of events.filter(inSeries)) {
+    const { length, head } = ends.get(seriesOf(event)) ?? { length: 0n, head: ethers.ZeroHash };
+    const covered = event.fragment.inputs.slice(0, -2);
+    const payload = encode(covered, covered.map((_, index) => event.args[index]));
+    const sequence = length + 1n;
+    const next = ethers.keccak256(
+      encode(["bytes32", "uint64", "bytes32", "bytes32"], [head, sequence, event.topic, ethers.keccak256(payload)]),
+    );
+    if (event.args.sequence !== sequence || event.args.head !== next) throw new Error(`gap at ${event.name}`);
+    ends.set(seriesOf(event), { length: sequence, head: next });
+  }
+  return ends;
+}
+
+// Structs become objects, lists arrays; of nested values only the grant's terms and the job's request are structs.
+const STRUCTS = new Set(["terms", "request"]);
+function object(result) {
+  const convert = ([name, value]) => {
+    if (!(value instanceof ethers.Result)) return [name, value];
+    return [name, STRUCTS.has(name) ? object(value) : value.toArray()];
+  };
+  return Object.fromEntries(Object.entries(result.toObject()).map(convert));
+}
+
+function rebuild(events) {
+  const state = {
+    participants: {}, keys: {}, allowed: {}, artifacts: {}, consents: {}, grants: {}, accounts: {}, committed: {},
+    reservations: {}, jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null,
+  };
+  const { participants, keys, artifacts, grants, jobs, accounts } = state;
+  const revoke = (which) => {
+    for (const found of Object.values(grants)) {
+      if (found.status === Grant.Granted && which(found)) found.status = Grant.Revoked;
+    }
+  };
+  const move = (jobId, to, fields = {}) => Object.assign(jobs[jobId], { state: to, deadline: 0n }, fields);
+  const emptyJob = (a, fields) => ({
+    state: State.Posted, requester: a.requester, executor: ethers.ZeroHash, keyId: a.keyId, deadline: 0n, replicas: 0n,
+    asked: 0n, commits: 0n, agreeing: 0n, dissenting: 0n, refusal: 0n, resultDigest: ethers.ZeroHash,
+    releaseDigest: ethers.ZeroHash, request: object(a.request), ...fields,
+  });
+  const fold = {
+    ParticipantAdmitted: (a) => (participants[a.id] = object(a.participant)),
+    ParticipantStatusChanged: (a) => (participants[a.id].status = a.status),
+    ParticipantRolesChanged: (a) => (participants[a.id].roles = a.roles),
+    ParticipantEndpointChanged: (a) => (participants[a.id].endpoint = a.endpoint),
+    ParametersAllowed: (a) => (state.allowed[a.parametersId] = true),
+    ParametersDisallowed: (a) => (state.allowed[a.parametersId] = false),
+    KeyDomainRegistered: (a, at) => (keys[a.keyId] = {
+      custodian: a.custodian, parametersId: a.parametersId, publicDigest: a.publicDigest, registeredAt: at, status: 1n,
+    }),
+    KeyStatusChanged: (a) => (keys[a.keyId].status = a.status),
+    BundleRegistered: (a, at) => {
+      const { parents, ...registered } = object(a.registration);
+      artifacts[a.artifactId] = {
+        ...registered, kind: 1n, steward: a.steward, policyVersion: 1n, registeredAt: at, frozen: Freeze.None,
+      };
+    },
+    DerivedRecorded: (a, at) => (artifacts[a.artifactId] = {
+      kind: a.kind, steward: a.steward, keyId: a.keyId, contentDigest: a.contentDigest, policyDigest: ethers.ZeroHash,
+      policyVersion: 0n, consentScope: ethers.ZeroHash, retainUntil: 0n, registeredAt: at, frozen: Freeze.None,
+    }),
+    PolicyChanged: (a) => {
+      Object.assign(artifacts[a.artifactId], { policyDigest: a.policyDigest, policyVersion: a.policyVersion });
+    },
+    ArtifactFrozen: (a) => (artifacts[a.artifactId].frozen = a.frozen),
+    ConsentEpochAnchored: (a, at) => (state.consents[`${a.steward} ${a.scope}`] = {
+      epoch: a.epoch, anchoredAt: at, cohortFloor: a.cohortFloor, consentRoot: a.consentRoot,
+      statusDigest: a.statusDigest,
+    }),
+    UsageRequested: (a) => (grants[a.grantId] = {
+      artifactId: a.artifactId, grantee: a.grantee, purpose: a.purpose, status: Grant.Requested, used: 0n,
+      terms: {
+        kernels: [], uses: 0n, expiresAt: 0n, rhoMicro: 0n, minCohort: 0n, level: 0n, replicas: 0n, rowLevel: false,
+      },
+    }),
+    UsageGranted: (a) => Object.assign(grants[a.grantId], { status: Grant.Granted, terms: object(a.terms) }),
+    UsageDenied: (a) => (grants[a.grantId].status = Grant.Denied),
+    UsageRevoked: (a) => (grants[a.grantId].status = Grant.Revoked),
+    UsageConsumed: (a) => (grants[a.grantId].used = a.used),
+    UsageRestored: (a) => (grants[a.grantId].used = a.used),
+    ArtifactUsageRevoked: (a) => revoke((found) => found.artifactId === a.artifactId),
+    GranteeUsageRevoked: (a) =>
+      revoke((found) => found.grantee === a.grantee && artifacts[found.artifactId].steward === a.steward),
+    BudgetSet: (a) => {
+      accounts[a.artifactId] = { reserved: 0n, spent: 0n, ...accounts[a.artifactId], total: a.totalRhoMicro };
+    },
+    BudgetReserved: (a) => {
+      accounts[a.artifactId].reserved += a.rhoMicro;
+      state.committed[a.grantId] = (state.committed[a.grantId] ?? 0n) + a.rhoMicro;
+    },
+    BudgetSettled: (a) => {
+      accounts[a.artifactId].reserved -= a.rhoMicro;
+      accounts[a.artifactId].spent += a.rhoMicro;
+    },
+    BudgetRefunded: (a) => {
+      accounts[a.artifactId].reserved -= a.rhoMicro;
+      state.committed[a.grantId] -= a.rhoMicro;
+    },
+    JobPosted: (a) => (jobs[a.jobId] = emptyJob(a, { replicas: a.replicas, deadline: a.deadline })),
+    JobDenied: (a) => {
+      const keyId = artifacts[a.artifactId]?.keyId ?? ethers.ZeroHash;
+      jobs[a.jobId] = emptyJob(a, { state: State.Denied, refusal: a.reason, keyId });
+    },
+    JobClaimed: (a) => move(a.jobId, State.Claimed, { executor: a.executor, deadline: a.deadline }),
+    ResultCommitted: (a) =>
+      move(a.jobId, State.Committed, { resultDigest: a.resultDigest, asked: a.asked, deadline: a.deadline }),
+    VerdictCommitted: (a) => (jobs[a.jobId].commits += 1n),
+    CommitsClosed: (a) => move(a.jobId, State.Revealing, { commits: a.commits, deadline: a.deadline }),
+    VerdictRevealed: (a) => (jobs[a.jobId][a.agrees ? "agreeing" : "dissenting"] += 1n),
+    JobDisputed: (a) => move(a.jobId, State.Disputed, { deadline: a.deadline }),
+    JobVerified: (a) => move(a.jobId, State.Verified, { deadline: a.deadline }),
+    ReleaseOpened: (a) => move(a.jobId, State.Opened, { deadline: a.deadline }),
+    JobReleased: (a) => move(a.jobId, State.Released, { releaseDigest: a.releaseDigest }),
+    JobEnded: (a) => move(a.jobId, a.state, { refusal: a.reason }),
+    TimingsChanged: (a) => (state.timings = object(a.timings)),
+    QuorumChanged: (a) => (state.quorum = a.replicas),
+    CouncilParametersChanged: (a) => {
+      Object.assign(state, { votingPeriod: a.votingPeriod, quorumBps: a.quorumBps });
+    },
+    ProposalMade: (a) => (state.proposals[a.proposalId] = { deadline: a.deadline, executed: false, supporters: [] }),
+    VoteCast: (a) => a.support && state.proposals[a.proposalId].supporters.push(a.voter),
+    ProposalExecuted: (a) => (state.proposals[a.proposalId].executed = true),
+    AuthorityUpdated: () => {},
+  };
+  const seen = new Set();
+  for (const { name, args, at } of events) {
+    fold[name](args, at);
+    seen.add(name);
+  }
+  expect(Object.keys(fold).filter((name) => !seen.has(name))).to.deep.equal([]);
+  return state;
+}
+
+describe("Events", () => {
+  it("chain every series by number and hash", async () => {
+    const n = await loadFixture(busy);
+    const events = await eventsOf(n);
+    const ends = follow(events);
+    expect(ends.size).to.be.greaterThan(20);
+  });
+
+  it("show when any one event of a series is missing, altered or out of order", async () => {
+    const n = await loadFixture(busy);
+    const events = (await eventsOf(n)).filter(inSeries);
+    const ends = follow(events);
+    for (let index = 0; index < events.length; index += 1) {
+      const others = events.filter((_, at) => at !== index);
+      const series = seriesOf(events[index]);
+      const lastOfSeries = !others.slice(index).some((event) => seriesOf(event) === series);
+      if (lastOfSeries) {
+        // The end of a series is told by its length and head, which the closing event carries.
+        expect(follow(others).get(series)?.head, events[index].name).to.not.equal(ends.get(series).head);
+      } else {
+        expect(() => follow(others), events[index].name).to.throw("gap");
+      }
+    }
+    const job = events.find(({ name }) => name === "JobPosted");
+    const altered = events.map((event) => (event === job ? { ...event, topic: digest("other") } : event));
+    expect(() => follow(altered)).to.throw("gap at JobPosted");
+  });
+
+  it("rebuild every record as the contracts hold it", async () => {
+    const n = await loadFixture(busy);
+    const state = rebuild(await eventsOf(n));
+    const compare = async (records, view) => {
+      expect(Object.keys(records).length).to.be.greaterThan(0);
+      for (const [id, record] of Object.entries(records)) expect(record, id).to.deep.equal(object(await view(id)));
+    };
+    await compare(state.participants, (id) => n.participants.participant(id));
+    await compare(state.keys, (id) => n.keys.keyDomain(id));
+    await compare(state.artifacts, (id) => n.lineage.artifact(id));
+    await compare(state.consents, (id) => n.consents.currentEpoch(...id.split(" ")));
+    await compare(state.grants, (id) => n.rights.grant(id));
+    await compare(state.accounts, (id) => n.budgets.account(id));
+    await compare(state.jobs, (id) => n.jobs.job(id));
+    for (const [id, rho] of Object.entries(state.committed)) expect(await n.budgets.committedUnder(id)).to.equal(rho);
+    for (const [id, allowed] of Object.entries(state.allowed)) expect(await n.keys.isAllowed(id)).to.equal(allowed);
+    expect(Object.keys(state.participants)).to.deep.equal([...(await n.participants.organisations())]);
+    const active = Object.values(state.participants).filter(({ status }) => status === Status.Active);
+    expect(await n.participants.activeCount()).to.equal(BigInt(active.length));
+    for (const role of Object.values(Role)) {
+      const holders = active.filter(({ roles }) => roles & BigInt(role));
+      expect(await n.participants.activeCountWithRole(role)).to.equal(BigInt(holders.length));
+    }
+    expect(state.timings).to.deep.equal(object(await n.jobs.timings()));
+    expect(state.quorum).to.equal(await n.jobs.quorum());
+    expect([state.votingPeriod, state.quorumBps]).to.deep.equal([
+      await n.council.votingPeriod(), await n.council.quorumBps(),
+    ]);
+    expect(await n.council.proposalCount()).to.equal(BigInt(Object.keys(state.proposals).length));
+    const isActive = (id) => state.participants[id].status === Status.Active;
+    const needed = (BigInt(active.length) * state.quorumBps) / 10_000n + 1n;
+    for (const [id, { executed, supporters }] of Object.entries(state.proposals)) {
+      expect(await n.council.tally(id)).to.deep.equal([BigInt(supporters.filter(isActive).length), needed]);
+      expect((await n.council.proposalStatus(id)) === 2n).to.equal(executed);
+    }
+  });
+
+  it("index at most three fields, and carry neither subjects nor free text beyond members' own", async () => {
+    const n = await loadFixture(ready);
+    const allowedText = new Set(["ParticipantAdmitted", "ParticipantEndpointChanged", "ProposalMade"]);
+    for (const contract of Object.values(n.contracts)) {
+      for (const event of contract.interface.fragments.filter(({ type }) => type === "event")) {
+        expect(event.inputs.filter(({ indexed }) => indexed).length, event.name).to.be.at.most(3);
+        const dynamic = event.inputs.flatMap((i) => (i.baseType === "tuple" ? i.components : [i]))
+          .some(({ type }) => type === "string" || type === "bytes");
+        expect(dynamic && !allowedText.has(event.name), event.name).to.equal(false);
+        const named = event.inputs.map(({ name }) => name.toLowerCase()).join(" ");
+        expect(named, event.name).to.not.match(/subject|template|person|pseudonym/);
+      }
+    }
+  });
+});

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.37;
+
+import {JobId, GrantId} from "../../contracts/Ids.sol";
+import {EventSeries} from "../../contracts/EventSeries.sol";
+import {IParticipantRegistry} from "../../contracts/IParticipantRegistry.sol";
+import {IJobLedger} from "../../contracts/IJobLedger.sol";
+import {MemberCouncil} from "../../contracts/MemberCouncil.sol";
+import {Network} from "./Network.sol";
+
+/// @dev Single calls on arbitrary values, against plain models of what should happen.
+contract FuzzTest is Network {
+    using EventSeries for EventSeries.Series;
+
+    EventSeries.Series private _series;
+
+    function setUp() public {
+        _deploy();
+    }
+
+    function testFuzz_EverySeriesHeadFollowsFromTheEventsBefore(bytes32[4] memory topics, bytes[4] memory payloads) public {
+        bytes32 expected;
+        for (uint64 i = 0; i < 4; ++i) {
+            expected = keccak256(abi.encode(expected, i + 1, topics[i], keccak256(payloads[i])));
+            (uint64 sequence, bytes32 head) = _series.advance(topics[i], payloads[i]);
+            assert(sequence == i + 1 && head == expected);
+        }
+    }
+
+    function testFuzz_OnlyCohortFloorsOnTheScaleAreAnchored(uint32 floor, bool near) public {
+        if (near) floor = floor % 1200;
+        bool onScale = floor == 0;
+        for (uint256 power = 10; power <= type(uint32).max; power *= 10) {
+            onScale = onScale || floor == power || floor == 2 * power || floor == 5 * power;
+        }
+        VM.prank(_account(STEWARD));
+        try consents.anchorEpoch("scope", 1, "root", "status", floor) {
+            assert(onScale);
+        } catch {
+            assert(!onScale);
+        }
+    }
+
+    function testFuzz_OnlyTheNextEpochIsAnchored(uint64 epoch) public {
+        VM.prank(_account(STEWARD));
+        try consents.anchorEpoch(PURPOSE, epoch, "root", "status", 50) {
+            assert(epoch == 2);
+        } catch {
+            assert(epoch != 2);
+        }
+    }
+
+    function testFuzz_NoRequestSpendsMoreThanBundleOrGrantHave(uint64 total, uint64 ofGrant, uint64 rho) public {
+        VM.assume(rho != 0);
+        VM.prank(_account(STEWARD));
+        budgets.setBudget(bundle, total);
+        GrantId grantId = _grant(10, ofGrant);
+        for (uint64 nonce = 1; nonce <= 3; ++nonce) {
+            VM.prank(_account(PARTNER));
+            JobId jobId = jobs.postJob(_request(grantId, 1, rho, nonce));
+            uint256 wanted = uint256(rho) * nonce;
+            bool admitted = jobs.job(jobId).state == IJobLedger.JobState.Posted;
+            assert(admitted == (wanted <= total && wanted <= ofGrant));
+        }
+    }
+
+    function testFuzz_ACommitmentOpensOnlyToWhatItBinds(
+        bytes32 found,
+        bytes32 possession,
+        bytes32 salt,
+        bytes32 noise,
+        uint8 field
+    ) public {
+        VM.assume(noise != 0);
+        JobId jobId = _committed();
+        bytes32 bound = keccak256(
+            abi.encode(block.chainid, address(jobs), jobId, _id(1), found, possession, salt)
+        );
+        for (uint256 i = 0; i < VERIFIERS; ++i) {
+            VM.prank(_node(i));
+            jobs.commitVerdict(jobId, bound);
+        }
+        field = field % 3;
+        VM.prank(_node(1));
+        try
+            jobs.revealVerdict(
+                jobId,
+                field == 0 ? found ^ noise : found,
+                field == 1 ? possession ^ noise : possession,
+                field == 2 ? salt ^ noise : salt
+            )
+        {
+            assert(false);
+        } catch {}
+        VM.prank(_node(2));
+        try jobs.revealVerdict(jobId, found, possession, salt) {
+            assert(false);
+        } catch {}
+        VM.prank(_node(1));
+        jobs.revealVerdict(jobId, found, possession, salt);
+        assert(jobs.job(jobId).agreeing + jobs.job(jobId).dissenting == 1);
+    }
+
+    function testFuzz_TheVerdictFollowsFromTheReveals(uint8[3] memory found, uint8 present) public {
+        JobId jobId = _committed();
+        uint256 agreeing;
+        uint256[2] memory against;
+        for (uint256 i = 0; i < VERIFIERS; ++i) {
+            found[i] = found[i] % 3;
+            VM.prank(_node(i));
+            jobs.commitVerdict(jobId, _commitment(jobId, i, _digest(found[i])));
+        }
+        for (uint256 i = 0; i < VERIFIERS; ++i) {
+            if ((present >> i) & 1 == 0) continue;
+            VM.prank(_node(i));
+            jobs.revealVerdict(jobId, _digest(found[i]), POSSESSION, SALT);
+            if (found[i] == 0) ++agreeing;
+            else ++against[found[i] - 1];
+        }
+        if (present & 7 != 7) {
+            VM.warp(block.timestamp + STATE_SECONDS);
+            VM.prank(_node(COMPUTE));
+            jobs.closeReveals(jobId);
+        }
+        assert(jobs.job(jobId).state == _verdict(agreeing, against));
+    }
+
+    function testFuzz_SupportMustExceedTheQuorumOfActiveMembers(uint16 bps, uint8 votes, uint8 suspended) public {
+        bps = 5000 + (bps % 5000);
+        MemberCouncil council = new MemberCouncil(participants, 1 days, bps);
+        VM.prank(_account(0));
+        uint256 id = council.propose(address(participants), "");
+        uint256 active = MEMBERS;
+        uint256 support;
+        for (uint256 i = 0; i < MEMBERS; ++i) {
+            bool inFavour = i == 0 || (votes >> i) & 1 == 1;
+            if (i != 0) {
+                VM.prank(_account(i));
+                council.vote(id, inFavour);
+            }
+            if ((suspended >> i) & 1 == 1) {
+                --active;
+                VM.prank(COUNCIL);
+                participants.setStatus(_id(i), IParticipantRegistry.Status.Suspended);
+            } else if (inFavour) {
+                ++support;
+            }
+        }
+        (uint256 counted, uint256 needed) = council.tally(id);
+        assert(counted == support && needed == (active * bps) / 10000 + 1);
+        assert(needed * 2 > active);
+    }
+
+    function _committed() private returns (JobId jobId) {
+        GrantId grantId = _grant(1, 1_000);
+        VM.prank(_account(PARTNER));
+        jobId = jobs.postJob(_request(grantId, 1, 1, 1));
+        VM.prank(_node(COMPUTE));
+        jobs.claimJob(jobId);
+        VM.prank(_node(COMPUTE));
+        jobs.commitResult(jobId, _digest(0));
+    }
+
+    function _digest(uint8 found) private pure returns (bytes32) {
+        return bytes32(uint256(found) + 1);
+    }
+
+    function _verdict(uint256 agreeing, uint256[2] memory against) private pure returns (IJobLedger.JobState) {
+        bool dissent = against[0] + against[1] != 0;
+        if (!dissent) return agreeing >= QUORUM ? IJobLedger.JobState.Verified : IJobLedger.JobState.Expired;
+        bool united = against[0] >= QUORUM || against[1] >= QUORUM;
+        return united && agreeing < QUORUM ? IJobLedger.JobState.Refuted : IJobLedger.JobState.Disputed;
+    }
+}

@@ -1,0 +1,487 @@
+"""The embedded block store: what it promises, and what crashes, crowds, full disks and liars do to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from usufruct.content import MAX_BLOCK_BYTES, BlockStore, Cid, Codec, EmbeddedBlockStore, embedded
+from usufruct.errors import (
+    BlockMismatchError,
+    BlockNotFoundError,
+    ContentError,
+    InputError,
+    StoreFullError,
+)
+
+BLOCK_BYTES = 27_000
+
+
+def block(number: int, size_bytes: int = BLOCK_BYTES) -> bytes:
+    return random.Random(number).randbytes(size_bytes)
+
+
+def file_of(root: Path, cid: Cid) -> Path:
+    return root / "blocks" / cid.digest[:1].hex() / str(cid)
+
+
+def files(root: Path) -> set[str]:
+    return {path.name for path in (root / "blocks").glob("*/*")}
+
+
+def staged(root: Path) -> list[Path]:
+    return list((root / "staging").glob("*/*"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "blockstore"
+
+
+@pytest.fixture
+def store(root: Path) -> Iterator[EmbeddedBlockStore]:
+    with EmbeddedBlockStore(root) as opened:
+        yield opened
+
+
+def test_it_is_a_block_store(store: EmbeddedBlockStore) -> None:
+    assert isinstance(store, BlockStore)
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_what_is_put_is_got(store: EmbeddedBlockStore, codec: Codec) -> None:
+    for data in (b"", b"x", block(1), block(2, MAX_BLOCK_BYTES)):
+        cid = store.put(data, codec)
+        assert cid == Cid.of(data, codec)
+        assert store.get(cid) == data
+        assert store.has(cid)
+        assert store.size(cid) == len(data)
+
+
+def test_many_blocks_are_put_in_order_and_once_each(store: EmbeddedBlockStore) -> None:
+    blocks = [block(n, 100) for n in (1, 2, 1, 3)]
+    cids = store.put_many(blocks, pin="bundle")
+    assert cids == [Cid.of(data) for data in blocks]
+    assert store.usage_bytes() == 300
+    assert set(store.cids()) == set(cids)
+    assert store.put_many([]) == []
+
+
+def test_all_is_there_after_reopening(root: Path) -> None:
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        loose = store.put(block(2))
+    with EmbeddedBlockStore(root) as store:
+        assert set(store.cids()) == {kept, loose}
+        assert store.pins(kept) == {"bundle"}
+        assert store.usage_bytes() == 2 * BLOCK_BYTES
+    assert list((root / "staging").iterdir()) == []
+
+
+def test_the_listing_pages_through_more_blocks_than_one_query_returns(store: EmbeddedBlockStore) -> None:
+    put = store.put_many([n.to_bytes(4) for n in range(2500)])
+    listed = list(store.cids())
+    assert len(listed) == 2500
+    assert set(listed) == set(put)
+
+
+def test_an_absent_block_is_not_found(store: EmbeddedBlockStore) -> None:
+    cid = Cid.of(b"never put")
+    assert not store.has(cid)
+    assert store.pins(cid) == frozenset()
+    for ask in (store.get, store.size, lambda cid: store.pin(cid, "job")):
+        with pytest.raises(BlockNotFoundError):
+            ask(cid)
+
+
+def test_gc_removes_what_nobody_pins_and_nothing_else(root: Path, store: EmbeddedBlockStore) -> None:
+    loose = store.put(block(1))
+    kept = store.put(block(2), pin="bundle")
+    late = store.put(block(3))
+    store.pin(late, "job")
+    assert store.gc() == 1
+    assert not store.has(loose)
+    assert files(root) == {str(kept), str(late)}
+    assert store.usage_bytes() == 2 * BLOCK_BYTES
+    assert store.gc() == 0
+
+
+def test_a_block_stays_until_its_last_pin_goes(store: EmbeddedBlockStore) -> None:
+    cid = store.put(block(1), pin="bundle a")
+    store.put(block(1), pin="bundle b")
+    store.pin(cid, "bundle b")
+    assert store.pins(cid) == {"bundle a", "bundle b"}
+    store.unpin(cid, "bundle b")
+    store.unpin(cid, "no such reason")
+    assert store.gc() == 0
+    store.unpin(cid, "bundle a")
+    assert store.gc() == 1
+    with pytest.raises(BlockNotFoundError):
+        store.get(cid)
+
+
+def test_directories_and_files_are_the_owners_alone(root: Path, store: EmbeddedBlockStore) -> None:
+    previous = os.umask(0)
+    try:
+        store.put(block(1), pin="bundle")
+    finally:
+        os.umask(previous)
+    for path in [root, *root.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 201, "two\nlines", "nul\0"])
+def test_a_pin_needs_a_readable_reason(store: EmbeddedBlockStore, reason: str) -> None:
+    with pytest.raises(InputError):
+        store.put(b"data", pin=reason)
+    cid = store.put(b"data")
+    with pytest.raises(InputError):
+        store.pin(cid, reason)
+
+
+def test_a_block_over_two_mebibytes_is_refused_and_its_batch_with_it(store: EmbeddedBlockStore) -> None:
+    with pytest.raises(InputError):
+        store.put_many([b"fine", bytes(MAX_BLOCK_BYTES + 1)])
+    with pytest.raises(InputError):
+        store.put(bytearray(3))  # type: ignore[arg-type]
+    assert list(store.cids()) == []
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["first", "last", "truncated", "longer", "swapped", "empty"])
+def test_tampered_block_on_disk_is_never_handed_out(
+    root: Path, store: EmbeddedBlockStore, damage: str
+) -> None:
+    data = block(1)
+    cid = store.put(data)
+    damaged = {
+        "first": flip(data, 0),
+        "last": flip(data, len(data) - 1),
+        "truncated": data[:-1],
+        "longer": data + b"\0",
+        "swapped": block(2),
+        "empty": b"",
+    }[damage]
+    file_of(root, cid).write_bytes(damaged)
+    with pytest.raises(BlockMismatchError):
+        store.get(cid)
+
+
+def test_putting_a_tampered_or_lost_block_again_repairs_it(root: Path, store: EmbeddedBlockStore) -> None:
+    data = block(1)
+    cid = store.put(data, pin="bundle")
+    file_of(root, cid).write_bytes(b"rubbish")
+    store.put(data)
+    assert store.get(cid) == data
+    file_of(root, cid).unlink()
+    with pytest.raises(BlockNotFoundError, match="gone"):
+        store.get(cid)
+    store.put(data)
+    assert store.get(cid) == data
+    assert store.usage_bytes() == len(data)
+
+
+def test_path_traversal_by_symlink_is_not_followed(
+    root: Path, tmp_path: Path, store: EmbeddedBlockStore
+) -> None:
+    data = block(1)
+    cid = store.put(data)
+    outside = tmp_path / "outside"
+    outside.write_bytes(data)
+    file_of(root, cid).unlink()
+    file_of(root, cid).symlink_to(outside)
+    with pytest.raises(ContentError):
+        store.get(cid)
+
+
+def test_something_else_than_a_file_is_a_mismatch(root: Path, store: EmbeddedBlockStore) -> None:
+    cid = store.put(block(1))
+    file_of(root, cid).unlink()
+    os.mkfifo(file_of(root, cid))
+    with pytest.raises(BlockMismatchError):
+        store.get(cid)
+
+
+def test_a_quota_is_kept_to_the_byte(root: Path) -> None:
+    with EmbeddedBlockStore(root, quota_bytes=300) as store:
+        kept = store.put(block(1, 200), pin="bundle")
+        with pytest.raises(StoreFullError):
+            store.put(block(2, 101), pin="bundle")
+        with pytest.raises(StoreFullError):
+            store.put_many([block(3, 60), block(4, 60)], pin="bundle")
+        assert list(store.cids()) == [kept]
+        assert files(root) == {str(kept)}
+        assert staged(root) == []
+        store.put(block(1, 200))
+        store.put(block(5, 100))
+        assert store.usage_bytes() == 300
+        assert store.gc() == 1
+        store.put(block(2, 100))
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    tried = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", mount], capture_output=True)
+    if tried.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        with EmbeddedBlockStore(mount / "store") as store:
+            kept = []
+            with pytest.raises(StoreFullError, match="full"):
+                for number in range(1000):
+                    kept.append(store.put(block(number), pin="bundle"))
+            assert 20 < len(kept) < 100
+            assert files(mount / "store") == {str(cid) for cid in kept}
+            assert staged(mount / "store") == []
+            assert all(store.get(cid) == block(n) for n, cid in enumerate(kept))
+            for cid in kept[:10]:
+                store.unpin(cid, "bundle")
+            assert store.gc() == 10
+            store.put(block(2000), pin="bundle")
+            with pytest.raises(StoreFullError, match="full"):
+                for number in range(3000, 4000):
+                    kept.append(store.put(block(number), pin="bundle"))
+        with EmbeddedBlockStore(mount / "store") as store:
+            assert set(store.cids()) == {*kept[10:], Cid.of(block(2000))}
+            store.unpin(kept[-1], "bundle")
+            assert store.gc() == 1
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+def test_a_write_cut_short_by_the_system_is_a_full_store(root: Path) -> None:
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+        try:
+            with pytest.raises(StoreFullError):
+                store.put_many([block(2), block(3, MAX_BLOCK_BYTES)], pin="bundle")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(store.cids()) == [kept]
+        assert files(root) == {str(kept)}
+        assert staged(root) == []
+        assert store.usage_bytes() == BLOCK_BYTES
+
+
+def test_a_commit_that_fails_takes_its_files_back(root: Path) -> None:
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        with sqlite3.connect(root / "catalogue.db") as spoiler:
+            spoiler.execute(
+                "CREATE TRIGGER spoil BEFORE INSERT ON pins WHEN NEW.reason = 'late'"
+                " BEGIN SELECT RAISE(ABORT, 'spoilt'); END"
+            )
+        spoiler.close()
+        with pytest.raises(ContentError, match="spoilt"):
+            store.put(block(2), pin="late")
+        assert list(store.cids()) == [kept]
+        assert files(root) == {str(kept)}
+        assert staged(root) == []
+
+
+def test_a_disk_that_fails_after_the_rename_leaves_no_file_without_a_row(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_sync(path: Path) -> None:
+        if path.parent == root / "blocks":
+            raise OSError(errno.EIO, "input/output error")
+
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        with monkeypatch.context() as faults:
+            faults.setattr(embedded, "_sync_directory", failing_sync)
+            with pytest.raises(ContentError, match="input/output"):
+                store.put_many([block(1), block(2), block(3)], pin="late")
+        assert list(store.cids()) == [kept]
+        assert files(root) == {str(kept)}
+        assert staged(root) == []
+        assert store.get(kept) == block(1)
+        assert store.pins(kept) == {"bundle"}
+
+
+PUT_UNTIL_KILLED = """
+import random, sys
+from pathlib import Path
+from usufruct.content import EmbeddedBlockStore
+store = EmbeddedBlockStore(Path(sys.argv[1]))
+number = int(sys.argv[2])
+while True:
+    number += 3
+    blocks = [random.Random(n).randbytes(27_000) for n in (number, number + 1, number + 2)]
+    for cid in store.put_many(blocks, pin="run"):
+        print(cid, flush=True)
+"""
+
+
+def start_putting(root: Path, first: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PUT_UNTIL_KILLED, str(root), str(first)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_kill_nine_in_the_middle_of_puts_loses_nothing_acknowledged(root: Path) -> None:
+    acknowledged: list[Cid] = []
+    for round_number in range(6):
+        process = start_putting(root, 1_000_000 * round_number)
+        assert process.stdout is not None
+        acknowledged.append(Cid.parse(process.stdout.readline().strip()))
+        time.sleep(random.Random(round_number).uniform(0.01, 0.25))
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().split("\n")
+        process.wait()
+        acknowledged += [Cid.parse(line) for line in lines[:-1] if line]
+        with EmbeddedBlockStore(root) as store:
+            held = set(store.cids())
+            assert held >= set(acknowledged)
+            for cid in held:
+                assert len(store.get(cid)) == BLOCK_BYTES
+                assert store.pins(cid) == {"run"}
+            assert files(root) == {str(cid) for cid in held}
+            assert staged(root) == []
+            assert store.usage_bytes() == BLOCK_BYTES * len(held)
+            assert len(held) % 3 == 0
+    assert len(acknowledged) > 6
+
+
+def test_files_that_a_crash_left_without_a_row_go_at_the_next_open(root: Path) -> None:
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        orphan = Cid.of(block(2))
+        file_of(root, orphan).parent.mkdir(exist_ok=True)
+        file_of(root, orphan).write_bytes(block(2))
+        assert not store.has(orphan)
+        with pytest.raises(BlockNotFoundError):
+            store.get(orphan)
+    dead = root / "staging" / "0123456789abcdef"
+    dead.mkdir()
+    (dead / "half").write_bytes(b"half a block")
+    with EmbeddedBlockStore(root) as store:
+        assert files(root) == {str(kept)}
+        assert not dead.exists()
+
+
+def test_opening_leaves_the_staging_of_live_processes_alone(root: Path) -> None:
+    with EmbeddedBlockStore(root) as first:
+        live = set((root / "staging").iterdir())
+        (next(iter(live)) / "being written").write_bytes(b"half")
+        with EmbeddedBlockStore(root) as second:
+            assert live < set((root / "staging").iterdir())
+            assert len(staged(root)) == 1
+            second.put(block(1))
+        assert first.get(Cid.of(block(1))) == block(1)
+        (next(iter(live)) / "being written").unlink()
+
+
+def test_two_processes_putting_the_same_blocks_do_not_disturb_each_other(root: Path) -> None:
+    writers = [start_putting(root, 0) for _ in range(2)]
+    seen: list[set[str]] = []
+    for process in writers:
+        assert process.stdout is not None
+        seen.append({process.stdout.readline().strip() for _ in range(60)})
+    for process in writers:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    assert seen[0] == seen[1]
+    with EmbeddedBlockStore(root) as store:
+        held = set(store.cids())
+        assert {Cid.parse(text) for text in seen[0]} <= held
+        assert all(len(store.get(cid)) == BLOCK_BYTES for cid in held)
+        assert store.usage_bytes() == BLOCK_BYTES * len(held)
+
+
+def test_pinned_puts_survive_a_collector_that_hardly_rests(root: Path) -> None:
+    stop = threading.Event()
+
+    def collect() -> None:
+        with EmbeddedBlockStore(root) as other:
+            while not stop.is_set():
+                other.gc()
+                time.sleep(0.001)
+
+    collector = threading.Thread(target=collect)
+    with EmbeddedBlockStore(root) as store:
+        store.put_many([block(n, 500) for n in range(100)])
+        collector.start()
+        try:
+            cids = [store.put(block(n, 500), pin="bundle") for n in range(100)]
+        finally:
+            stop.set()
+            collector.join()
+        assert [store.get(cid) for cid in cids] == [block(n, 500) for n in range(100)]
+
+
+def test_threads_share_one_store(store: EmbeddedBlockStore) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for step in range(25):
+                data = block(step % 10, 2000)
+                cid = store.put(data, pin=f"thread {number}")
+                assert store.get(cid) == data
+                store.unpin(cid, f"thread {number}")
+                store.gc()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [error for error in failures if not isinstance(error, BlockNotFoundError)] == []
+    assert failures == []
+    store.gc()
+    assert store.usage_bytes() == 0
+
+
+def test_a_catalogue_from_the_future_is_not_touched(root: Path) -> None:
+    EmbeddedBlockStore(root).close()
+    with sqlite3.connect(root / "catalogue.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(ContentError, match="version 99"):
+        EmbeddedBlockStore(root)
+
+
+def test_a_catalogue_that_is_no_database_is_a_content_error(root: Path) -> None:
+    root.mkdir()
+    (root / "catalogue.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(ContentError):
+        EmbeddedBlockStore(root)
+
+
+def test_a_root_that_is_a_file_is_a_content_error(root: Path) -> None:
+    root.write_bytes(b"")
+    with pytest.raises(ContentError):
+        EmbeddedBlockStore(root)
+
+
+def test_a_closed_store_answers_with_an_error(root: Path) -> None:
+    store = EmbeddedBlockStore(root)
+    store.close()
+    store.close()
+    with pytest.raises(ContentError):
+        store.has(Cid.of(b""))
+    with pytest.raises(ContentError):
+        store.put(b"")

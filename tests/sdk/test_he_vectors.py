@@ -1,0 +1,89 @@
+"""Golden vectors: ids, seed expansion, and what the kernels make of fixed blocks, in any thread count.
+
+Run this file as a program to write `tests/vectors/he_container.json` again.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usufruct.he.container import Ciphertext, Form, encode, expand_seed
+from usufruct.he.kernels import KERNELS, BundleShape, KernelParameters, LinearParameters, SumParameters, run
+from usufruct.he.parameters import BFV_LINEAR
+
+PATH = Path(__file__).parents[1] / "vectors" / "he_container.json"
+KEY = hashlib.sha256(b"golden key domain").digest()
+N_ROWS, N_FEATURES = 5000, 3
+
+
+def block(chunk: int, feature: int) -> bytes:
+    """A seeded block whose two polynomials both come from named seeds; no message, no secret."""
+    seeds = [hashlib.sha256(f"golden {part} {chunk} {feature}".encode()).digest() for part in ("c0", "c1")]
+    c0, c1 = (expand_seed(seed, BFV_LINEAR, KEY) for seed in seeds)
+    fields = {"form": Form.SEEDED, "parameters": BFV_LINEAR, "key_id": KEY}
+    return encode(Ciphertext(**fields, c0=c0, c1=c1, seed=seeds[1]))
+
+
+def vectors() -> dict[str, object]:
+    shape = BundleShape(
+        n_rows=N_ROWS, n_features=N_FEATURES, max_abs=20, max_l2=30, key_id=KEY, parameters=BFV_LINEAR
+    )
+    mask = np.arange(N_ROWS) % 7 != 3
+    jobs: dict[str, tuple[str, KernelParameters]] = {
+        "sum": ("sum", SumParameters()),
+        "linear rows": (
+            "linear",
+            LinearParameters(output="rows", weights=((5, 0, -9), (1, 1, 1)), bias=(-4, 0)),
+        ),
+        "linear sum": ("linear", LinearParameters(output="sum", weights=((1, 0, -2),), bias=(-4,))),
+    }
+    return {
+        "source": "tests/sdk/test_he_vectors.py; run it as a program to write this file again",
+        "parameters_id": BFV_LINEAR.parameters_id.hex(),
+        "kernel_ids": {name: kernel.kernel_id.hex() for name, kernel in KERNELS.items()},
+        "seed_expansion": {
+            "seed": bytes(range(32)).hex(),
+            "key_id": KEY.hex(),
+            "first": expand_seed(bytes(range(32)), BFV_LINEAR, KEY)[:4].tolist(),
+        },
+        "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
+        "results_sha256": {
+            title: [
+                hashlib.sha256(made).hexdigest()
+                for _, made in run(KERNELS[name], parameters, shape, block, mask)
+            ]
+            for title, (name, parameters) in jobs.items()
+        },
+    }
+
+
+def test_golden_vectors_hold() -> None:
+    assert vectors() == json.loads(PATH.read_text())
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_golden_vectors_hold_in_another_process_with_other_thread_counts_and_vector_units(
+    threads: str,
+) -> None:
+    environment = os.environ | {
+        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_CORETYPE": {"1": "Prescott", "2": "Haswell"}[threads],
+    }
+    command = [sys.executable, __file__, "--print"]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == json.loads(PATH.read_text())
+
+
+if __name__ == "__main__":
+    text = json.dumps(vectors(), indent=2) + "\n"
+    if sys.argv[1:] == ["--print"]:
+        print(text)
+    else:
+        PATH.write_text(text)
