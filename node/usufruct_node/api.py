@@ -37,6 +37,8 @@ from usufruct_node.queries import Queries
 
 MAX_BODY_BYTES = 4 << 20
 
+_bearer = HTTPBearer(auto_error=False)
+
 _STATUS: tuple[tuple[type[UsufructError], int], ...] = (
     (BlockNotFoundError, 404),
     (PeerRefusedError, 403),
@@ -64,13 +66,13 @@ class NodeView(Protocol):
     def holdings(self) -> Holdings:
         """What the blocks are for."""
 
-    def read_metrics(self) -> CollectorRegistry:
+    async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
 
     def health(self) -> dict[str, Any]:
         """State of each dependency; `ok` says whether all are well."""
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """What an operator wants to see."""
 
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
@@ -80,10 +82,9 @@ class NodeView(Protocol):
 def build_api(node: NodeView, token: str) -> FastAPI:
     """The ASGI application of one node."""
     api = FastAPI(title="Usufruct node", version="1", docs_url=None, redoc_url=None)
-    bearer = HTTPBearer(auto_error=False)
     queries = Queries(node.index)
 
-    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(401, "bearer token missing or wrong", {"WWW-Authenticate": "Bearer"})
 
@@ -113,14 +114,14 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         return JSONResponse(state, 200 if state["ok"] else 503)
 
     @api.get("/metrics", tags=["public"])
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(generate_latest(node.read_metrics()), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(await node.read_metrics()), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/status", dependencies=private, tags=["operator"])
-    def status() -> dict[str, Any]:
+    async def status() -> dict[str, Any]:
         """Membership, chain position, peers, blocks, jobs in trouble."""
-        return node.status()
+        return await node.status()
 
     @api.get("/members", dependencies=private, tags=["queries"])
     def members() -> list[dict[str, Any]]:
@@ -181,6 +182,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     def grant(grant_id: Annotated[str, Path()]) -> dict[str, Any]:
         """One grant with its series of events."""
         return queries.grant(GrantId(_id(grant_id)))
+
+    @api.get("/ids/{prefix}", dependencies=private, tags=["queries"])
+    def ids(prefix: Annotated[str, Path(pattern="^[0-9a-f]{4,64}$")]) -> list[dict[str, str]]:
+        """Artifacts, jobs and grants whose id begins with these hex digits; at most 20."""
+        return [{"kind": kind, "id": found.hex()} for kind, found in node.index.ids(prefix)]
 
     @api.get("/blocks/{cid}", dependencies=private, tags=["content"])
     async def get_block(cid: Annotated[str, Path()], holder: Annotated[str, Query()]) -> Response:

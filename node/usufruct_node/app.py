@@ -26,6 +26,7 @@ from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
     InputError,
+    PortTakenError,
     UsufructError,
 )
 from usufruct.he.bfv import SecretKey
@@ -135,14 +136,18 @@ class Node:
         }
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
 
-    def read_metrics(self) -> CollectorRegistry:
+    async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
-        state = self.status()
-        self._gauges.update(state, {s: self.index.job_count(s) for s in JobState if s})
+        state = await self.status()
+        jobs = await trio.to_thread.run_sync(lambda: {s: self.index.job_count(s) for s in JobState if s})
+        self._gauges.update(state, jobs)
         return self._metrics
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """What an operator wants to see."""
+        return await trio.to_thread.run_sync(self._status, self._host.connected())
+
+    def _status(self, connected: list[str]) -> dict[str, Any]:
         cursor = self.index.cursor()
         return {
             "organisation": self._home.organisation().name,
@@ -154,7 +159,7 @@ class Node:
             "events": self.index.event_count(),
             "peer_id": self._identity.peer_id,
             "listening": self._host.multiaddr,
-            "connected": self._host.connected(),
+            "connected": connected,
             "refusals": self._host.refusal_counts(),
             "blocks_bytes": self.store.usage_bytes(),
             "holdings": self.holdings.count(),
@@ -243,31 +248,38 @@ class Node:
             token = self._home.api_token.read_text("ascii").strip()
         else:
             write_private(self._home.api_token, token.encode("ascii"))
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", self._settings.api_port))
-            except OSError as exc:
-                raise ConfigurationError(
-                    f"port {self._settings.api_port} of the HTTP interface is taken",
-                    hint="set another `api_port` in node.toml, or 0 for a free one",
-                ) from exc
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            config = Config()
-            config.bind = [f"fd://{listener.fileno()}"]
-            config.errorlog = None
-            config.accesslog = None
-            app = build_api(self, token)
-            api_file = self._home.root / "api.json"
-            try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(
-                        partial(hypercorn.trio.serve, app, config, mode="asgi")  # type: ignore[arg-type]
-                    )
-                    self._home.write("api.json", NodeAddress(url=url, pid=os.getpid()))
-                    task_status.started()
-            finally:
-                api_file.unlink(missing_ok=True)
+        descriptor, port = _listen(self._settings.api_port)
+        config = Config()
+        config.bind = [f"fd://{descriptor}"]
+        config.errorlog = logging.getLogger("hypercorn.error")
+        config.accesslog = None
+        app = build_api(self, token)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    partial(hypercorn.trio.serve, app, config, mode="asgi")  # type: ignore[arg-type]
+                )
+                address = NodeAddress(url=f"http://127.0.0.1:{port}", pid=os.getpid())
+                self._home.write("api.json", address)
+                task_status.started()
+        finally:
+            (self._home.root / "api.json").unlink(missing_ok=True)
+
+
+def _listen(port: int) -> tuple[int, int]:
+    """A bound loopback socket as (descriptor, port); the server that gets the descriptor closes it."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as exc:
+        listener.close()
+        raise PortTakenError(
+            f"port {port} of the HTTP interface cannot be used: {exc}",
+            hint="set another `api_port` in node.toml, or 0 for a free one",
+        ) from exc
+    taken = listener.getsockname()[1]
+    return listener.detach(), taken
 
 
 class _SecretKeys:

@@ -122,6 +122,9 @@ def _show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns.values()))
+    if not rows:
+        out.print(f"no {title}")
+        return
     out.print(table)
 
 
@@ -348,7 +351,7 @@ def rights_request(
     """Ask a bundle's steward for rights."""
     client = Client.open(home, passphrase_file=passphrase_file)
     grant_id = client.request(
-        client.bundle(artifact), kernels=kernel, uses=uses, rho=rho, days=days, row_level=row_level
+        client.bundle(ArtifactId(client.find_id("artifact", artifact))), kernels=kernel, uses=uses, rho=rho, days=days, row_level=row_level
     )
     out.print(f"request {grant_id.hex()}")
 
@@ -403,7 +406,7 @@ def rights_grant(
         replicas=replicas,
         row_level=row_level,
     )
-    client.grant(GrantId(_hex32(grant, "grant")), granted)
+    client.grant(GrantId(client.find_id("grant", grant)), granted)
     out.print("granted")
 
 
@@ -419,7 +422,7 @@ def rights_deny(
     if reason.upper() not in Refusal.__members__:
         raise InputError(f"{reason!r} is no reason", hint=f"reasons are {', '.join(Refusal.__members__)}")
     client = Client.open(home, passphrase_file=passphrase_file)
-    client.deny(GrantId(_hex32(grant, "grant")), Refusal[reason.upper()])
+    client.deny(GrantId(client.find_id("grant", grant)), Refusal[reason.upper()])
     out.print("denied")
 
 
@@ -437,10 +440,11 @@ def rights_revoke(
         raise InputError("name one of: a grant, --artifact, --grantee")
     client = Client.open(home, passphrase_file=passphrase_file)
     if grant is not None:
-        client.revoke(GrantId(_hex32(grant, "grant")))
+        client.revoke(GrantId(client.find_id("grant", grant)))
     else:
         client.revoke_all(
-            artifact_id=None if artifact is None else ArtifactId(_hex32(artifact, "artifact")), grantee=grantee
+            artifact_id=None if artifact is None else ArtifactId(client.find_id("artifact", artifact)),
+            grantee=grantee,
         )
     out.print("revoked")
 
@@ -454,7 +458,8 @@ def rights_budget(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle's privacy account."""
-    account = Client.open(home, passphrase_file=passphrase_file).budget(ArtifactId(_hex32(artifact, "artifact")))
+    client = Client.open(home, passphrase_file=passphrase_file)
+    account = client.budget(ArtifactId(client.find_id("artifact", artifact)))
     row = {
         "total": account.total / MICRO,
         "reserved": account.reserved / MICRO,
@@ -482,7 +487,7 @@ def job_post(
     except json.JSONDecodeError as exc:
         raise InputError(f"{parameters} is no JSON: {exc}") from exc
     client = Client.open(home, passphrase_file=passphrase_file)
-    job_id = client.post(client.bundle(artifact), kernel, given, rho=rho)
+    job_id = client.post(client.bundle(ArtifactId(client.find_id("artifact", artifact))), kernel, given, rho=rho)
     if not wait:
         print_json({"job_id": job_id.hex()}) if as_json else out.print(f"job {job_id.hex()}")
         return
@@ -521,7 +526,7 @@ def job_list(
 def job_show(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None) -> None:
     """Print one job with its verdicts and every event of its life, as JSON."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    print_json(client.content.query(f"/jobs/{_hex32(job, 'job').hex()}"))
+    print_json(client.content.query(f"/jobs/{client.find_id('job', job).hex()}"))
 
 
 @app.command()
@@ -529,7 +534,7 @@ def job_show(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: Passphr
 def verify(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None) -> None:
     """Step 8: check a job's result blocks against the ledger, and the verifiers' proofs that they held them."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    proven = client.verify(JobId(_hex32(job, "job")))
+    proven = client.verify(JobId(client.find_id("job", job)))
     out.print(f"result as committed; {proven} verifiers proved that they held it")
 
 
@@ -543,7 +548,7 @@ def release(
 ) -> None:
     """Step 9: open the release of one's own job."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    _print_release(client, JobId(_hex32(job, "job")), as_json=as_json)
+    _print_release(client, JobId(client.find_id("job", job)), as_json=as_json)
 
 
 def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
@@ -576,7 +581,7 @@ def lineage_command(
     """Step 10: walk from an artifact to every consent, re-checking events and contents, and print the tree."""
     client = Client.open(home, passphrase_file=passphrase_file)
     with err.status("checking") as line:
-        found = client.lineage(artifact, progress=line.update)
+        found = client.lineage(ArtifactId(client.find_id("artifact", artifact)), progress=line.update)
     out.print(lineage_tree(found.root))
     checked = found.checked
     out.print(
@@ -616,7 +621,8 @@ def impact(
     as_json: JsonOption = False,
 ) -> None:
     """Show what rests on a bundle, and which of it used a consent epoch that is no longer in force."""
-    rows = Client.open(home, passphrase_file=passphrase_file).impact(artifact)
+    client = Client.open(home, passphrase_file=passphrase_file)
+    rows = client.impact(ArtifactId(client.find_id("artifact", artifact)))
     columns = {
         "artifact": "artifact_id",
         "kind": "kind",

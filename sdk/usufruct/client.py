@@ -99,6 +99,24 @@ class Client:
             ),
         )
 
+    def find_id(self, kind: str, text: str) -> bytes:
+        """The id of an artifact, job or grant from its first hex digits, as far as they are unambiguous.
+
+        Raises
+        ------
+        InputError
+            If no id, or more than one, begins with them.
+        """
+        digits = text.lower().removeprefix("0x")
+        if len(digits) == 64:
+            return _id_bytes(digits, kind)
+        if not 4 <= len(digits) < 64 or set(digits) - set("0123456789abcdef"):
+            raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
+        found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
+        if len(found) != 1:
+            raise InputError(f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id")
+        return _id_bytes(found[0], kind)
+
     # 1 features, 2 seal.
 
     def features(
@@ -448,13 +466,14 @@ def _micro(rho: float) -> int:
 
 
 def _artifact_id(value: str | ArtifactId) -> ArtifactId:
-    if isinstance(value, bytes):
-        return ArtifactId(value)
-    try:
-        raw = bytes.fromhex(str(value).removeprefix("0x"))
-    except ValueError as exc:
-        raise InputError(f"{value!r} is no artifact id", hint="ids are 64 hex digits") from exc
-    if len(raw) != 32:
-        raise InputError(f"{value!r} is no artifact id", hint="ids are 64 hex digits")
-    return ArtifactId(raw)
+    return ArtifactId(value if isinstance(value, bytes) else _id_bytes(str(value), "artifact"))
 
+
+def _id_bytes(text: str, kind: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as exc:
+        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits") from exc
+    if len(raw) != 32:
+        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits")
+    return raw

@@ -270,7 +270,7 @@ describe("Events", () => {
     }
   });
 
-  it("index at most three fields, and carry neither subjects nor free text beyond members' own", async () => {
+  it("Chain linkability: index at most three fields, and carry neither subjects nor free text beyond members' own", async () => {
     const n = await loadFixture(ready);
     const allowedText = new Set(["ParticipantAdmitted", "ParticipantEndpointChanged", "ProposalMade"]);
     for (const contract of Object.values(n.contracts)) {

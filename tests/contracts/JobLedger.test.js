@@ -331,7 +331,7 @@ describe("JobLedger", () => {
       }
     });
 
-    it("rejects commitments replayed from another job, verifier, contract or chain", async () => {
+    it("Signature replay: rejects commitments made for another job, verifier, contract or chain", async () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Committed");
       const replays = [

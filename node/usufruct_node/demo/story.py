@@ -89,6 +89,7 @@ class Story:
         jobs = self._university_computes()
         self._subject_withdraws(jobs[0])
         self._auditor_looks(jobs[0])
+        self._ledger_figures()
 
     def _admit_university(self) -> None:
         with self._report.step("opening five homes"):
@@ -264,7 +265,6 @@ class Story:
                     kernel=kernel,
                     state=f"DENIED {exc.reason}",
                     job_id=exc.job_id.hex(),
-                    gas=self._gas(JobId(exc.job_id)),
                 )
             )
         else:
@@ -273,17 +273,14 @@ class Story:
     def _finish(self, job: Posted) -> None:
         job.release = self._university.wait(job.job_id, timeout_s=300)
         seconds = time.monotonic() - job.begun
-        told = self._university.content.query(f"/jobs/{job.job_id.hex()}")
         self._report.jobs.append(
             JobLine(
                 question=job.question,
                 bundle=job.clinic,
                 kernel=job.kernel,
-                state=told["state"],
-                level=told["level"] or "",
+                state="RELEASED",
                 rho=job.release.rho_micro / MICRO,
                 epsilon=job.release.epsilon(),
-                gas=self._gas(job.job_id),
                 seconds=seconds,
                 job_id=job.job_id.hex(),
             )
@@ -341,13 +338,15 @@ class Story:
         values = np.array(opened, dtype=np.int64)
         return values.T if rows_only else values[:, 0]
 
-    def _gas(self, job_id: JobId) -> int:
-        """Gas of every transaction in a job's life."""
-        ledger = self._university.ledger
-        events = self._university.content.query(f"/jobs/{job_id.hex()}")["events"]
-        hashes = sorted({event["transaction_hash"] for event in events})
-        receipts = ledger.endpoint.batch([("eth_getTransactionReceipt", (tx,)) for tx in hashes])
-        return sum(int(receipt["gasUsed"], 16) for receipt in receipts)
+    def _ledger_figures(self) -> None:
+        """Verification level and gas of every job: all transactions of its life, whoever sent them."""
+        ledger, content = self._auditor.ledger, self._auditor.content
+        for line in self._report.jobs:
+            told = content.query(f"/jobs/{line.job_id}")
+            line.level = told["level"] or ""
+            hashes = sorted({event["transaction_hash"] for event in told["events"]})
+            receipts = ledger.endpoint.batch([("eth_getTransactionReceipt", (tx,)) for tx in hashes])
+            line.gas = sum(int(receipt["gasUsed"], 16) for receipt in receipts)
 
     def _together(self, *calls: Callable[[], Outcome]) -> list[Outcome]:
         """Independent people act at the same time."""

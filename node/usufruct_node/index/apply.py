@@ -22,7 +22,6 @@ from usufruct.records import (
 )
 
 Args = dict[str, Any]
-_LARGEST = (1 << 63) - 1
 
 Handler = Callable[[sqlite3.Connection, LedgerEvent, Args], None]
 
@@ -48,9 +47,14 @@ def apply_event(db: sqlite3.Connection, event: LedgerEvent) -> None:
         handler(db, event, event.args)
 
 
-def _fit(value: int) -> int:
-    """Largest integer of SQLite instead of anything above it: a hostile number must not stop the index."""
-    return min(value, _LARGEST)
+def to_signed(value: int) -> int:
+    """A `uint64` of the ledger as the signed integer of SQLite with the same bits: no number may stop the index."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def from_signed(value: int) -> int:
+    """Inverse of `to_signed`."""
+    return value & ((1 << 64) - 1)
 
 
 def _admitted(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
@@ -113,7 +117,7 @@ def _bundle(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
             given["policyDigest"],
             1,
             given["consentScope"],
-            _fit(given["retainUntil"]),
+            to_signed(given["retainUntil"]),
             event.timestamp,
             FreezeState.NONE,
         ),
@@ -226,15 +230,19 @@ def _grantee_revoked(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> 
 def _budget_set(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
     db.execute(
         "INSERT INTO budget VALUES (?, ?, 0, 0) ON CONFLICT DO UPDATE SET total = excluded.total",
-        (args["artifactId"], _fit(args["totalRhoMicro"])),
+        (args["artifactId"], to_signed(args["totalRhoMicro"])),
     )
 
 
 def _budget_moved(reserved: int, spent: int) -> Handler:
     def apply(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+        before = db.execute("SELECT reserved, spent FROM budget WHERE artifact_id = ?", (args["artifactId"],))
+        after = [
+            to_signed(from_signed(word) + sign * args["rhoMicro"])
+            for word, sign in zip(before.fetchone(), (reserved, spent), strict=True)
+        ]
         db.execute(
-            "UPDATE budget SET reserved = reserved + ?, spent = spent + ? WHERE artifact_id = ?",
-            (reserved * _fit(args["rhoMicro"]), spent * _fit(args["rhoMicro"]), args["artifactId"]),
+            "UPDATE budget SET reserved = ?, spent = ? WHERE artifact_id = ?", (*after, args["artifactId"])
         )
 
     return apply
@@ -270,11 +278,11 @@ def _insert_job(
             request["kernelId"],
             request["parametersDigest"],
             request["purpose"],
-            request["consentEpoch"],
+            to_signed(request["consentEpoch"]),
             request["policyVersion"],
-            _fit(request["rhoMicro"]),
+            to_signed(request["rhoMicro"]),
             request["rowLevel"],
-            _fit(request["nonce"]),
+            to_signed(request["nonce"]),
             event.timestamp,
             event.timestamp,
         ),
@@ -382,7 +390,7 @@ def _released(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
         state=JobState.RELEASED,
         deadline=0,
         release_digest=args["releaseDigest"],
-        sigma_micro=_fit(args["sigmaMicro"]),
+        sigma_micro=to_signed(args["sigmaMicro"]),
     )
 
 

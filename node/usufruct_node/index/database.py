@@ -40,7 +40,7 @@ from usufruct.records import (
     Role,
     UsageGrant,
 )
-from usufruct_node.index.apply import apply_event
+from usufruct_node.index.apply import apply_event, from_signed
 
 MAX_GRAPH_NODES = 10_000
 
@@ -220,11 +220,8 @@ class Index:
     def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
         """Privacy account of a bundle."""
         row = self._one("SELECT total, reserved, spent FROM budget WHERE artifact_id = ?", artifact_id)
-        return (
-            BudgetAccount(total=row[0], reserved=row[1], spent=row[2])
-            if row
-            else BudgetAccount(total=0, reserved=0, spent=0)
-        )
+        total, reserved, spent = (0, 0, 0) if row is None else map(from_signed, row)
+        return BudgetAccount(total=total, reserved=reserved, spent=spent)
 
     # Jobs.
 
@@ -312,6 +309,20 @@ class Index:
         )
         return [_event(row) for row in rows]
 
+    def ids(self, prefix: str, *, limit: int = 20) -> list[tuple[str, bytes]]:
+        """(kind, id) of artifacts, jobs and grants whose id begins with these hex digits."""
+        whole = prefix.lower().ljust(64, "0"), prefix.lower().ljust(64, "f")
+        low, high = bytes.fromhex(whole[0]), bytes.fromhex(whole[1])
+        rows = self._all(
+            "SELECT 'artifact', artifact_id FROM artifact WHERE artifact_id BETWEEN ?1 AND ?2"
+            " UNION ALL SELECT 'job', job_id FROM job WHERE job_id BETWEEN ?1 AND ?2"
+            " UNION ALL SELECT 'grant', grant_id FROM usage_grant WHERE grant_id BETWEEN ?1 AND ?2 LIMIT ?3",
+            low,
+            high,
+            limit,
+        )
+        return [(str(row[0]), bytes(row[1])) for row in rows]
+
     def event_count(self) -> int:
         """Number of events indexed."""
         row = self._one("SELECT count(*) FROM event")
@@ -358,7 +369,7 @@ def _artifact(row: sqlite3.Row) -> Artifact:
         policy_digest=row["policy_digest"],
         policy_version=row["policy_version"],
         consent_scope=row["consent_scope"],
-        retain_until=row["retain_until"],
+        retain_until=from_signed(row["retain_until"]),
         registered_at=row["registered_at"],
         frozen=FreezeState(row["frozen"]),
     )
@@ -402,11 +413,11 @@ def _job(row: sqlite3.Row) -> JobRow:
         kernel_id=row["kernel_id"],
         parameters_digest=row["parameters_digest"],
         purpose=row["purpose"],
-        consent_epoch=row["consent_epoch"],
+        consent_epoch=from_signed(row["consent_epoch"]),
         policy_version=row["policy_version"],
-        rho_micro=row["rho_micro"],
+        rho_micro=from_signed(row["rho_micro"]),
         row_level=bool(row["row_level"]),
-        nonce=row["nonce"],
+        nonce=from_signed(row["nonce"]),
     )
     job = Job(
         state=JobState(row["state"]),
@@ -429,7 +440,7 @@ def _job(row: sqlite3.Row) -> JobRow:
         job=job,
         posted_at=row["posted_at"],
         changed_at=row["changed_at"],
-        sigma_micro=row["sigma_micro"],
+        sigma_micro=from_signed(row["sigma_micro"]),
     )
 
 

@@ -1,0 +1,354 @@
+"""The shipped contract code is what `contracts/` compiles to, and what `deploy` puts on a real chain."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usufruct.errors import CompilationError, ConfigurationError, LedgerError, WrongContractCodeError
+from usufruct.ledger.abi import load_abi
+from usufruct.ledger.compile import (
+    CONTRACTS,
+    Artifact,
+    compare_runtime,
+    immutable_values,
+    load_artifact,
+    load_standard_input,
+    recompile,
+)
+from usufruct.ledger.deploy import DEPLOYMENT_ORDER, JOB_LEDGER_FUNCTIONS, contract_name_word, deploy
+from usufruct.records import Timings
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE_MODULES = ROOT / "node_modules"
+NODE = Path(sys.executable).parent / "node"
+FOUNDERS = [
+    (
+        name.encode().ljust(32, b"\0"),
+        f"0x{2 * i + 1:040x}",
+        f"0x{2 * i + 2:040x}",
+        63,
+        0,
+        bytes(32),
+        name.encode(),
+        "",
+    )
+    for i, name in enumerate(["clinic-north", "clinic-south", "auditor"], start=1)
+]
+PARAMETERS = b"\2" * 32
+
+
+class Anvil:
+    """A bare Anvil that mines every transaction at once, and the little JSON-RPC that these tests need."""
+
+    def __init__(self) -> None:
+        binary = next(NODE_MODULES.glob("@foundry-rs/anvil-*/bin/anvil"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [binary, "--port", str(port), "--hardfork", "cancun", "--silent", "--accounts", "1"]
+        self._process = subprocess.Popen([*command, "--block-base-fee-per-gas", "0", "--gas-price", "0"])
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.account = self.call("eth_accounts")[0]
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise
+                time.sleep(0.05)
+
+    def call(self, method: str, *params: object) -> Any:
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        request = urllib.request.Request(self.url, body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as response:
+            answer = json.load(response)
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["message"])
+        return answer["result"]
+
+    def transact(self, to: str | None, data: bytes) -> Mined:
+        transaction = {"from": self.account, "data": "0x" + data.hex(), "gas": hex(15_000_000)}
+        digest = self.call("eth_sendTransaction", transaction | ({"to": to} if to else {}))
+        while (receipt := self.call("eth_getTransactionReceipt", digest)) is None:
+            time.sleep(0.01)
+        if receipt["status"] != "0x1":
+            raise RuntimeError(f"transaction to {to} reverted")
+        return Mined(receipt["contractAddress"])
+
+    def code(self, address: str) -> bytes:
+        return bytes.fromhex(self.call("eth_getCode", address, "latest")[2:])
+
+    def view(
+        self, contracts: dict[str, str], name: str, function: str, *arguments: object
+    ) -> tuple[Any, ...]:
+        codec = load_abi(name).functions[function]
+        data = "0x" + codec.encode(arguments).hex()
+        return codec.decode(
+            bytes.fromhex(self.call("eth_call", {"to": contracts[name], "data": data}, "latest")[2:])
+        )
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+@dataclass
+class Mined:
+    contract_address: str | None
+
+
+def deploy_on(chain: Anvil) -> dict[str, str]:
+    return deploy(
+        transact=chain.transact,
+        deployer=chain.account,
+        founders=FOUNDERS,
+        parameters=[(PARAMETERS, 128)],
+        timings=Timings(claim=1, compute=2, commit=3, reveal=4, dispute=5, release=6),
+        quorum=2,
+        voting_period=60,
+        quorum_bps=5000,
+    )
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[Anvil]:
+    anvil = Anvil()
+    yield anvil
+    anvil.stop()
+
+
+@pytest.fixture(scope="module")
+def contracts(chain: Anvil) -> dict[str, str]:
+    return deploy_on(chain)
+
+
+@pytest.fixture(scope="module")
+def recompiled() -> dict[str, Artifact]:
+    return recompile(load_standard_input(), node=NODE, node_modules=NODE_MODULES)
+
+
+def test_shipped_artifacts_are_what_the_shipped_sources_compile_to(recompiled: dict[str, Artifact]) -> None:
+    assert set(recompiled) == set(CONTRACTS)
+    for name in CONTRACTS:
+        assert recompiled[name] == load_artifact(name)
+
+
+def test_shipped_sources_are_the_sources_in_the_repository() -> None:
+    sources = load_standard_input()["sources"]
+    own = {f"contracts/{path.name}": path.read_text("utf-8") for path in (ROOT / "contracts").glob("*.sol")}
+    assert {unit: entry["content"] for unit, entry in sources.items() if unit in own} == own
+    for unit in sources.keys() - own.keys():
+        assert sources[unit]["content"] == (NODE_MODULES / unit).read_text("utf-8")
+
+
+def test_deployed_code_is_the_shipped_code(chain: Anvil, contracts: dict[str, str]) -> None:
+    for name in CONTRACTS:
+        compare_runtime(load_artifact(name), chain.code(contracts[name]))
+
+
+def test_immutables_hold_the_addresses_of_the_address_book(chain: Anvil, contracts: dict[str, str]) -> None:
+    wired = {
+        "PARTICIPANTS": "ParticipantRegistry",
+        "KEYS": "KeyRegistry",
+        "LINEAGE": "LineageRegistry",
+        "CONSENTS": "ConsentRegistry",
+        "RIGHTS": "UsageRights",
+        "BUDGETS": "PrivacyBudget",
+    }
+    seen = set()
+    for name in CONTRACTS:
+        for variable, word in immutable_values(load_artifact(name), chain.code(contracts[name])).items():
+            assert word.hex() == contracts[wired[variable]].lower()[2:].rjust(64, "0")
+            seen.add(variable)
+    assert seen == set(wired)
+
+
+def test_address_book_names_every_contract_in_order(chain: Anvil, contracts: dict[str, str]) -> None:
+    (names,) = chain.view(contracts, "AddressBook", "names")
+    assert list(names) == [contract_name_word(name) for name in DEPLOYMENT_ORDER]
+    for name in DEPLOYMENT_ORDER:
+        (address,) = chain.view(contracts, "AddressBook", "addressOf", contract_name_word(name))
+        assert address == contracts[name].lower()
+
+
+def test_only_the_council_administers_once_deployed(chain: Anvil, contracts: dict[str, str]) -> None:
+    def holds(role: int, address: str) -> bool:
+        return bool(chain.view(contracts, "AccessManager", "hasRole", role, address)[0])
+
+    assert not holds(0, chain.account)
+    assert holds(0, contracts["MemberCouncil"])
+    assert holds(1, contracts["JobLedger"])
+    with pytest.raises(RuntimeError, match="revert"):
+        admit = load_abi("ParticipantRegistry").functions["admit"]
+        data = admit.encode(
+            [(b"x".ljust(32, b"\0"), "0x" + "99" * 20, "0x" + "98" * 20, 1, 0, bytes(32), b"x", "")]
+        )
+        chain.transact(contracts["ParticipantRegistry"], data)
+
+
+def test_the_job_ledgers_functions_are_reserved_to_it(chain: Anvil, contracts: dict[str, str]) -> None:
+    for target, functions in JOB_LEDGER_FUNCTIONS.items():
+        for function in functions:
+            selector = load_abi(target).functions[function].selector
+            for caller, allowed in [("JobLedger", True), ("MemberCouncil", False)]:
+                answer = chain.view(
+                    contracts, "AccessManager", "canCall", contracts[caller], contracts[target], selector
+                )
+                assert answer[0] is allowed
+
+
+def test_founders_parameters_and_timings_are_in_force(chain: Anvil, contracts: dict[str, str]) -> None:
+    (organisations,) = chain.view(contracts, "ParticipantRegistry", "organisations")
+    assert list(organisations) == [founder[0] for founder in FOUNDERS]
+    assert chain.view(contracts, "ParticipantRegistry", "activeCount") == (3,)
+    assert chain.view(contracts, "KeyRegistry", "isAllowed", PARAMETERS) == (True,)
+    assert chain.view(contracts, "JobLedger", "timings") == ((1, 2, 3, 4, 5, 6),)
+    assert chain.view(contracts, "JobLedger", "quorum") == (2,)
+
+
+def test_deployment_stops_when_a_creation_has_no_address() -> None:
+    sent = []
+
+    def transact(to: str | None, data: bytes) -> Mined:
+        sent.append(to)
+        return Mined(None)
+
+    with pytest.raises(LedgerError, match="AccessManager"):
+        deploy(
+            transact=transact,
+            deployer="0x" + "11" * 20,
+            founders=[],
+            parameters=[],
+            timings=Timings(),
+            quorum=1,
+            voting_period=1,
+            quorum_bps=5000,
+        )
+    assert sent == [None]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_changed_byte_outside_the_immutables_is_wrong_code(data: st.DataObject) -> None:
+    artifact = load_artifact(data.draw(st.sampled_from(CONTRACTS)))
+    masked = {
+        at
+        for spans in artifact.immutables.values()
+        for start, length in spans
+        for at in range(start, start + length)
+    }
+    code = bytearray(artifact.deployed_bytecode)
+    at = data.draw(st.integers(0, len(code) - 1))
+    code[at] ^= data.draw(st.integers(1, 255))
+    if at in masked:
+        compare_runtime(artifact, bytes(code))
+    else:
+        with pytest.raises(WrongContractCodeError, match=f"from byte {at}$"):
+            compare_runtime(artifact, bytes(code))
+
+
+def test_missing_shorter_and_longer_code_is_wrong_code() -> None:
+    artifact = load_artifact("JobLedger")
+    whole = artifact.deployed_bytecode
+    for code in [b"", whole[:-1], whole + b"\0"]:
+        with pytest.raises(WrongContractCodeError, match="JobLedger"):
+            compare_runtime(artifact, code)
+
+
+def test_an_immutable_that_differs_between_its_places_is_wrong_code() -> None:
+    artifact = load_artifact("JobLedger")
+    variable, spans = next((name, spans) for name, spans in artifact.immutables.items() if len(spans) > 1)
+    code = bytearray(artifact.deployed_bytecode)
+    code[spans[0][0] + 31] = 1
+    compare_runtime(artifact, bytes(code))
+    with pytest.raises(WrongContractCodeError, match=variable):
+        immutable_values(artifact, bytes(code))
+
+
+@pytest.mark.parametrize("name", ["Nothing", "../errors", "standard-input", ""])
+def test_no_artifact_but_a_contracts_can_be_loaded(name: str) -> None:
+    with pytest.raises(ConfigurationError):
+        load_artifact(name)
+
+
+def test_a_changed_source_compiles_to_other_code(recompiled: dict[str, Artifact]) -> None:
+    changed = copy.deepcopy(load_standard_input())
+    unit = changed["sources"]["contracts/UsageRights.sol"]
+    assert unit["content"].count("MAX_KERNELS = 16") == 1
+    unit["content"] = unit["content"].replace("MAX_KERNELS = 16", "MAX_KERNELS = 17")
+    other = recompile(changed, node=NODE, node_modules=NODE_MODULES)
+    different = {
+        name for name in CONTRACTS if other[name].deployed_bytecode != recompiled[name].deployed_bytecode
+    }
+    assert different == {"UsageRights"}
+    with pytest.raises(WrongContractCodeError):
+        compare_runtime(other["UsageRights"], recompiled["UsageRights"].deployed_bytecode)
+
+
+def test_sources_that_do_not_compile_are_named() -> None:
+    broken = copy.deepcopy(load_standard_input())
+    broken["sources"]["contracts/Ids.sol"]["content"] += "\nnonsense"
+    with pytest.raises(CompilationError, match=r"contracts/Ids\.sol"):
+        recompile(broken, node=NODE, node_modules=NODE_MODULES)
+
+
+def test_a_missing_compiler_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(CompilationError):
+        recompile(load_standard_input(), node=tmp_path / "node", node_modules=NODE_MODULES)
+    with pytest.raises(CompilationError):
+        recompile(load_standard_input(), node=NODE, node_modules=tmp_path)
+
+
+def test_recompiling_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(CompilationError):
+        recompile(load_standard_input(), node=tmp_path / "node", node_modules=NODE_MODULES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_custom_errors_have_distinct_selectors_over_all_contracts() -> None:
+    known: dict[bytes, str] = {}
+    for name in CONTRACTS:
+        for selector, (error, _) in load_abi(name).errors.items():
+            assert known.setdefault(selector, error) == error
+
+
+def test_a_stale_artifact_is_reported(tmp_path: Path) -> None:
+    for folder in ["contracts", "scripts", "sdk"]:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ["node_modules", ".venv"]:
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    stale = tmp_path / "sdk/usufruct/ledger/artifacts/UsageRights.json"
+    stale.write_text(stale.read_text("utf-8").replace("MAX", "MIN") + "\n", "utf-8")
+    (tmp_path / "sdk/usufruct/ledger/artifacts/Ghost.json").write_text("{}", "utf-8")
+    command = [tmp_path / ".venv/bin/python", tmp_path / "scripts/build-contracts", "--check"]
+    done = subprocess.run(
+        command,
+        env={"PYTHONPATH": str(tmp_path / "sdk")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    folder = "sdk/usufruct/ledger/artifacts"
+    named = [line.split(";")[0] for line in done.stderr.splitlines()]
+    assert named == [f"stale: {folder}/Ghost.json", f"stale: {folder}/UsageRights.json"]
