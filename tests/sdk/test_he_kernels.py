@@ -174,6 +174,31 @@ def test_tasks_are_independent_and_run_in_other_processes_to_the_same_bytes(
     assert there == here
 
 
+@pytest.mark.parametrize("output", ["rows", "sum"])
+def test_compiled_lanes_and_blas_give_the_same_blocks(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    parameters = model(output, [[1, -2, 0, 3, 1], [0, 0, 0, 0, -1], [1, 1, 1, 1, 1]], [1, -2, 0])
+    small = replace(bundle.shape, max_l2=20)
+    by_blas = list(run(LINEAR, parameters, small, bundle.block, bundle.mask))
+    monkeypatch.setattr(kernels, "_COMPILED_WEIGHTS", 0)
+    monkeypatch.setattr(kernels, "_PANEL_FEATURES", 2)
+    monkeypatch.setattr(kernels, "combine", None)
+    assert list(run(LINEAR, parameters, small, bundle.block, bundle.mask)) == by_blas
+
+
+def test_weights_too_wide_for_the_lanes_run_on_blas_to_the_right_scores(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_COMPILED_WEIGHTS", 0)
+    parameters = model("rows", [[0, 40_000, 0, 0, 0]], [0])
+    tiny = replace(bundle.shape, max_abs=12)
+    values = bundle.values % 12
+    blocks = {(c, f): b for c, f, b in encrypt_columns(values, bundle.secret)}
+    results = dict(run(LINEAR, parameters, tiny, lambda c, f: blocks[c, f], bundle.mask))
+    assert open_coefficients(results[0], bundle.secret, range(N)) == (values[:N, 1] * 40_000).tolist()
+
+
 def test_every_output_belongs_to_exactly_one_task_and_unweighted_columns_are_not_read() -> None:
     wide = shape(n_rows=3 * N, n_features=200, max_abs=10)
     for kernel, parameters in (

@@ -30,6 +30,12 @@ def block(chunk: int, feature: int) -> bytes:
     return encode(Ciphertext(**fields, c0=c0, c1=c1, seed=seeds[1]))
 
 
+def hashes(made: list[bytes]) -> list[str]:
+    """One hash per block, or one over all if they are many."""
+    parts = made if len(made) < 10 else [b"".join(made)]
+    return [hashlib.sha256(part).hexdigest() for part in parts]
+
+
 def vectors() -> dict[str, object]:
     shape = BundleShape(
         n_rows=N_ROWS, n_features=N_FEATURES, max_abs=20, max_l2=30, key_id=KEY, parameters=BFV_LINEAR
@@ -40,6 +46,14 @@ def vectors() -> dict[str, object]:
         "linear rows": (
             "linear",
             LinearParameters(output="rows", weights=((5, 0, -9), (1, 1, 1)), bias=(-4, 0)),
+        ),
+        "linear rows, compiled": (
+            "linear",
+            LinearParameters(
+                output="rows",
+                weights=tuple((i % 7 - 3, 1 - i % 3, 5 + i) for i in range(360)),
+                bias=tuple(range(360)),
+            ),
         ),
         "linear sum": ("linear", LinearParameters(output="sum", weights=((1, 0, -2),), bias=(-4,))),
     }
@@ -54,10 +68,7 @@ def vectors() -> dict[str, object]:
         },
         "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
         "results_sha256": {
-            title: [
-                hashlib.sha256(made).hexdigest()
-                for _, made in run(KERNELS[name], parameters, shape, block, mask)
-            ]
+            title: hashes([made for _, made in run(KERNELS[name], parameters, shape, block, mask)])
             for title, (name, parameters) in jobs.items()
         },
     }

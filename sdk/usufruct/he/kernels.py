@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelBoundError, KernelParameterError, UnknownKernelError
+from usufruct.he import lanes
 from usufruct.he.container import Ciphertext, Form, encode, parse
 from usufruct.he.parameters import Parameters
 from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up
@@ -43,6 +44,8 @@ MAX_FEATURES: Final = 1 << 16
 MAX_ROWS: Final = 1 << 24
 MAX_REAL_WEIGHT: Final = 1e12
 _BLOCKS_PER_TASK = 64
+_PANEL_FEATURES = 256
+_COMPILED_WEIGHTS = 1024
 
 Mask = NDArray[np.bool_]
 
@@ -597,18 +600,18 @@ def _execute_linear(
     bias = np.array([b % t for b in parameters.bias], dtype=np.int64)
     constants = np.zeros(n_models, dtype=np.uint64)
     linears = np.zeros((n_models, degree), dtype=np.uint64)
+    # Small models use BLAS, so that no small job waits for a compiler; the residues are the same.
+    compiled = weights.size >= _COMPILED_WEIGHTS and lanes.is_exact(weights, modulus)
+    product, group_size = (_on_lanes, _PANEL_FEATURES) if compiled else (_on_blas, _BLOCKS_PER_TASK)
     by_chunk: dict[int, list[int]] = {}
     for chunk, feature in task.inputs:
         by_chunk.setdefault(chunk, []).append(feature)
     for chunk, features in by_chunk.items():
         scores = np.zeros((n_models, 2 * degree), dtype=np.uint64)
-        for first in range(0, len(features), _BLOCKS_PER_TASK):
-            group = features[first : first + _BLOCKS_PER_TASK]
-            stacked = np.empty((len(group), 2 * degree), dtype=np.uint64)
-            for position, feature in enumerate(group):
-                ciphertext = _sealed(inputs[chunk, feature], shape)
-                stacked[position, :degree], stacked[position, degree:] = ciphertext.c0, ciphertext.c1
-            scores = (scores + combine(weights[:, group], stacked, modulus)) % q
+        for first in range(0, len(features), group_size):
+            group = features[first : first + group_size]
+            sealed = (_sealed(inputs[chunk, feature], shape) for feature in group)
+            scores = product(weights[:, group], sealed, shape.parameters, scores)
         if parameters.output == "rows":
             n_rows = shape.rows_in_chunk(chunk)
             scores[:, :n_rows] = (scores[:, :n_rows] + scale_up(bias, modulus, t)[:, None]) % q
@@ -633,6 +636,28 @@ def _execute_linear(
     total_bias = np.array([b * count % t for b in parameters.bias], dtype=np.int64)
     constants = (constants + scale_up(total_bias, modulus, t)) % q
     return [_extracted(constants[i : i + 1], linears[i], shape) for i in range(n_models)]
+
+
+def _on_lanes(
+    weights: NDArray[np.int64], sealed: Iterator[Ciphertext], parameters: Parameters, addend: Residues
+) -> Residues:
+    degree = parameters.poly_modulus_degree
+    panel = lanes.Panel(weights.shape[1], 2 * degree)
+    for position, ciphertext in enumerate(sealed):
+        panel.fill(position, ciphertext.c0)
+        panel.fill(position, ciphertext.c1, column=degree)
+    return lanes.multiply(weights, panel, parameters.coeff_modulus, addend=addend)
+
+
+def _on_blas(
+    weights: NDArray[np.int64], sealed: Iterator[Ciphertext], parameters: Parameters, addend: Residues
+) -> Residues:
+    degree, modulus = parameters.poly_modulus_degree, parameters.coeff_modulus
+    stacked = np.empty((weights.shape[1], 2 * degree), dtype=np.uint64)
+    for position, ciphertext in enumerate(sealed):
+        stacked[position, :degree], stacked[position, degree:] = ciphertext.c0, ciphertext.c1
+    total: Residues = (addend + combine(weights, stacked, modulus)) % np.uint64(modulus)
+    return total
 
 
 def _sealed(block: bytes, shape: BundleShape) -> Ciphertext:
