@@ -239,7 +239,6 @@ def _routines() -> _Routines:
         for tile in range(first, last):
             for top in range(0, n_models, _ROWS_PER_PASS):
                 rows = min(_ROWS_PER_PASS, n_models - top)
-                total[:rows] = 0
                 for cut in range(cuts.size - 1):
                     begin, length = cuts[cut], cuts[cut + 1] - cuts[cut]
                     for limb in range(N_LIMBS):
@@ -261,27 +260,31 @@ def _routines() -> _Routines:
                                 tile_1(w, w_stride, x, length, f, f_stride)
                                 row += 1
                     for row in range(rows):
-                        for limb in range(N_LIMBS):
-                            for lane in range(_TILE):
-                                total[row, limb, lane] += np.int64(fresh[row, limb, lane])
+                        sums, made = total[row].reshape(-1), fresh[row].reshape(-1)
+                        if cut == 0:
+                            for index in range(N_LIMBS * _TILE):
+                                sums[index] = made[index]
+                        else:
+                            for index in range(N_LIMBS * _TILE):
+                                sums[index] += made[index]
                 for row in range(rows):
+                    s_0, s_1, s_2, s_3 = total[row, 0], total[row, 1], total[row, 2], total[row, 3]
+                    line = out[top + row, tile * _TILE : (tile + 1) * _TILE]
                     for lane in range(_TILE):
-                        low = total[row, 0, lane] + (total[row, 1, lane] << np.int64(LIMB_BITS))
-                        high = total[row, 2, lane] + (total[row, 3, lane] << np.int64(LIMB_BITS))
+                        low = s_0[lane] + (s_1[lane] << np.int64(LIMB_BITS))
+                        high = s_2[lane] + (s_3[lane] << np.int64(LIMB_BITS))
                         value = (
                             low
                             + (high >> np.int64(26)) * complement
                             + ((high & np.int64((1 << 26) - 1)) << np.int64(28))
-                            + np.int64(out[top + row, tile * _TILE + lane])
+                            + np.int64(line[lane])
                         )
                         value = (value >> np.int64(_MODULUS_BITS)) * complement + (
                             value & np.int64((1 << _MODULUS_BITS) - 1)
                         )
-                        if value < 0:
-                            value += modulus
-                        if value >= modulus:
-                            value -= modulus
-                        out[top + row, tile * _TILE + lane] = np.uint64(value)
+                        value += modulus if value < 0 else 0
+                        value -= modulus if value >= modulus else 0
+                        line[lane] = np.uint64(value)
 
     return _Routines(fill=fill, product=product)
 
@@ -394,3 +397,8 @@ def _vector_unit() -> tuple[int, str]:
     if binding.get_process_triple().startswith("x86_64"):
         return 4, "llvm.x86.sse2.pmadd.wd"
     return 4, ""
+
+
+def vector_lanes() -> int:
+    """32-bit words per vector register on this machine."""
+    return _vector_unit()[0]
