@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from usufruct.errors import ContainerError, WrongKeyDomainError
+from usufruct.he import container
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.parameters import BFV_LINEAR
 
@@ -258,7 +259,8 @@ def coverage_guided(arguments: list[str]) -> None:
     """Let atheris choose the inputs; `arguments` go to libFuzzer. Does not return."""
     import atheris
 
-    atheris.instrument_func(parse)
+    for function in (parse, container._parse_payload, container.unpack, container._check_residues):
+        atheris.instrument_func(function)
     rng = random.Random(1)
     corpus = Path("fuzz-he-corpus")
     corpus.mkdir(exist_ok=True)
