@@ -650,12 +650,7 @@ def execute(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: Mask) -> 
         If an input is not a sealed block of the bundle's key domain.
     """
     shape = task.shape
-    if mask.dtype != np.bool_ or mask.shape != (shape.n_rows,):
-        raise KernelParameterError(f"the mask is {mask.dtype}{mask.shape}, expected bool ({shape.n_rows},)")
-    if not mask.any():
-        raise KernelParameterError(
-            "the mask permits no row", hint="no subject of this bundle consents at this epoch"
-        )
+    check_mask(mask, shape)
     if isinstance(task.parameters, VerifyParameters):
         for query, row in enumerate(task.parameters.rows):
             if not mask[row]:
@@ -825,8 +820,8 @@ def _execute_linear(
     n_models = weights.shape[0]
     constants = np.zeros(n_models, dtype=np.uint64)
     linears = np.zeros((n_models, degree), dtype=np.uint64)
-    for chunk, features in _by_chunk(task).items():
-        scores = _scores(weights, chunk, features, inputs, shape)
+    for chunk, features in features_by_chunk(task).items():
+        scores = weighted_sums(weights, chunk, features, inputs, shape)
         if parameters.output == "rows":
             n_rows = shape.rows_in_chunk(chunk)
             bias = scale_up(np.array([b % t for b in parameters.bias]), modulus, t)
@@ -858,10 +853,12 @@ def _execute_verify(
     task: Task, parameters: VerifyParameters, inputs: Mapping[tuple[int, int], bytes]
 ) -> list[bytes]:
     shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
-    ((chunk, features),) = _by_chunk(task).items()
+    ((chunk, features),) = features_by_chunk(task).items()
     weights = np.array([parameters.queries[query] for query in task.outputs], dtype=np.int64)
     made = []
-    for query, score in zip(task.outputs, _scores(weights, chunk, features, inputs, shape), strict=True):
+    for query, score in zip(
+        task.outputs, weighted_sums(weights, chunk, features, inputs, shape), strict=True
+    ):
         row = parameters.rows[query] - chunk * degree
         # Multiplying by X^(-row) brings the row's coefficient to the front; the rest of c0 stays behind.
         c1 = score[degree:]
@@ -872,7 +869,7 @@ def _execute_verify(
     return made
 
 
-def _by_chunk(task: Task) -> dict[int, list[int]]:
+def features_by_chunk(task: Task) -> dict[int, list[int]]:
     """The task's features by chunk, in the order of its inputs."""
     by_chunk: dict[int, list[int]] = {}
     for chunk, feature in task.inputs:
@@ -880,14 +877,27 @@ def _by_chunk(task: Task) -> dict[int, list[int]]:
     return by_chunk
 
 
-def _scores(
+def weighted_sums(
     weights: NDArray[np.int64],
     chunk: int,
     features: Sequence[int],
     inputs: Mapping[tuple[int, int], bytes],
     shape: BundleShape,
 ) -> Residues:
-    """Weighted sums of one chunk's columns; c0 then c1, shape (m, 2 N)."""
+    """Weighted sums of one chunk's columns.
+
+    Parameters
+    ----------
+    weights :
+        shape (m, shape.n_features).
+    features :
+        The columns to read; the weights of all others have to be zero.
+
+    Returns
+    -------
+    sums :
+        Residues of c0, then of c1; shape (m, 2 N).
+    """
     parameters = shape.parameters
     # Small models use BLAS, so that no small job waits for a compiler; the residues are the same.
     compiled = weights.size >= _COMPILED_WEIGHTS and lanes.is_exact(weights, parameters.coeff_modulus)
@@ -925,6 +935,16 @@ def _on_blas(
 def sealed_input(block: bytes, shape: BundleShape) -> Ciphertext:
     """Parse an input of a job; errors as `container.parse`."""
     return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,))
+
+
+def check_mask(mask: Mask, shape: BundleShape) -> None:
+    """Raise KernelParameterError if a mask does not fit a bundle, or permits no row."""
+    if mask.dtype != np.bool_ or mask.shape != (shape.n_rows,):
+        raise KernelParameterError(f"the mask is {mask.dtype}{mask.shape}, expected bool ({shape.n_rows},)")
+    if not mask.any():
+        raise KernelParameterError(
+            "the mask permits no row", hint="no subject of this bundle consents at this epoch"
+        )
 
 
 def chunk_mask(mask: Mask, chunk: int, degree: int) -> Mask:

@@ -35,6 +35,10 @@ _TILE_BYTES = 4 * _TILE
 _SUM_LIMIT: Final = ((1 << 31) - 1) // ((1 << LIMB_BITS) - 1)
 """Magnitudes of weights that one 32-bit sum can take."""
 
+COEFFICIENT_BITS: Final = 30
+"""Of the coefficients that `combine_rows` takes."""
+
+_ROWS_PER_SUM = 64
 _ROWS_PER_PASS = 96
 _ROW_BLOCKS = (6, 4, 2, 1)
 
@@ -173,6 +177,41 @@ def multiply(
     return padded[:, : panel.columns]
 
 
+def combine_rows(coefficients: NDArray[np.uint64], residues: Residues, modulus: int) -> Residues:
+    """Few combinations of many rows of residues, with coefficients of 30 bits; one pass over memory.
+
+    Parameters
+    ----------
+    coefficients :
+        shape (c, m), each below 2^30.
+    residues :
+        shape (m, k), each below `modulus`.
+    modulus :
+        At most 54 bits.
+
+    Returns
+    -------
+    combined :
+        shape (c, k), `coefficients @ residues` modulo `modulus`.
+
+    Raises
+    ------
+    OverflowError
+        If a coefficient or the modulus is wider.
+
+    Notes
+    -----
+    Residues are split in halves of 27 bits, so that 64 products of 57 bits fit a 64-bit sum.
+    """
+    if modulus.bit_length() > _MODULUS_BITS or int(coefficients.max(initial=0)) >> COEFFICIENT_BITS:
+        raise OverflowError("these coefficients or this modulus are outside what was proved exact")
+    combined = np.zeros((coefficients.shape[0], residues.shape[1]), dtype=np.uint64)
+    _routines().combine_rows(
+        np.ascontiguousarray(coefficients), np.ascontiguousarray(residues), combined, modulus
+    )
+    return combined
+
+
 def _cuts(magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Ends of the runs of pairs whose 32-bit sums cannot overflow, with 0 in front; input shape (m, pairs)."""
     n_pairs = magnitudes.shape[1]
@@ -189,6 +228,7 @@ def _cuts(magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Routines(NamedTuple):
     fill: Callable[..., None]
     product: Callable[..., None]
+    combine_rows: Callable[..., None]
 
 
 @lru_cache(maxsize=1)
@@ -286,7 +326,38 @@ def _routines() -> _Routines:
                         value -= modulus if value >= modulus else 0
                         line[lane] = np.uint64(value)
 
-    return _Routines(fill=fill, product=product)
+    @njit(  # type: ignore[untyped-decorator]
+        types.void(
+            types.Array(types.uint64, 2, "C", readonly=True),
+            types.Array(types.uint64, 2, "C", readonly=True),
+            types.uint64[:, ::1],
+            types.uint64,
+        ),
+        nogil=True,
+    )
+    def combine_rows(coefficients: Any, residues: Any, out: Any, modulus: Any) -> None:
+        n_rows, n_columns = residues.shape
+        half, mask = np.uint64(27), np.uint64((1 << 27) - 1)
+        low, high = np.empty(_TILE * 8, dtype=np.uint64), np.empty(_TILE * 8, dtype=np.uint64)
+        for start in range(0, n_columns, _TILE * 8):
+            width = min(_TILE * 8, n_columns - start)
+            for which in range(coefficients.shape[0]):
+                result = out[which, start : start + width]
+                for top in range(0, n_rows, _ROWS_PER_SUM):
+                    low[:], high[:] = np.uint64(0), np.uint64(0)
+                    for row in range(top, min(top + _ROWS_PER_SUM, n_rows)):
+                        line, factor = residues[row, start : start + width], coefficients[which, row]
+                        for lane in range(width):
+                            low[lane] += (line[lane] & mask) * factor
+                            high[lane] += (line[lane] >> half) * factor
+                    for lane in range(width):
+                        # Three steps of nine bits: below 2^54, a residue can move up by ten.
+                        value = high[lane] % modulus
+                        for _ in range(3):
+                            value = (value << np.uint64(9)) % modulus
+                        result[lane] = (result[lane] + value + low[lane] % modulus) % modulus
+
+    return _Routines(fill=fill, product=product, combine_rows=combine_rows)
 
 
 def _tile(rows: int) -> Any:

@@ -64,7 +64,7 @@ def combine(weights: NDArray[np.int64], residues: Residues, modulus: int) -> Res
     for limb in reversed(range(n_limbs)):
         part = (residues >> np.uint64(limb * limb_bits)) & limb_mask
         product = (float_weights @ part.astype(np.float64)).astype(np.int64)
-        total = _shift_left(total, limb_bits, modulus)
+        total = shift_left(total, limb_bits, modulus)
         total = (total + np.mod(product, modulus).astype(np.uint64)) % np.uint64(modulus)
     return total
 
@@ -119,7 +119,7 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64], modulus: i
     last = np.fft.ifft(np.fft.fft(high * twist) * spectrum) * twist.conj()
     total = _round(last.real, modulus)
     for part in (pair.imag, pair.real):
-        total = _shift_left(total, _FFT_LIMB_BITS, modulus)
+        total = shift_left(total, _FFT_LIMB_BITS, modulus)
         total = (total + _round(part, modulus)) % np.uint64(modulus)
     return total
 
@@ -145,8 +145,8 @@ def scale_up(values: NDArray[np.int64], modulus: int, plain_modulus: int) -> Res
     return (m * np.uint64(quotient) + fix) % np.uint64(modulus)
 
 
-def _shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
-    """`residues * 2^bits` modulo a modulus of at most 54 bits, in steps that fit 64-bit words."""
+def shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
+    """Return `residues * 2^bits` modulo a modulus of at most 54 bits, in steps that fit 64-bit words."""
     step = 64 - _MAX_MODULUS_BITS
     while bits:
         now = min(step, bits)
