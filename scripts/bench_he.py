@@ -11,6 +11,7 @@ limbs_blas    the same product over residues as float64 BLAS on two limbs (`resi
 seal_loop     SEAL's multiply_plain and add_inplace over resident ciphertexts, time divided by our threads
 seal_encrypt  SEAL's bare encode and encrypt_symmetric, one thread, as ours
 naive         a `CKKSVector` per subject and `dot` with plain weights, time divided by our threads
+compute       computing what `verify` checks
 sha256        hashing the blocks, as many threads as ours
 """
 
@@ -19,7 +20,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from usufruct.he import lanes
+from usufruct.he.algebraic import combination_digits
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse, unpack
 from usufruct.he.kernels import LINEAR, SUM, BundleShape, LinearParameters, SumParameters, execute, plan
 from usufruct.he.parameters import BFV_LINEAR
@@ -65,7 +66,8 @@ class Case:
         """Warm up ours, note the peak memory, then take turns."""
         first = next(iter(self.timed))
         self.timed[first]()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
         for name, call in self.timed.items():
             if name != first and name not in self.scale:
                 call()
@@ -119,6 +121,26 @@ def linear(d: int, m: int, n: int) -> Case:
     case.scale["seal_loop"] = len(panels) * d / sample * m / threads()
     case.timed["naive"] = naive(plain_weights[0])
     case.scale["naive"] = n * m / threads()
+    return case
+
+
+def check(d: int, m: int) -> Case:
+    """The algebraic check of one chunk, resident residues; its rival is computing them, one thread."""
+    rng = np.random.default_rng(1)
+    weights = rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT + 1, (m, d))
+    panel = lanes.Panel(d, 2 * N)
+    for feature in range(d):
+        panel.fill(feature, rng.integers(0, Q, 2 * N, dtype=np.uint64))
+    results = lanes.multiply(weights, panel, Q)
+    case = Case("verify", d=d, m=m, n=N, n_bytes=results.nbytes)
+
+    def ours() -> None:
+        factors = rng.integers(0, 1 << 30, (2, m), dtype=np.uint64)
+        digits = combination_digits(factors, weights)
+        lanes.multiply(digits, panel, Q)
+        lanes.combine_rows(factors, results, Q)
+
+    case.timed = {"ours": ours, "compute": lambda: lanes.multiply(weights, panel, Q)}
     return case
 
 
@@ -340,6 +362,7 @@ def cases(quick: bool) -> list[tuple[str, tuple[int, ...]]]:
         ("linear", (d, m, n)) for n in sizes for d in (128, 512) for m in (1, 4, 16, 64, 256)
     ]
     rows += [("sum", (d, n)) for n in sizes for d in (128, 512)]
+    rows += [("verify", (512, m)) for m in (16, 64, 256)]
     rows += [("seal", (64, N)), ("unpack", (512,)), ("expand", (512,)), ("parse", (512,))]
     rows += [("cold", (512, m, N)) for m in (1, 64)]
     if not quick:
@@ -355,7 +378,12 @@ def measure(name: str, arguments: tuple[int, ...], rounds: int) -> dict[str, obj
             return cold(*arguments, Path(folder)).measure(rounds)
     if name in ("unpack", "expand", "parse"):
         return next(case for case in parts(*arguments) if case.name == name).measure(rounds)
-    makers: dict[str, Callable[..., Case]] = {"linear": linear, "sum": aggregate, "seal": seal}
+    makers: dict[str, Callable[..., Case]] = {
+        "linear": linear,
+        "sum": aggregate,
+        "seal": seal,
+        "verify": check,
+    }
     return makers[name](*arguments).measure(rounds)
 
 

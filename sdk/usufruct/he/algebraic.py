@@ -34,7 +34,7 @@ from usufruct.he.kernels import (
     mask_polynomial,
     weighted_sums,
 )
-from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, shift_left
+from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, shift_left, total_of
 
 SOUNDNESS_BITS: Final = 60
 """A wrong result passes with probability at most 2^-60."""
@@ -42,13 +42,14 @@ SOUNDNESS_BITS: Final = 60
 CHALLENGE_BYTES: Final = 32
 
 _COMBINATIONS = SOUNDNESS_BITS // lanes.COEFFICIENT_BITS
-_DIGIT_BITS = 15
+_DIGIT_BITS = 11
+"""Narrow and balanced, so that 32-bit sums of the lanes take some hundred features."""
 
 
 def is_cheaper(task: Task) -> bool:
     """Tell whether the check costs fewer multiplications than executing the task again.
 
-    The check takes two combinations of at most five digits each over the inputs, and two over the results.
+    The check takes two combinations of about five digits each over the inputs, and two over the results.
     """
     linear = linear_form(task.parameters, task.shape)
     if linear is None or isinstance(task.parameters, VerifyParameters):
@@ -121,12 +122,7 @@ def _expected(
     shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
     modulus, t = shape.parameters.coeff_modulus, shape.parameters.plain_modulus
     q = np.uint64(modulus)
-    weights = np.array(linear.weights, dtype=np.int64)
-    # A kernel's noise bound keeps weights below 2^21, and there are at most 2^10 outputs.
-    if int(np.abs(weights).sum(axis=0).max()) >> (62 - lanes.COEFFICIENT_BITS):
-        raise KernelParameterError("these weights are too large to be combined exactly")
-    combined = factors.astype(np.int64) @ weights
-    digits = _digits(combined)
+    digits = combination_digits(factors, np.array(linear.weights, dtype=np.int64))
     n_digits = digits.shape[0] // _COMBINATIONS
     count = shape.rows_in_chunk(task.inputs[0][0]) if linear.output == "rows" else int(mask.sum())
     repeats = 1 if linear.output == "rows" else count
@@ -144,19 +140,43 @@ def _expected(
             whole[:, :count] = (whole[:, :count] + bias) % q
             return whole
         rows = chunk_mask(mask, chunk, degree)
-        opened = [[sum(one[:degree][rows].tolist()) % modulus] for one in whole]
+        opened = [[total_of(one[:degree][rows], modulus)] for one in whole]
         constants = (constants + np.array(opened, dtype=np.uint64)) % q
         linears = (linears + negacyclic_multiply(whole[:, degree:], mask_polynomial(rows), modulus)) % q
     return np.concatenate([constants, linears], axis=1)
 
 
+def combination_digits(factors: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Combine the rows of integer weights, and cut the combinations into digits that the lanes take.
+
+    Parameters
+    ----------
+    factors :
+        shape (c, m), below 2^30.
+    weights :
+        shape (m, d).
+
+    Returns
+    -------
+    digits :
+        In [-2^10, 2^10), to the base 2^11, lowest first: shape (n * c, d), all first digits before all second ones.
+
+    Raises
+    ------
+    KernelParameterError
+        If a combination could pass 62 bits; a kernel's noise bound keeps weights below 2^21, and there are at most
+        2^10 outputs, so none does.
+    """
+    if int(np.abs(weights).sum(axis=0).max()) >> (62 - lanes.COEFFICIENT_BITS):
+        raise KernelParameterError("these weights are too large to be combined exactly")
+    return _digits(factors.astype(np.int64) @ weights)
+
+
 def _digits(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Signed digits to the base 2^15, lowest first, stacked; shape (digits * rows, columns)."""
-    magnitudes, signs = np.abs(values), np.sign(values)
-    n_digits = max(1, -(-int(magnitudes.max()).bit_length() // _DIGIT_BITS))
-    return np.concatenate(
-        [
-            signs * (magnitudes >> (digit * _DIGIT_BITS) & ((1 << _DIGIT_BITS) - 1))
-            for digit in range(n_digits)
-        ]
-    )
+    """Balanced digits to the base 2^11, lowest first, stacked; shape (digits * rows, columns)."""
+    half = 1 << (_DIGIT_BITS - 1)
+    digits: list[NDArray[np.int64]] = []
+    while not digits or values.any():
+        digits.append(((values + half) & (2 * half - 1)) - half)
+        values = (values - digits[-1]) >> _DIGIT_BITS
+    return np.concatenate(digits)

@@ -91,21 +91,34 @@ def encode(ciphertext: Ciphertext) -> bytes:
             expand_seed(seed, parameters, ciphertext.key_id), ciphertext.c1
         ):
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
-        payload = pack(ciphertext.c0, bits) + seed
-    elif form is Form.CIPHERTEXT:
+        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id)
+    if form is Form.CIPHERTEXT:
         payload = pack(np.concatenate([ciphertext.c0, ciphertext.c1]), bits)
     else:
         payload = pack(np.concatenate([ciphertext.c1, ciphertext.c0]), bits)
-    header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        SCHEME_CODES[parameters.scheme],
-        form,
-        parameters.parameters_id,
-        ciphertext.key_id,
-        len(payload),
-    )
-    return header + payload
+    return _with_header(payload, form, parameters, ciphertext.key_id)
+
+
+def encode_seeded(c0: Residues, seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
+    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed.
+
+    Raises
+    ------
+    ContainerError
+        If a field has the wrong size, or a residue is not below the modulus.
+    """
+    if c0.shape != (parameters.poly_modulus_degree,):
+        raise ContainerError("a polynomial of the wrong degree for this form", field="length")
+    if len(seed) != SEED_BYTES or len(key_id) != 32:
+        raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
+    if (c0 >= np.uint64(parameters.coeff_modulus)).any():
+        raise ContainerError("a residue is not below the modulus", field="residues")
+    return _with_header(pack(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+
+
+def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
+    code = SCHEME_CODES[parameters.scheme]
+    return _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, len(payload)) + payload
 
 
 def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] = tuple(Form)) -> Ciphertext:

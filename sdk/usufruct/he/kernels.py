@@ -29,7 +29,15 @@ from usufruct.errors import KernelBoundError, KernelParameterError, UnknownKerne
 from usufruct.he import lanes
 from usufruct.he.container import Ciphertext, Form, encode, parse
 from usufruct.he.parameters import Parameters
-from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up
+from usufruct.he.residues import (
+    Residues,
+    Spectrum,
+    combine,
+    negacyclic_multiply,
+    scale_up,
+    spectrum_of,
+    total_of,
+)
 
 KernelId = NewType("KernelId", bytes)
 
@@ -46,6 +54,7 @@ MAX_ROWS: Final = 1 << 24
 MAX_REAL_WEIGHT: Final = 1e12
 _BLOCKS_PER_TASK = 64
 _PANEL_FEATURES = 256
+_SPECTRA = 256
 _COMPILED_WEIGHTS = 1024
 
 Mask = NDArray[np.bool_]
@@ -797,12 +806,18 @@ def _execute_sum(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: Mask
     q = np.uint64(modulus)
     degree = shape.parameters.poly_modulus_degree
     sums = {column: (0, np.zeros(degree, dtype=np.uint64)) for column in task.outputs}
+    masks = {chunk: chunk_mask(mask, chunk, degree) for chunk in range(shape.n_chunks)}
+    spectra: dict[int, Spectrum] = {}
     for chunk, feature in task.inputs:
-        rows = chunk_mask(mask, chunk, degree)
+        rows = masks[chunk]
+        if chunk not in spectra:
+            if len(spectra) == _SPECTRA:
+                spectra.clear()
+            spectra[chunk] = spectrum_of(mask_polynomial(rows))
         ciphertext = sealed_input(inputs[chunk, feature], shape)
         constant, linear = sums[feature]
-        constant = (constant + sum(ciphertext.c0[rows].tolist())) % modulus
-        linear = (linear + negacyclic_multiply(ciphertext.c1, mask_polynomial(rows), modulus)) % q
+        constant = (constant + total_of(ciphertext.c0[rows], modulus)) % modulus
+        linear = (linear + negacyclic_multiply(ciphertext.c1, spectra[chunk], modulus)) % q
         sums[feature] = constant, linear
     return [
         _extracted(np.array([constant], dtype=np.uint64), linear, shape) for constant, linear in sums.values()
@@ -840,7 +855,8 @@ def _execute_linear(
             ]
         rows = chunk_mask(mask, chunk, degree)
         for index in range(n_models):
-            constants[index] = (int(constants[index]) + sum(scores[index, :degree][rows].tolist())) % modulus
+            total = total_of(scores[index, :degree][rows], modulus)
+            constants[index] = (int(constants[index]) + total) % modulus
         products = negacyclic_multiply(scores[:, degree:], mask_polynomial(rows), modulus)
         linears = (linears + products) % q
     count = int(mask.sum())

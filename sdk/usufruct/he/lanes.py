@@ -338,6 +338,7 @@ def _routines() -> _Routines:
     def combine_rows(coefficients: Any, residues: Any, out: Any, modulus: Any) -> None:
         n_rows, n_columns = residues.shape
         half, mask = np.uint64(27), np.uint64((1 << 27) - 1)
+        limit = np.uint64((1 << COEFFICIENT_BITS) - 1)
         low, high = np.empty(_TILE * 8, dtype=np.uint64), np.empty(_TILE * 8, dtype=np.uint64)
         for start in range(0, n_columns, _TILE * 8):
             width = min(_TILE * 8, n_columns - start)
@@ -346,7 +347,9 @@ def _routines() -> _Routines:
                 for top in range(0, n_rows, _ROWS_PER_SUM):
                     low[:], high[:] = np.uint64(0), np.uint64(0)
                     for row in range(top, min(top + _ROWS_PER_SUM, n_rows)):
-                        line, factor = residues[row, start : start + width], coefficients[which, row]
+                        line = residues[row, start : start + width]
+                        # The mask changes nothing; it tells LLVM that 32-bit multiplications do.
+                        factor = coefficients[which, row] & limit
                         for lane in range(width):
                             low[lane] += (line[lane] & mask) * factor
                             high[lane] += (line[lane] >> half) * factor
