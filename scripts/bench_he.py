@@ -33,7 +33,7 @@ import numpy as np
 
 from usufruct.he import lanes
 from usufruct.he.algebraic import combination_digits
-from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse, unpack
+from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.kernels import LINEAR, SUM, BundleShape, LinearParameters, SumParameters, execute, plan
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine
@@ -116,9 +116,8 @@ def linear(d: int, m: int, n: int) -> Case:
     stacked = rng.integers(0, Q, (d, 2 * N), dtype=np.uint64)
     case.timed["limbs_blas"] = lambda: combine(weights, stacked, Q)
     case.scale["limbs_blas"] = len(panels)
-    sample = min(d, 64)
-    case.timed["seal_loop"] = seal_products(weights[0, :sample].tolist())
-    case.scale["seal_loop"] = len(panels) * d / sample * m / threads()
+    case.timed["seal_loop"] = seal_products(weights[0].tolist())
+    case.scale["seal_loop"] = len(panels) * m / threads()
     case.timed["naive"] = naive(plain_weights[0])
     case.scale["naive"] = n * m / threads()
     return case
@@ -176,9 +175,9 @@ def parts(d: int) -> Iterable[Case]:
     packed = block[75:-32]
     seed = block[-32:]
     for name, ours in (
-        ("unpack", lambda: unpack(packed, N, BFV_LINEAR.residue_bits)),
+        ("unpack", lambda: lanes.unpack(packed, N, BFV_LINEAR.residue_bits)),
         ("expand", lambda: expand_seed(seed, BFV_LINEAR, KEY_ID)),
-        ("parse", lambda: parse(block)),
+        ("parse", lambda: parse(block, unpacker=lanes.unpack)),
     ):
         case = Case(name, d=d, m=1, n=N, n_bytes=d * len(block))
         case.timed = {"ours": repeated(ours, d), "sha256": repeated(lambda: sha256(block).digest(), d)}
@@ -210,7 +209,7 @@ def cold(d: int, m: int, n: int, folder: Path) -> Case:
     case.timed = {
         "ours": ours,
         "sha256": lambda: [sha256(block).digest() for block in blocks],
-        "unpack": repeated(lambda: unpack(blocks[0][75:-32], N, BFV_LINEAR.residue_bits), len(blocks)),
+        "unpack": repeated(lambda: lanes.unpack(blocks[0][75:-32], N, BFV_LINEAR.residue_bits), len(blocks)),
         "expand": repeated(lambda: expand_seed(blocks[0][-32:], BFV_LINEAR, KEY_ID), len(blocks)),
         "resident": repeated(lambda: lanes.multiply(weights, panel, Q), shape.n_chunks),
     }

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from usufruct.errors import ContainerError, WrongKeyDomainError
-from usufruct.he import container
+from usufruct.he import container, lanes
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.parameters import BFV_LINEAR
 
@@ -187,6 +187,8 @@ def outcome(data: bytes) -> str:
     try:
         found = parse(data, key_id=KEY)
     except ContainerError as refusal:
+        if compiled_refusal(data) != refusal.field:
+            raise FuzzFailure("the compiled reader does not refuse for the same reason") from refusal
         if refusal.field not in REFUSALS:
             raise FuzzFailure(f"refused for an unknown field {refusal.field!r}") from refusal
         return refusal.field
@@ -194,7 +196,19 @@ def outcome(data: bytes) -> str:
         return "key_id"
     if encode(found) != data:
         raise FuzzFailure("accepted, and not canonical")
+    again = parse(data, key_id=KEY, unpacker=lanes.unpack)
+    if (again.c0 != found.c0).any() or (again.c1 != found.c1).any():
+        raise FuzzFailure("the compiled reader reads something else")
     return "canonical"
+
+
+def compiled_refusal(data: bytes) -> str | None:
+    """The field for which the compiled reader refuses, or None."""
+    try:
+        parse(data, key_id=KEY, unpacker=lanes.unpack)
+    except ContainerError as refusal:
+        return refusal.field
+    return None
 
 
 def independent_verdict(data: bytes) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usufruct.he import lanes
+from usufruct.errors import ContainerError
+from usufruct.he import container, lanes
 from usufruct.he.lanes import MAX_WEIGHT, Panel, is_exact, multiply
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine
@@ -107,12 +108,43 @@ def test_weights_and_moduli_outside_the_proof_are_refused() -> None:
             multiply(np.array([[1, 1]]), panel, modulus)
 
 
+@pytest.mark.parametrize("column", [0, 1, 63, 64, 100])
+def test_two_features_written_at_once_are_where_they_would_be_one_by_one(column: int) -> None:
+    rng = np.random.default_rng(7)
+    left, right = rng.integers(0, Q, (2, 150), dtype=np.uint64)
+    together, apart = Panel(4, 300), Panel(4, 300)
+    together.fill(2, left, right, column=column)
+    apart.fill(2, left, column=column)
+    apart.fill(3, right, column=column)
+    assert np.array_equal(together.words, apart.words) and together.words.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_compiled_unpacking_is_the_containers(data: st.DataObject) -> None:
+    bits, count = data.draw(st.integers(1, 56)), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    values = rng.integers(0, 1 << bits, count, dtype=np.uint64)
+    packed = container.pack(values, bits)
+    assert np.array_equal(lanes.unpack(packed, count, bits), values)
+    wrong = data.draw(st.sampled_from([packed + b"\0", packed[:-1], packed[:-1] + b"\xff"]))
+    for reader in (lanes.unpack, container.unpack):
+        spare = -count * bits % 8
+        if len(wrong) != len(packed) or spare:
+            with pytest.raises(ContainerError) as caught:
+                reader(wrong, count, bits)
+            assert caught.value.field == ("padding" if len(wrong) == len(packed) else "length")
+
+
 def test_residues_outside_a_panel_are_refused_before_memory_is_touched() -> None:
     panel = Panel(3, 64)
     row = np.zeros(64, dtype=np.uint64)
     for feature, column in ((3, 0), (-1, 0), (0, 1), (0, -1)):
         with pytest.raises(IndexError):
             panel.fill(feature, row, column=column)
+    for feature, rows in ((2, (row, row)), (1, (row, row)), (0, (row, row, row)), (0, (row, row[:-1]))):
+        with pytest.raises(IndexError):
+            panel.fill(feature, *rows)
     with pytest.raises(ValueError, match="2 weights for 3 features"):
         multiply(np.array([[1, 1]]), panel, Q)
 

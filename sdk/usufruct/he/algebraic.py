@@ -96,7 +96,9 @@ def check_linear(
         raise VerificationError(f"{len(results)} results for a task that gives {len(task.outputs)}")
     factors = _factors(challenge, task.index, len(linear.weights))
     form = Form.CIPHERTEXT if linear.output == "rows" else Form.EXTRACTED
-    claimed = [parse(block, key_id=task.shape.key_id, forms=(form,)) for block in results]
+    claimed = [
+        parse(block, key_id=task.shape.key_id, forms=(form,), unpacker=lanes.unpack) for block in results
+    ]
     # Coefficients of c0 first, as many as the form holds.
     stacked = np.stack([np.concatenate([found.c0, found.c1]) for found in claimed])
     found = lanes.combine_rows(factors, stacked, task.shape.parameters.coeff_modulus)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from math import gcd
@@ -121,7 +121,13 @@ def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: byt
     return _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, len(payload)) + payload
 
 
-def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] = tuple(Form)) -> Ciphertext:
+def parse(
+    data: bytes,
+    *,
+    key_id: bytes | None = None,
+    forms: Collection[Form] = tuple(Form),
+    unpacker: Callable[[bytes, int, int], Residues] | None = None,
+) -> Ciphertext:
     """Read a container from hostile bytes.
 
     Parameters
@@ -132,6 +138,8 @@ def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] =
         The key domain that the block has to belong to, if the caller knows it.
     forms :
         The forms that are acceptable here.
+    unpacker :
+        Used in place of `unpack`; `lanes.unpack` is the compiled one.
 
     Raises
     ------
@@ -169,10 +177,16 @@ def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] =
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, parameters, found_key)
+    return _parse_payload(data[_HEADER.size :], form, parameters, found_key, unpacker or unpack)
 
 
-def _parse_payload(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> Ciphertext:
+def _parse_payload(
+    payload: bytes,
+    form: Form,
+    parameters: Parameters,
+    key_id: bytes,
+    unpack: Callable[[bytes, int, int], Residues],
+) -> Ciphertext:
     degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
     seed: bytes | None = None
     if form is Form.SEEDED:

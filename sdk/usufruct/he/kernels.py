@@ -921,36 +921,43 @@ def weighted_sums(
     scores = np.zeros((weights.shape[0], 2 * parameters.poly_modulus_degree), dtype=np.uint64)
     for first in range(0, len(features), group_size):
         group = features[first : first + group_size]
-        sealed = (sealed_input(inputs[chunk, feature], shape) for feature in group)
-        scores = product(weights[:, group], sealed, parameters, scores)
+        blocks = (inputs[chunk, feature] for feature in group)
+        scores = product(weights[:, group], blocks, shape, scores)
     return scores
 
 
 def _on_lanes(
-    weights: NDArray[np.int64], sealed: Iterator[Ciphertext], parameters: Parameters, addend: Residues
+    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
 ) -> Residues:
-    degree = parameters.poly_modulus_degree
-    panel = lanes.Panel(weights.shape[1], 2 * degree)
-    for position, ciphertext in enumerate(sealed):
-        panel.fill(position, ciphertext.c0)
-        panel.fill(position, ciphertext.c1, column=degree)
-    return lanes.multiply(weights, panel, parameters.coeff_modulus, addend=addend)
+    degree, n_features = shape.parameters.poly_modulus_degree, weights.shape[1]
+    panel = lanes.Panel(n_features, 2 * degree)
+    for first in range(0, n_features, 2):
+        pair = [
+            sealed_input(next(blocks), shape, unpacker=lanes.unpack)
+            for _ in range(min(2, n_features - first))
+        ]
+        panel.fill(first, *(found.c0 for found in pair))
+        panel.fill(first, *(found.c1 for found in pair), column=degree)
+    return lanes.multiply(weights, panel, shape.parameters.coeff_modulus, addend=addend)
 
 
 def _on_blas(
-    weights: NDArray[np.int64], sealed: Iterator[Ciphertext], parameters: Parameters, addend: Residues
+    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
 ) -> Residues:
-    degree, modulus = parameters.poly_modulus_degree, parameters.coeff_modulus
+    degree, modulus = shape.parameters.poly_modulus_degree, shape.parameters.coeff_modulus
     stacked = np.empty((weights.shape[1], 2 * degree), dtype=np.uint64)
-    for position, ciphertext in enumerate(sealed):
-        stacked[position, :degree], stacked[position, degree:] = ciphertext.c0, ciphertext.c1
+    for position, block in enumerate(blocks):
+        found = sealed_input(block, shape)
+        stacked[position, :degree], stacked[position, degree:] = found.c0, found.c1
     total: Residues = (addend + combine(weights, stacked, modulus)) % np.uint64(modulus)
     return total
 
 
-def sealed_input(block: bytes, shape: BundleShape) -> Ciphertext:
-    """Parse an input of a job; errors as `container.parse`."""
-    return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,))
+def sealed_input(
+    block: bytes, shape: BundleShape, *, unpacker: Callable[[bytes, int, int], Residues] | None = None
+) -> Ciphertext:
+    """Parse an input of a job; arguments and errors as `container.parse`."""
+    return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,), unpacker=unpacker)
 
 
 def check_mask(mask: Mask, shape: BundleShape) -> None:

@@ -12,6 +12,7 @@ that are too wide for these lanes.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from usufruct.errors import ContainerError
 from usufruct.he.residues import Residues
 
 LIMB_BITS: Final = 14
@@ -80,17 +82,53 @@ class Panel:
         view.setflags(write=False)
         return view
 
-    def fill(self, feature: int, residues: Residues, *, column: int = 0) -> None:
-        """Write residues of one feature, beginning at `column`.
+    def fill(self, feature: int, *rows: Residues, column: int = 0) -> None:
+        """Write the residues of one feature, or of two that make a pair, beginning at `column`.
+
+        Parameters
+        ----------
+        feature :
+            The first that is written. Two together, the first of them even, are written several times as fast as one
+            after the other.
+        rows :
+            One or two arrays of the same size.
 
         Raises
         ------
         IndexError
             If they do not fit.
         """
-        if not 0 <= feature < self.n_features or not 0 <= column <= self.columns - residues.size:
-            raise IndexError(f"{residues.size} residues do not fit at feature {feature}, column {column}")
-        _routines().fill(self._words.view(np.int16), feature, column, np.ascontiguousarray(residues))
+        size = rows[0].size
+        if (
+            not 0 <= feature <= self.n_features - len(rows)
+            or not 0 <= column <= self.columns - size
+            or len(rows) > 2 - feature % 2
+            or any(row.shape != (size,) for row in rows)
+        ):
+            raise IndexError(f"{len(rows)} rows of {size} do not fit at feature {feature}, column {column}")
+        if len(rows) == 2:
+            left, right = (np.ascontiguousarray(row) for row in rows)
+            _routines().fill_pair(self._words, feature // 2, column, left, right)
+        else:
+            _routines().fill(self._words.view(np.int16), feature, column, np.ascontiguousarray(rows[0]))
+
+
+def unpack(data: bytes, count: int, bits: int) -> Residues:
+    """Do what `container.unpack` does, compiled; the same arguments, result and errors."""
+    if not 1 <= bits <= 56:
+        raise OverflowError(f"residues of {bits} bits do not fit eight bytes at every offset")
+    size = -(-count * bits // 8)
+    if len(data) != size:
+        raise ContainerError(f"{len(data)} packed bytes, expected {size}", field="length")
+    spare = 8 * size - count * bits
+    if spare and data[-1] >> (8 - spare):
+        raise ContainerError("bits after the last residue are set", field="padding")
+    # Eight bytes are read from where a residue begins, so the last one needs some to spare.
+    padded = np.zeros(size + 8, dtype=np.uint8)
+    padded[:size] = np.frombuffer(data, dtype=np.uint8)
+    residues = np.empty(count, dtype=np.uint64)
+    _routines().unpack(padded, bits, residues)
+    return residues
 
 
 def is_exact(weights: NDArray[np.int64], modulus: int) -> bool:
@@ -227,6 +265,8 @@ def _cuts(magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 class _Routines(NamedTuple):
     fill: Callable[..., None]
+    fill_pair: Callable[..., None]
+    unpack: Callable[..., None]
     product: Callable[..., None]
     combine_rows: Callable[..., None]
 
@@ -237,6 +277,7 @@ def _routines() -> _Routines:
     from numba import njit, types
 
     tile_6, tile_4, tile_2, tile_1 = (_tile(rows) for rows in _ROW_BLOCKS)
+    load = _load()
 
     @njit(  # type: ignore[untyped-decorator]
         types.void(
@@ -256,6 +297,35 @@ def _routines() -> _Routines:
                 halves[tile, limb, pair, 2 * lane + half] = np.int16(
                     (value >> np.uint64(LIMB_BITS * limb)) & np.uint64((1 << LIMB_BITS) - 1)
                 )
+
+    row_type = types.Array(types.uint64, 1, "C", readonly=True)
+
+    @njit(  # type: ignore[untyped-decorator]
+        types.void(types.int32[:, :, :, ::1], types.int64, types.int64, row_type, row_type), nogil=True
+    )
+    def fill_pair(words: Any, pair: int, column: int, left: Any, right: Any) -> None:
+        mask = np.uint64((1 << LIMB_BITS) - 1)
+        index = 0
+        while index < left.size:
+            tile, lane = (column + index) // _TILE, (column + index) % _TILE
+            length = min(_TILE - lane, left.size - index)
+            low, high = left[index : index + length], right[index : index + length]
+            for limb in range(N_LIMBS):
+                line = words[tile, limb, pair, lane : lane + length]
+                shift = np.uint64(LIMB_BITS * limb)
+                for at in range(length):
+                    line[at] = np.int32(
+                        ((low[at] >> shift) & mask) | (((high[at] >> shift) & mask) << np.uint64(16))
+                    )
+            index += length
+
+    @njit(types.void(types.uint8[::1], types.int64, types.uint64[::1]), nogil=True)  # type: ignore[untyped-decorator]
+    def unpack(data: Any, bits: int, residues: Any) -> None:
+        mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+        start = data.ctypes.data
+        for index in range(residues.size):
+            offset = index * bits
+            residues[index] = (load(start + (offset >> 3)) >> np.uint64(offset & 7)) & mask
 
     @njit(  # type: ignore[untyped-decorator]
         types.void(
@@ -360,7 +430,9 @@ def _routines() -> _Routines:
                             value = (value << np.uint64(9)) % modulus
                         result[lane] = (result[lane] + value + low[lane] % modulus) % modulus
 
-    return _Routines(fill=fill, product=product, combine_rows=combine_rows)
+    return _Routines(
+        fill=fill, fill_pair=fill_pair, unpack=unpack, product=product, combine_rows=combine_rows
+    )
 
 
 def _tile(rows: int) -> Any:
@@ -455,6 +527,24 @@ def _tile(rows: int) -> Any:
         return types.void(*[types.int64] * 6), generate
 
     return tile
+
+
+def _load() -> Any:
+    """Make a read of eight bytes at any address, lowest first."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(typing: Any, address: Any) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+            word.align = 1
+            return word if sys.byteorder == "little" else builder.bswap(word)
+
+        return types.uint64(types.int64), generate
+
+    return load
 
 
 def _vector_unit() -> tuple[int, str]:
