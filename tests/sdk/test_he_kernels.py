@@ -187,7 +187,7 @@ def test_compiled_lanes_and_blas_give_the_same_blocks(
     parameters = model(output, [[1, -2, 0, 3, 1], [0, 0, 0, 0, -1], [1, 1, 1, 1, 1]], [1, -2, 0])
     small = replace(bundle.shape, max_l2=20)
     by_blas = list(run(LINEAR, parameters, small, bundle.block, bundle.mask))
-    monkeypatch.setattr(kernels, "_COMPILED_WEIGHTS", 0)
+    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
     monkeypatch.setattr(kernels, "_PANEL_FEATURES", 2)
     monkeypatch.setattr(kernels, "combine", None)
     assert list(run(LINEAR, parameters, small, bundle.block, bundle.mask)) == by_blas
@@ -196,7 +196,7 @@ def test_compiled_lanes_and_blas_give_the_same_blocks(
 def test_weights_too_wide_for_the_lanes_run_on_blas_to_the_right_scores(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_COMPILED_WEIGHTS", 0)
+    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
     parameters = model("rows", [[0, 40_000, 0, 0, 0]], [0])
     tiny = replace(bundle.shape, max_abs=12)
     values = bundle.values % 12

@@ -55,7 +55,9 @@ MAX_REAL_WEIGHT: Final = 1e12
 _BLOCKS_PER_TASK = 64
 _PANEL_FEATURES = 256
 _SPECTRA = 256
-_COMPILED_WEIGHTS = 1024
+_COMPILED_WORK = 2048
+"""Weights times chunks from which a job is worth the seconds that compiling takes in every process."""
+
 
 Mask = NDArray[np.bool_]
 
@@ -915,8 +917,9 @@ def weighted_sums(
         Residues of c0, then of c1; shape (m, 2 N).
     """
     parameters = shape.parameters
-    # Small models use BLAS, so that no small job waits for a compiler; the residues are the same.
-    compiled = weights.size >= _COMPILED_WEIGHTS and lanes.is_exact(weights, parameters.coeff_modulus)
+    # Small jobs use BLAS, so that none waits for a compiler; the residues are the same.
+    compiled = weights.size * shape.n_chunks >= _COMPILED_WORK
+    compiled = compiled and lanes.is_exact(weights, parameters.coeff_modulus)
     product, group_size = (_on_lanes, _PANEL_FEATURES) if compiled else (_on_blas, _BLOCKS_PER_TASK)
     scores = np.zeros((weights.shape[0], 2 * parameters.poly_modulus_degree), dtype=np.uint64)
     for first in range(0, len(features), group_size):
