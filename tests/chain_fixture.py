@@ -179,6 +179,25 @@ class Consortium:
         self[steward].ledger.transact("UsageRights", "grantUsage", grant_id, terms)
         return grant_id
 
+    def granted_all(self, partner: str, wanted: dict[str, tuple[ArtifactId, GrantTerms]]) -> dict[str, GrantId]:
+        """Ask for and grant rights in two batches; name -> (bundle, terms) to name -> grant."""
+        ledger = self[partner].ledger
+        records = {artifact: self.reader.artifact(artifact) for artifact, _ in wanted.values()}
+        (receipts,) = self.together(
+            (ledger, "UsageRights", "requestUsage", artifact, records[artifact].consent_scope, terms)
+            for artifact, terms in wanted.values()
+        )
+        grants = {
+            name: GrantId(ledger.event_of(receipt, "UsageRequested").args["grantId"])
+            for name, receipt in zip(wanted, receipts, strict=True)
+        }
+        stewards = {member.id: member for member in self.members.values()}
+        self.together(
+            (stewards[records[artifact].steward].ledger, "UsageRights", "grantUsage", grants[name], terms)
+            for name, (artifact, terms) in wanted.items()
+        )
+        return grants
+
     def post(self, partner: str, requests: Iterable[JobRequest]) -> list[JobId]:
         """Post jobs in one batch; their ids in order, admitted or not."""
         asked = list(requests)

@@ -26,7 +26,9 @@ from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
 
 app = typer.Typer(
-    help="Run and look after a node of the Usufruct network.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Run and look after a node of the Usufruct network.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 devnet_app = typer.Typer(help="A whole network on this machine, for development.", no_args_is_help=True)
 app.add_typer(devnet_app, name="devnet")
@@ -34,7 +36,8 @@ out = Console()
 err = Console(stderr=True)
 
 PassphraseOption = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="File of mode 0600; default: the one in the home, or a prompt.")
+    Path | None,
+    typer.Option("--passphrase-file", help="File of mode 0600; default: the one in the home, or a prompt."),
 ]
 DirectoryOption = Annotated[Path, typer.Option("--dir", help="Directory of the development network.")]
 
@@ -45,11 +48,16 @@ def init(
     home: Annotated[Path, typer.Option("--home", help="Directory to make.")],
     name: Annotated[str, typer.Option(help="Label of the organisation: a-z, 0-9 and hyphens.")],
     role: Annotated[
-        list[str], typer.Option(help="steward, custodian, partner, compute, verifier, auditor; may be repeated.")
+        list[str],
+        typer.Option(help="steward, custodian, partner, compute, verifier, auditor; may be repeated."),
     ],
     network: Annotated[Path | None, typer.Option(help="network.json from another member.")] = None,
-    authority_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
-    node_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
+    authority_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600; default: a prompt.")
+    ] = None,
+    node_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600; default: a prompt.")
+    ] = None,
 ) -> None:
     """Make a home: keys, and the public record on which the members vote."""
     record = create_home(
@@ -66,7 +74,9 @@ def init(
     if network is not None:
         (home / "network.json").write_bytes(network.read_bytes())
     out.print(f"home {home} of {record.name}")
-    out.print(f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission")
+    out.print(
+        f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission"
+    )
 
 
 @app.command()
@@ -183,5 +193,3 @@ def _health(net: Devnet, name: str) -> str:
 def main() -> None:
     """Entry point."""
     app()
-
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -49,19 +49,23 @@ class NodeSettings(BaseSettings):
         """
         file = home / "node.toml"
 
-        class _Settings(cls):  # type: ignore[valid-type,misc]
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file))
+        class HomeSettings(cls, toml_file=file):  # type: ignore[valid-type,misc,call-arg]
+            """The same settings with this home's file."""
 
         try:
-            return cls.model_construct(**_Settings().model_dump())
-        except (ValidationError, ValueError) as exc:
+            loaded: NodeSettings = HomeSettings()
+        except ValueError as exc:
             raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc
+        return loaded
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """First wins: arguments, environment, the home's file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))

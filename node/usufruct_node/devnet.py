@@ -119,6 +119,8 @@ class Devnet:
         words = [str(word) for pair in options.items() for word in pair]
         self._spawn("chain", ["usufruct_node.chain", *words])
         self._until("chain", lambda: read_endpoint(home))
+        if self.network_file.exists():
+            self.refresh_endpoint()
         return read_endpoint(home)
 
     def start_node(self, name: str, *, wait: bool = True) -> None:

@@ -81,7 +81,7 @@ class Client:
         """
         place = home if isinstance(home, Home) else Home.at(home)
         organisation = place.organisation()
-        keys = identity.load_authority_keys(_open_keystore(place, passphrase_file))
+        keys = identity.load_authority_keys(open_authority_keystore(place, passphrase_file))
         ledger = Ledger.open(
             Network.load(place.network_file),
             private_key=keys.ledger_key,
@@ -114,7 +114,9 @@ class Client:
             raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
         found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
         if len(found) != 1:
-            raise InputError(f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id")
+            raise InputError(
+                f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id"
+            )
         return _id_bytes(found[0], kind)
 
     # 1 features, 2 seal.
@@ -143,9 +145,7 @@ class Client:
         progress: Progress | None = None,
     ) -> PublishedBundle:
         """Hand a sealed bundle to the own node; see `usufruct.publish.publish_bundle`."""
-        return publish_bundle(
-            sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress
-        )
+        return publish_bundle(sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress)
 
     def register_key_domain(self, public: Mapping[str, object]) -> KeyId:
         """Register a key domain of which this organisation keeps the secret."""
@@ -249,9 +249,7 @@ class Client:
         """Take one grant back."""
         rights.revoke_usage(self.ledger, grant_id)
 
-    def revoke_all(
-        self, *, artifact_id: ArtifactId | None = None, grantee: str | None = None
-    ) -> None:
+    def revoke_all(self, *, artifact_id: ArtifactId | None = None, grantee: str | None = None) -> None:
         """Take back every grant on a bundle, or every grant to a partner, in one call."""
         if (artifact_id is None) == (grantee is None):
             raise InputError("name either a bundle or a partner")
@@ -362,7 +360,9 @@ class Client:
         )
         blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
         revealed = {
-            OrgId(bytes.fromhex(event["args"]["verifier"][2:])): bytes.fromhex(event["args"]["possession"][2:])
+            OrgId(bytes.fromhex(event["args"]["verifier"][2:])): bytes.fromhex(
+                event["args"]["possession"][2:]
+            )
             for event in self.content.query(f"/jobs/{job_id.hex()}")["events"]
             if event["name"] == "VerdictRevealed" and event["args"]["agrees"]
         }
@@ -400,13 +400,9 @@ class Client:
             raise InputError(f"job {job_id.hex()[:12]} has no release")
         return ArtifactId(bytes.fromhex(artifacts[1]))
 
-    def lineage(
-        self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None
-    ) -> Lineage:
+    def lineage(self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None) -> Lineage:
         """Walk from an artifact back to its bundles, re-checking every event and every content."""
-        return lineage.lineage_of(
-            self.ledger, self.content, _artifact_id(artifact_id), progress=progress
-        )
+        return lineage.lineage_of(self.ledger, self.content, _artifact_id(artifact_id), progress=progress)
 
     def impact(self, artifact_id: str | ArtifactId) -> list[dict[str, Any]]:
         """Results and releases that rest on a bundle, and whether the consent they used is still in force."""
@@ -453,9 +449,12 @@ class Client:
                 time.sleep(0.25)
 
 
-def _open_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+def open_authority_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+    """The authority's keys: with the passphrase of this file, of the home's own, or asked for."""
     default = home.authority_passphrase if home.authority_passphrase.is_file() else None
-    passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {home.authority_keystore}: ")
+    passphrase = read_passphrase(
+        passphrase_file or default, prompt=f"Passphrase of {home.authority_keystore}: "
+    )
     return KeyStore.open(home.authority_keystore, passphrase)
 
 

@@ -7,7 +7,7 @@ a gap, every content is fetched and hashed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from usufruct.content import Cid, Codec, dag
@@ -67,6 +67,10 @@ class Lineage:
     root: LineageNode
     checked: Checked
 
+    def to_json(self) -> dict[str, Any]:
+        """The tree and what was re-checked, as JSON values."""
+        return {"root": _node_json(self.root), "checked": asdict(self.checked)}
+
 
 def lineage_of(
     ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, *, progress: Progress | None = None
@@ -120,7 +124,9 @@ class _Walk:
         if job is not None:
             events += self._series(job["events"])
             self._series(entry["grant"]["events"])
-            events += [e for e in self._series(entry["consent"]["events"]) if _epoch(e) == job["consent_epoch"]]
+            events += [
+                e for e in self._series(entry["consent"]["events"]) if _epoch(e) == job["consent_epoch"]
+            ]
         self._contents(entry)
         return LineageNode(
             artifact_id=ArtifactId(bytes.fromhex(artifact)),
@@ -133,7 +139,8 @@ class _Walk:
             policy=entry.get("policy", {}),
             steps=tuple(_step(event) for event in events),
             parents=tuple(
-                self.visit(parent, artifacts, parents, (*path, artifact)) for parent in parents.get(artifact, ())
+                self.visit(parent, artifacts, parents, (*path, artifact))
+                for parent in parents.get(artifact, ())
             ),
         )
 
@@ -197,6 +204,21 @@ class _Walk:
             self.checked.contents += 1
             self.checked.bytes += len(data)
         return data
+
+
+def _node_json(node: LineageNode) -> dict[str, Any]:
+    return {
+        "artifact_id": node.artifact_id.hex(),
+        "kind": node.kind,
+        "steward": node.steward,
+        "content": str(node.content),
+        "stale": node.stale,
+        "job_id": node.job["job_id"] if node.job else None,
+        "policy": dict(node.policy),
+        "consent": {key: value for key, value in node.consent.items() if key != "events"},
+        "steps": [asdict(step) for step in node.steps],
+        "parents": [_node_json(parent) for parent in node.parents],
+    }
 
 
 def _epoch(event: LedgerEvent) -> object:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from usufruct.cli import lineage_tree
-from usufruct.lineage import Lineage, LineageNode
+from usufruct.lineage import Lineage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +99,9 @@ class Report:
         self.console.print(table)
         checks = Table("", "check", "detail", title="checks")
         for check in self.checks:
-            checks.add_row("[green]ok[/green]" if check.held else "[red]FAILED[/red]", check.claim, check.detail)
+            checks.add_row(
+                "[green]ok[/green]" if check.held else "[red]FAILED[/red]", check.claim, check.detail
+            )
         self.console.print(checks)
         if self.lineage is not None:
             self.console.print(lineage_tree(self.lineage.root))
@@ -112,19 +114,7 @@ class Report:
             "steps": self.steps,
             "jobs": [asdict(job) for job in self.jobs],
             "checks": [asdict(check) for check in self.checks],
-            "lineage": None if self.lineage is None else _lineage(self.lineage.root),
-            "rechecked": None if self.lineage is None else asdict(self.lineage.checked),
+            "lineage": None if self.lineage is None else self.lineage.to_json(),
         }
         path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
-
-def _lineage(node: LineageNode) -> dict[str, Any]:
-    return {
-        "artifact_id": node.artifact_id.hex(),
-        "kind": node.kind,
-        "steward": node.steward,
-        "content": str(node.content),
-        "stale": node.stale,
-        "steps": [asdict(step) for step in node.steps],
-        "parents": [_lineage(parent) for parent in node.parents],
-    }

@@ -1,11 +1,13 @@
 """Runs kernels in worker processes: inputs from the block store, result blocks back. Holds no key.
 
-A worker that dies fails its job's attempt with a typed error; the pool is made anew and the node goes on.
+Workers import the engine and nothing else of the project: no chain, no peer, no SEAL. A worker that dies fails its job's attempt
+with a typed error; the pool is made anew and the node goes on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,8 +28,16 @@ class WorkerDiedError(UsufructError):
     """A worker process ended in the middle of a task."""
 
 
-def _work(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: npt.NDArray[np.bool_]) -> list[bytes]:
-    return execute(task, inputs, mask)
+def _end_with_parent() -> None:
+    """Let no worker outlive its node: one that is killed has no chance to tell its pool to stop."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -48,7 +58,7 @@ class Workers:
         WorkerDiedError
         """
         try:
-            return self._started().submit(_work, task, inputs, mask).result(_WORKER_SECONDS)
+            return self._started().submit(execute, task, inputs, mask).result(_WORKER_SECONDS)
         except BrokenProcessPool as exc:
             self.close()
             raise WorkerDiedError("a worker process died; the task will be tried again") from exc
@@ -63,7 +73,11 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+                self._pool = ProcessPoolExecutor(
+                    self._count,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_end_with_parent,
+                )
             return self._pool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -32,6 +32,8 @@ log = logging.getLogger("usufruct_node.roles")
 Result = TypeVar("Result")
 
 _RECORD_PIN = "record"
+_SENDING_THREADS = 16
+_COMPUTING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,10 @@ class RoleContext:
     journal: Journal
     host: PeerHost
     workers: Workers
+    sending: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_SENDING_THREADS))
+    """Threads that wait for transactions; apart from the others, so that many jobs cannot starve the block protocol."""
+    computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
+    """Threads that wait for worker processes."""
 
     async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
         """Bring blocks into the local store; those that are there already are only pinned.
@@ -114,7 +120,8 @@ class RoleContext:
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         await self.fetch(needed, artifact.steward, pin=pin)
         blocks = await trio.to_thread.run_sync(
-            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin))
+            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin)),
+            limiter=self.computing,
         )
         return self.result_manifest(row, blocks)
 
@@ -138,7 +145,9 @@ class RoleContext:
 
     async def transact(self, function: str, job_id: JobId, *arguments: object) -> None:
         """One call of the job ledger, final when it returns."""
-        await trio.to_thread.run_sync(self.ledger.transact, "JobLedger", function, job_id, *arguments)
+        await trio.to_thread.run_sync(
+            self.ledger.transact, "JobLedger", function, job_id, *arguments, limiter=self.sending
+        )
         log.info("%s %s", function, job_id.hex()[:12])
 
     def member(self, org: OrgId) -> Participant:

@@ -114,7 +114,7 @@ class Endpoint:
     def _attempts(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception_type(LedgerUnreachableError),
-            wait=wait_exponential_jitter(initial=0.1, max=2.0),
+            wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
             stop=stop_after_delay(self._patience),
             reraise=True,
         )

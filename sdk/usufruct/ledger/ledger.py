@@ -126,7 +126,9 @@ class Ledger:
         """Address and call data of a call: for proposals to the council and for batches."""
         return self.network.contracts[contract], load_abi(contract).functions[function].encode(arguments)
 
-    def transact_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000) -> list[Receipt]:
+    def transact_many(
+        self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000
+    ) -> list[Receipt]:
         """Send independent calls as one pre-signed batch; see `Sender.transact_many`."""
         return self._require_sender().transact_many(calls, gas=gas)
 
