@@ -128,6 +128,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Every organisation ever admitted."""
         return queries.members()
 
+    @api.get("/proposals", dependencies=private, tags=["queries"])
+    def proposals() -> list[dict[str, Any]]:
+        """Proposals of the members' council, newest first."""
+        return queries.proposals()
+
     @api.get("/bundles", dependencies=private, tags=["queries"])
     def bundles() -> list[dict[str, Any]]:
         """Registered bundles with consent epoch and privacy account."""

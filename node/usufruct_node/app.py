@@ -26,6 +26,7 @@ from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
     InputError,
+    NotAuthorisedError,
     PortTakenError,
     UsufructError,
 )
@@ -171,13 +172,19 @@ class Node:
 
         Raises
         ------
-        BlockNotFoundError, PeerRefusedError, PeerError
+        BlockNotFoundError, NotAuthorisedError, PeerRefusedError, PeerError
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
         except BlockNotFoundError:
             if holder == self.org:
                 raise
+        own = self.index.participant(self.org)
+        if own is None or own.status != MemberStatus.ACTIVE:
+            raise NotAuthorisedError(
+                f"{self._home.organisation().name} is not an active member: no other node will talk to it",
+                hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
+            )
         await self._context.fetch([cid], holder, pin="fetched")
         return await trio.to_thread.run_sync(self.store.get, cid)
 

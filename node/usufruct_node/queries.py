@@ -7,6 +7,7 @@ from typing import Any
 
 from usufruct.errors import BlockNotFoundError, UnknownKernelError
 from usufruct.he.kernels import kernel_by_id
+from usufruct.ledger.abi import CONTRACTS, load_abi
 from usufruct.records import (
     Artifact,
     ArtifactId,
@@ -111,6 +112,37 @@ class Queries:
                 }
             )
         return found[:limit]
+
+    def proposals(self) -> list[dict[str, Any]]:
+        """Proposals of the members' council, newest first: what would be called, and who voted how."""
+        votes: dict[int, dict[str, bool]] = {}
+        executed = set()
+        answers = []
+        for event in reversed(self._index.events("ProposalMade", "VoteCast", "ProposalExecuted")):
+            args = event["args"]
+            number = args["proposalId"]
+            if event["name"] == "VoteCast":
+                votes.setdefault(number, {})[_org_name(args["voter"])] = args["support"]
+            elif event["name"] == "ProposalExecuted":
+                executed.add(number)
+            else:
+                answers.append(
+                    {
+                        "proposal": number,
+                        "proposer": _org_name(args["proposer"]),
+                        "call": _call_text(bytes.fromhex(args["data"][2:])),
+                        "deadline": args["deadline"],
+                    }
+                )
+        return [
+            answer
+            | {
+                "executed": answer["proposal"] in executed,
+                "for": [name for name, support in votes.get(answer["proposal"], {}).items() if support],
+                "against": [name for name, support in votes.get(answer["proposal"], {}).items() if not support],
+            }
+            for answer in reversed(answers)
+        ]
 
     def lineage(self, artifact_id: ArtifactId, direction: str) -> dict[str, Any]:
         """Artifacts and (child, parent) edges reachable from one artifact."""
@@ -283,3 +315,18 @@ def _kernel_name(kernel_id: bytes) -> str:
         return kernel_by_id(kernel_id).name
     except UnknownKernelError:
         return kernel_id.hex()
+
+
+def _org_name(value: str) -> str:
+    return unlabel(bytes.fromhex(value[2:]))
+
+
+def _call_text(data: bytes) -> str:
+    """A governed call in words: contract, function, and the organisation that it is about where it is about one."""
+    for contract in CONTRACTS:
+        for function in load_abi(contract).functions.values():
+            if function.selector == data[:4]:
+                first = data[4:36] if function.input_types[:1] == ("bytes32",) else data[36:68]
+                about = f" {unlabel(first)}" if contract == "ParticipantRegistry" else ""
+                return f"{contract}.{function.name}{about}"
+    return f"unknown call 0x{data[:4].hex()}"

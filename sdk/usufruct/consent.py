@@ -23,7 +23,7 @@ from eth_utils.crypto import keccak
 
 from usufruct.content import Cid
 from usufruct.content.node import NodeContent
-from usufruct.errors import InputError, ManifestError, VerificationError
+from usufruct.errors import ConfigurationError, InputError, ManifestError, VerificationError
 from usufruct.ledger import Ledger, typed_data
 from usufruct.records import ConsentEpoch, OrgId, label
 
@@ -317,10 +317,13 @@ class ConsentBook:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=30)) as db:
-            db.execute("PRAGMA synchronous = FULL")
-            with db:
-                yield db
+        try:
+            with closing(sqlite3.connect(self._path, timeout=30)) as db:
+                db.execute("PRAGMA synchronous = FULL")
+                with db:
+                    yield db
+        except sqlite3.Error as exc:
+            raise ConfigurationError(f"the consent book {self._path} cannot be used: {exc}") from exc
 
 
 def anchor_epoch(book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope: str) -> ConsentEpoch:

@@ -21,7 +21,7 @@ from consortium import BLOCK_SECONDS, CLINICS, Consortium, Impostor, error_of, p
 
 from usufruct import Client
 from usufruct.content import Cid, Codec, EmbeddedBlockStore
-from usufruct.errors import LedgerUnreachableError, UsufructError, WrongChainError
+from usufruct.errors import LedgerUnreachableError, UsufructError
 from usufruct.ledger import Ledger, Network
 from usufruct.privacy import MICRO
 from usufruct.records import Job, JobId, JobState
@@ -275,11 +275,3 @@ def test_a_network_whose_chain_lost_its_port_goes_on_at_another(private_network:
         assert network.ledger.network.rpc_urls != (before,)
         assert network.university.open_release(released).job_id == released
         _released(network, network.post())
-
-
-def test_a_chain_with_another_id_or_genesis_is_refused(shared_network: Consortium) -> None:
-    right = shared_network.ledger.network
-    Ledger.open(right, patience=1)
-    for wrong in ({"chain_id": 1}, {"genesis_hash": "0x" + "00" * 32}):
-        network = right.model_copy(update=wrong)
-        assert isinstance(error_of(lambda n=network: Ledger.open(n, patience=1)), WrongChainError)

@@ -1,13 +1,12 @@
 """Runs kernels in worker processes: inputs from the block store, result blocks back. Holds no key.
 
-Workers import the engine and nothing else of the project: no chain, no peer, no SEAL. A worker that dies fails its job's attempt
+Workers import the engine and nothing else of the project: no chain, no peer, no SEAL. A worker that dies fails the attempt
 with a typed error; the pool is made anew and the node goes on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,24 +19,13 @@ from usufruct.content import BlockStore, Cid
 from usufruct.errors import UsufructError
 from usufruct.he.kernels import Task, execute, plan
 from usufruct.job import JobInputs
+from usufruct_node.parent import end_with_parent
 
 _WORKER_SECONDS = 3600.0
 
 
 class WorkerDiedError(UsufructError):
     """A worker process ended in the middle of a task."""
-
-
-def _end_with_parent() -> None:
-    """Let no worker outlive its node: one that is killed has no chance to tell its pool to stop."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -76,7 +64,7 @@ class Workers:
                 self._pool = ProcessPoolExecutor(
                     self._count,
                     mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_end_with_parent,
+                    initializer=end_with_parent,
                 )
             return self._pool
 

@@ -77,6 +77,24 @@ def members_set_status(
     done(f"proposal {number}", {"proposal": number}, as_json=as_json)
 
 
+@members_app.command("proposals")
+@guarded
+def members_proposals(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List what the members vote on, newest first."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query("/proposals")
+    columns = {
+        "proposal": "proposal",
+        "by": "proposer",
+        "call": "call",
+        "for": "for",
+        "against": "against",
+        "executed": "executed",
+    }
+    show("proposals", rows, columns, as_json=as_json)
+
+
 @members_app.command("vote")
 @guarded
 def members_vote(

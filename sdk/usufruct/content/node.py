@@ -105,7 +105,7 @@ class NodeContent:
             return response
         try:
             answer = response.json()
-            message = f"{answer.get('error', '')}: {answer.get('detail', '')}".strip(": ")
-        except (ValueError, AttributeError):
-            message = response.text[:200]
-        raise _ERRORS.get(response.status_code, ContentError)(message or f"HTTP {response.status_code}")
+            message, hint = str(answer["detail"]), str(answer.get("hint", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, hint = response.text[:200] or f"HTTP {response.status_code}", ""
+        raise _ERRORS.get(response.status_code, ContentError)(message, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -58,7 +59,7 @@ class Endpoint:
         for attempt in self._attempts():
             with attempt:
                 answer = self._post(method, params)
-        return self._unwrap(method, cast(dict[str, Any], answer))
+        return self._unwrap(method, answer)
 
     def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
         """Several requests in one round trip; results in order; raises for the first that failed."""
@@ -128,6 +129,8 @@ class Endpoint:
     def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
         try:
             answers = self._provider.make_batch_request([(RPCEndpoint(m), list(p)) for m, p in calls])
+        except (TypeError, KeyError) as exc:
+            raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response") from exc
         except (requests.RequestException, OSError, ValueError) as exc:
             raise LedgerUnreachableError(f"{self.url} does not answer a batch: {_brief(exc)}") from exc
         if not isinstance(answers, list) or len(answers) != len(calls):
@@ -135,12 +138,14 @@ class Endpoint:
         return cast(list[dict[str, Any]], answers)
 
     @staticmethod
-    def _unwrap(method: str, answer: dict[str, Any]) -> Any:
+    def _unwrap(method: str, answer: object) -> Any:
+        if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
+            raise LedgerError(f"{method}: the answer is no JSON-RPC response")
         error = answer.get("error")
         if error is None:
             return answer.get("result")
         data = error.get("data") if isinstance(error, dict) else None
-        if isinstance(data, str) and data.startswith("0x") and len(data) >= 10:
+        if isinstance(data, str) and re.fullmatch(r"0x([0-9a-fA-F]{2}){4,}", data):
             raise decode_revert(bytes.fromhex(data[2:]))
         message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
         if "revert" in message.lower():
