@@ -1,8 +1,10 @@
-"""Fixtures that tests of the library and of the node share: one chain process, one network of five members."""
+"""Fixtures that tests of the library and of the node share: a chain process, a network of five
+members, a small sealed bundle."""
 
 from collections.abc import Iterator
 
 import pytest
+from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 
 
@@ -15,3 +17,8 @@ def chain_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def consortium(chain_url: str) -> Consortium:
     return Consortium(chain_url)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> SmallBundle:
+    return small_bundle()

@@ -40,6 +40,7 @@ from usufruct_node.api import build_api, new_token
 from usufruct_node.config import NodeSettings
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.intake import STAGED
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import parse_peer_id, peer_id_text
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
+_TIDY_SECONDS = 600.0
 
 
 class Node:
@@ -119,6 +121,7 @@ class Node:
                 )
                 nursery.start_soon(self._keep_membership)
                 nursery.start_soon(self._dispatcher.run)
+                nursery.start_soon(self._tidy)
                 await nursery.start(self._serve_api)
                 task_status.started(self._home.node_address().url)
 
@@ -185,8 +188,7 @@ class Node:
                 f"{self._home.organisation().name} is not an active member: no other node will talk to it",
                 hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
             )
-        await self._context.fetch([cid], holder, pin="fetched")
-        return await trio.to_thread.run_sync(self.store.get, cid)
+        return await self._context.fetch_once(cid, holder)
 
     # Wiring.
 
@@ -219,6 +221,15 @@ class Node:
 
     def _troubled(self, reason: str | None) -> None:
         self._ledger_trouble = reason
+
+    async def _tidy(self) -> None:
+        """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
+        await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
+        while True:
+            removed = await trio.to_thread.run_sync(self._context.tidy)
+            if removed:
+                _log.info("%d blocks of ended jobs removed", removed)
+            await trio.sleep(_TIDY_SECONDS)
 
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()

@@ -15,6 +15,9 @@ from usufruct_node.holdings import Holdings, Purpose
 
 Record = Mapping[str, object]
 
+STAGED = "staged"
+"""Pin of blocks that were handed over but that no record links yet."""
+
 
 def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes) -> Cid:
     """Keep a record of a known kind; a bundle takes its staged blocks with it.
@@ -47,7 +50,7 @@ def _adopt_blocks(store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tu
         raise InputError(f"a block of the bundle was not staged: {exc}") from exc
     holdings.add(blocks, Purpose.BUNDLE, bundle.digest)
     for block in blocks:
-        store.unpin(block, "staged")
+        store.unpin(block, STAGED)
 
 
 def _check_public(record: Record) -> None:

@@ -29,6 +29,19 @@ from usufruct.records import Job, JobId, Participant
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
 PAYLOAD_TYPE = "usufruct/release/1"
 
+_PAYLOAD_FIELDS = {
+    "type",
+    "job",
+    "kernel",
+    "values",
+    "columns",
+    "count",
+    "result_scale",
+    "sigma_micro",
+    "rho_micro",
+}
+_INT64 = 1 << 63
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
@@ -202,27 +215,33 @@ def open_envelope(
     return _read_payload(payload, job_id, sigma, job.request.rho_micro)
 
 
-def _read_payload(payload: Mapping[str, Any], job_id: JobId, sigma: int, rho_micro: int) -> Release:
-    try:
-        if payload["type"] != PAYLOAD_TYPE or payload["job"] != job_id or payload["sigma_micro"] != sigma:
-            raise VerificationError("the release's payload does not fit its envelope")
-        if payload["rho_micro"] != rho_micro:
-            raise VerificationError("the release spent another budget than the job reserved")
-        values = np.array(payload["values"], dtype=np.int64)
-        columns, count = int(payload["columns"]), int(payload["count"])
-        if columns:
-            values = values.reshape(count, columns)
-        return Release(
-            job_id=job_id,
-            kernel=str(payload["kernel"]),
-            values=values,
-            count=count,
-            result_scale=float(payload["result_scale"]),
-            sigma=sigma / MICRO,
-            rho_micro=rho_micro,
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise ManifestError(f"malformed release payload: {exc}") from exc
+def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_micro: int) -> Release:
+    if set(payload) != _PAYLOAD_FIELDS or payload["type"] != PAYLOAD_TYPE:
+        raise ManifestError("not a release payload")
+    if payload["job"] != job_id or payload["sigma_micro"] != sigma:
+        raise VerificationError("the release's payload does not fit its envelope")
+    if payload["rho_micro"] != rho_micro:
+        raise VerificationError("the release spent another budget than the job reserved")
+    kernel, numbers, scale = payload["kernel"], payload["values"], payload["result_scale"]
+    columns, count = payload["columns"], payload["count"]
+    if not isinstance(kernel, str) or not isinstance(numbers, list) or not isinstance(scale, float):
+        raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
+    if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not scale > 0:
+        raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
+    if not numbers or any(type(number) is not int or not -_INT64 <= number < _INT64 for number in numbers):
+        raise ManifestError("release payload: `values` are no 64-bit integers")
+    if columns and len(numbers) != count * columns:
+        raise ManifestError(f"release payload: {len(numbers)} values for {count} rows of {columns}")
+    values = np.array(numbers, dtype=np.int64)
+    return Release(
+        job_id=job_id,
+        kernel=kernel,
+        values=values.reshape(count, columns) if columns else values,
+        count=count,
+        result_scale=scale,
+        sigma=sigma / MICRO,
+        rho_micro=rho_micro,
+    )
 
 
 def _signed_values(job_id: JobId, job: Job, sealed: bytes, sigma: int) -> dict[str, object]:

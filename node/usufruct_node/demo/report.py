@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -80,29 +81,24 @@ class Report:
 
     def show(self) -> None:
         """Print tables and tree."""
-        table = Table(title="jobs", show_lines=False)
-        columns = ("question", "bundle", "kernel", "verified", "truth", "released", "rho", "gas", "s")
-        for column in columns:
-            table.add_column(column, justify="right" if column in ("rho", "gas", "s") else "left")
+        table = Table(title="jobs", box=box.SIMPLE)
+        for column in ("job", "kernel", "verified", "truth", "released", "rho", "gas", "s"):
+            table.add_column(column, justify="right" if column in ("truth", "released", "rho", "gas", "s") else "left")
         for job in self.jobs:
             table.add_row(
-                job.question,
-                job.bundle,
+                f"{job.question}, {job.bundle.removeprefix('clinic-')}",
                 job.kernel,
                 job.level or f"[yellow]{job.state}[/yellow]",
                 job.truth,
                 job.released,
                 f"{job.rho:g}" if job.rho else "",
-                f"{job.gas:,}",
+                f"{job.gas / 1000:,.0f}k",
                 f"{job.seconds:.1f}" if job.seconds else "",
             )
         self.console.print(table)
-        checks = Table("", "check", "detail", title="checks")
         for check in self.checks:
-            checks.add_row(
-                "[green]ok[/green]" if check.held else "[red]FAILED[/red]", check.claim, check.detail
-            )
-        self.console.print(checks)
+            mark = "[green]✓[/green]" if check.held else "[red]✗ FAILED[/red]"
+            self.console.print(f"{mark} {check.claim} [dim]({check.detail})[/dim]", highlight=False)
         if self.lineage is not None:
             self.console.print(lineage_tree(self.lineage.root))
 

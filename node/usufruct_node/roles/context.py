@@ -17,7 +17,7 @@ from usufruct.errors import BlockNotFoundError, LedgerError, PeerError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import Job, JobId, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, Job, JobId, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.holdings import Holdings
@@ -32,6 +32,8 @@ log = logging.getLogger("usufruct_node.roles")
 Result = TypeVar("Result")
 
 _RECORD_PIN = "record"
+_JOB_PIN = "job:"
+_ANSWERED_FOR = "answered-for"
 _SENDING_THREADS = 16
 _COMPUTING_THREADS = 4
 
@@ -74,6 +76,21 @@ class RoleContext:
                     await trio.to_thread.run_sync(self._keep, batch, pin)
                     batch = []
         await trio.to_thread.run_sync(self._keep, batch, pin)
+
+    async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
+        """One block from a member, for somebody who asked; not kept.
+
+        Raises
+        ------
+        BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError
+        """
+        member = self.member(holder)
+        async with aclosing(
+            self.host.fetch(peer_id_text(member.peer_id), member.endpoint, [cid])
+        ) as blocks:
+            async for _, data in blocks:
+                return data
+        raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
 
     async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
@@ -172,6 +189,19 @@ class RoleContext:
         """Bytes of local blocks, each checked against its CID."""
         return [self.store.get(cid) for cid in cids]
 
+    def keep_for_good(self, cids: Sequence[Cid]) -> None:
+        """Keep what this node answers for (results, releases) beyond the end of the job."""
+        for cid in cids:
+            self.store.pin(cid, _ANSWERED_FOR)
+
+    def tidy(self) -> int:
+        """Let go of what was only needed for jobs that have ended; returns how many blocks went."""
+        for reason in self.store.reasons(_JOB_PIN):
+            row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(_JOB_PIN))))
+            if row is not None and row.job.state in FINAL_JOB_STATES:
+                self.store.unpin_all(reason)
+        return self.store.gc()
+
     def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
@@ -190,7 +220,7 @@ class RoleContext:
 
 def job_pin(job_id: JobId) -> str:
     """Pin under which a job's blocks are kept."""
-    return f"job:{job_id.hex()}"
+    return _JOB_PIN + job_id.hex()
 
 
 def overdue(job: Job, now: int) -> bool:

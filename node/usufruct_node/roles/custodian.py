@@ -109,6 +109,7 @@ class Custodian:
             inputs, blocks = await self._check(row)
             made = await trio.to_thread.run_sync(self._make, row, inputs, blocks)
             kept = await trio.to_thread.run_sync(context.journal.keep_release, row.job_id, made)
+        await trio.to_thread.run_sync(context.keep_for_good, [kept.envelope])
         await trio.to_thread.run_sync(
             context.holdings.add, [kept.envelope], Purpose.RELEASE, bytes(row.job_id)
         )

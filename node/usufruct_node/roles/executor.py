@@ -58,6 +58,7 @@ class Executor:
         cid = await trio.to_thread.run_sync(
             partial(context.store.put, data, Codec.DAG_CBOR, pin=job_pin(row.job_id))
         )
+        await trio.to_thread.run_sync(context.keep_for_good, [cid, *result.blocks])
         await trio.to_thread.run_sync(
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )
