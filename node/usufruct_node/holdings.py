@@ -7,7 +7,6 @@ open to all active members. Everything else is refused.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from usufruct.content import Cid
 from usufruct.records import JobId, JobState, MemberStatus, Participant, Role
 from usufruct_node.index import Index, JobRow
+from usufruct_node.local import open_local
 
 
 class Purpose(StrEnum):
@@ -61,16 +61,12 @@ class Holdings:
     """Durable map from CID to reasons; thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600, exist_ok=True)
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        with self._lock, self._db:
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
-                " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID"
-            )
+        self._db = open_local(
+            path,
+            "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
+            " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID",
+        )
 
     def add(self, cids: Iterable[Cid], purpose: Purpose, ref: bytes = b"") -> None:
         """Note a reason for blocks; idempotent."""

@@ -22,6 +22,8 @@ from usufruct.verify import ResultManifest
 
 Progress = Callable[[str], None]
 
+_RIGHTS = ("UsageRequested", "UsageGranted")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -123,7 +125,7 @@ class _Walk:
         job = entry.get("job")
         if job is not None:
             events += self._series(job["events"])
-            self._series(entry["grant"]["events"])
+            events += [e for e in self._series(entry["grant"]["events"]) if e.name in _RIGHTS]
             events += [
                 e for e in self._series(entry["consent"]["events"]) if _epoch(e) == job["consent_epoch"]
             ]
@@ -137,7 +139,7 @@ class _Walk:
             job=job,
             consent=entry.get("consent", {}),
             policy=entry.get("policy", {}),
-            steps=tuple(_step(event) for event in events),
+            steps=tuple(_step(e) for e in sorted(events, key=lambda e: (e.block_number, e.log_index))),
             parents=tuple(
                 self.visit(parent, artifacts, parents, (*path, artifact))
                 for parent in parents.get(artifact, ())

@@ -41,7 +41,7 @@ class BundleManifest:
     @property
     def max_rows_per_subject(self) -> int:
         """Most rows that one subject contributes; scales the sensitivity of every release."""
-        return int(np.bincount(self.row_subjects).max())
+        return int(np.unique(self.row_subjects, return_counts=True)[1].max())
 
     def block_of(self, chunk: int, feature: int) -> Cid:
         """CID of one column's block."""

@@ -242,6 +242,8 @@ class KeyDomain:
     custodian: OrgId
     parameters_id: bytes
     public_digest: bytes
+    epoch: int
+    """Which of its custodian's key domains this is, from 1."""
     registered_at: int
     """Unix seconds."""
     status: KeyStatus

@@ -120,7 +120,7 @@ function rebuild(events) {
     ParametersAllowed: (a) => (state.allowed[a.parametersId] = true),
     ParametersDisallowed: (a) => (state.allowed[a.parametersId] = false),
     KeyDomainRegistered: (a, at) => (keys[a.keyId] = {
-      custodian: a.custodian, parametersId: a.parametersId, publicDigest: a.publicDigest, registeredAt: at, status: 1n,
+      custodian: a.custodian, parametersId: a.parametersId, publicDigest: a.publicDigest, epoch: a.epoch, registeredAt: at, status: 1n,
     }),
     KeyStatusChanged: (a) => (keys[a.keyId].status = a.status),
     BundleRegistered: (a, at) => {

@@ -16,7 +16,6 @@ from usufruct_node.demo.report import Report
 from usufruct_node.demo.story import Story
 from usufruct_node.devnet import Devnet
 
-
 _PLAIN_WIDTH = 110
 
 

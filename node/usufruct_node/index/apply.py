@@ -88,12 +88,13 @@ def _endpoint(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
 
 def _key_registered(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
     db.execute(
-        "INSERT INTO key_domain VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO key_domain VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             args["keyId"],
             args["custodian"],
             args["parametersId"],
             args["publicDigest"],
+            args["epoch"],
             event.timestamp,
             KeyStatus.ACTIVE,
         ),

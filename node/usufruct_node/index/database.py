@@ -140,6 +140,7 @@ class Index:
             custodian=OrgId(row["custodian"]),
             parameters_id=row["parameters_id"],
             public_digest=row["public_digest"],
+            epoch=row["epoch"],
             registered_at=row["registered_at"],
             status=KeyStatus(row["status"]),
         )

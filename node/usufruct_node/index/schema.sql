@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS key_domain (
     custodian BLOB NOT NULL,
     parameters_id BLOB NOT NULL,
     public_digest BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
     registered_at INTEGER NOT NULL,
     status INTEGER NOT NULL
 ) WITHOUT ROWID;
