@@ -13,7 +13,7 @@ import trio
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, LedgerError, PeerError
+from usufruct.errors import BlockNotFoundError, InputError, LedgerError, PeerError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
@@ -67,30 +67,19 @@ class RoleContext:
             return
         member = self.member(holder)
         batch: list[tuple[Cid, bytes]] = []
-        async with aclosing(
-            self.host.fetch(peer_id_text(member.peer_id), member.endpoint, missing)
-        ) as blocks:
-            async for cid, data in blocks:
-                batch.append((cid, data))
-                if len(batch) >= 32:
-                    await trio.to_thread.run_sync(self._keep, batch, pin)
-                    batch = []
+        try:
+            async with aclosing(
+                self.host.fetch(peer_id_text(member.peer_id), member.endpoint, missing)
+            ) as blocks:
+                async for cid, data in blocks:
+                    batch.append((cid, data))
+                    if len(batch) >= 32:
+                        await trio.to_thread.run_sync(self._keep, batch, pin)
+                        batch = []
+        except InputError as exc:
+            # What a member announces says nothing about a job that needs its blocks.
+            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
         await trio.to_thread.run_sync(self._keep, batch, pin)
-
-    async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
-        """One block from a member, for somebody who asked; not kept.
-
-        Raises
-        ------
-        BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError
-        """
-        member = self.member(holder)
-        async with aclosing(
-            self.host.fetch(peer_id_text(member.peer_id), member.endpoint, [cid])
-        ) as blocks:
-            async for _, data in blocks:
-                return data
-        raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
 
     async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""

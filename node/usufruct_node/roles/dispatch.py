@@ -48,14 +48,24 @@ class Dispatcher:
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
+                wanted: set[tuple[int, JobId]] = set()
                 for number, role in enumerate(self._roles):
                     for row in await trio.to_thread.run_sync(role.wanted):
                         key = (number, row.job_id)
+                        wanted.add(key)
                         if key not in self._busy and self._rested(key):
                             self._busy.add(key)
                             nursery.start_soon(self._step, key, role, row)
+                self._forget_all_but(wanted | self._busy)
                 with trio.move_on_after(_PAUSE_SECONDS):
                     await self._changed.wait()
+
+    def _forget_all_but(self, current: set[tuple[int, JobId]]) -> None:
+        """A job that went on without this node, or is over, is no trouble any more."""
+        self._failures = {key: held for key, held in self._failures.items() if key in current}
+        jobs = {job_id.hex() for _, job_id in current}
+        for job in [job for job in self.troubles if job not in jobs]:
+            del self.troubles[job]
 
     def _rested(self, key: tuple[int, JobId]) -> bool:
         return key not in self._failures or time.monotonic() >= self._failures[key][1]
