@@ -4,6 +4,7 @@ members, a small sealed bundle."""
 from collections.abc import Iterator
 
 import pytest
+
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 

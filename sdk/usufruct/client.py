@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,14 @@ from usufruct import consent, job, lineage, register, release, rights
 from usufruct.consent import ConsentBook, ConsentReceipt
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
-from usufruct.errors import BlockNotFoundError, InputError, NotAuthorisedError
+from usufruct.errors import (
+    BlockNotFoundError,
+    ContentError,
+    InputError,
+    IntegrityError,
+    NodeUnreachableError,
+    NotAuthorisedError,
+)
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.bfv import SecretKey
 from usufruct.he.kernels import QuantisedModel, quantise_model
@@ -50,6 +58,7 @@ from usufruct.release import Release
 from usufruct.seal import SealedFeatures, seal_features
 from usufruct.verify import ResultManifest, check_possessions
 
+_log = logging.getLogger(__name__)
 _DAY = 86_400
 
 
@@ -203,8 +212,12 @@ class Client:
     # 6 rights.
 
     def bundles(self) -> list[FeatureBundle]:
-        """Every registered bundle whose steward is a member: metadata, never a value."""
-        return [self.bundle(entry["artifact_id"]) for entry in self.content.query("/bundles")]
+        """Every registered bundle that can be read: metadata, never a value.
+
+        One whose steward does not answer, or sends what is no manifest, is left out and logged: no steward can hide the
+        bundles of the others.
+        """
+        return list(self._readable_bundles())
 
     def bundle(self, artifact_id: str | ArtifactId) -> FeatureBundle:
         """One registered bundle, by id."""
@@ -427,6 +440,15 @@ class Client:
     def execute(self, proposal: int) -> None:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
+
+    def _readable_bundles(self) -> Iterator[FeatureBundle]:
+        for entry in self.content.query("/bundles"):
+            try:
+                yield self.bundle(entry["artifact_id"])
+            except NodeUnreachableError:
+                raise
+            except (ContentError, IntegrityError, InputError, NotAuthorisedError) as exc:
+                _log.warning("bundle %s of %s is left out: %s", entry["artifact_id"][:12], entry["steward"], exc)
 
     def _in_days(self, days: float) -> int:
         return max(int(time.time()), self.ledger.finalised().timestamp) + int(days * _DAY)

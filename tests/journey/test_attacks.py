@@ -391,7 +391,7 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     network.reached(network.post(), JobState.RELEASED)
     before, desk = network.account(), _Desk()
     stale = network.ledger.consent_epoch(org_id(NORTH), label(SCOPE)).epoch
-    with network.timings(commit=8):
+    with network.timings(commit=6):
         with network.frozen(NORTH):
             job = network.post()
             network.reached(job, JobState.VERIFIED)
@@ -786,28 +786,52 @@ def _register_raw(mallory: Mallory, key_id: KeyId, content: Cid, policy: Cid) ->
     return artifact
 
 
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        b"\xff\xfe\x80 not utf-8",
-        b"/ip4/999.1.1.1/tcp/0/p2p/../../x",
-        b"/dns4/" + b"a" * 150 + b"/tcp/99999",
-        b"/ip4/127.0.0.1/tcp/1\0\n\r\x1b[2J",
-    ],
-    ids=["invalid-utf8", "nonsense", "long", "control-characters"],
+HOSTILE_ENDPOINTS = (
+    b"\xff\xfe\x80 not utf-8",
+    b"/ip4/999.1.1.1/tcp/0/p2p/../../x",
+    b"/dns4/" + b"a" * 150 + b"/tcp/99999",
+    b"/ip4/127.0.0.1/tcp/1\0\n\r\x1b[2J",
 )
-def test_hostile_endpoint_of_one_member_stops_no_other(
-    shared_network: Consortium, mallory: Mallory, endpoint: bytes
-) -> None:
+
+
+def test_hostile_endpoints_of_one_member_stop_no_other(shared_network: Consortium, mallory: Mallory) -> None:
     network = shared_network
     try:
-        mallory.set_endpoint(endpoint)
-        network.indexed()
-        names = {entry["name"] for entry in network.auditor.content.query("/members")}
-        assert names == {*NODES, "mallory"}
-        assert network.ledger.participant(org_id("mallory")).name == "mallory"
-        refused = error_of(lambda: network.auditor.content.get(Cid.of(os.urandom(8)), holder="mallory"))
-        assert isinstance(refused, UsufructError)
+        for endpoint in HOSTILE_ENDPOINTS:
+            mallory.set_endpoint(endpoint)
+            network.indexed()
+            names = {entry["name"] for entry in network.auditor.content.query("/members")}
+            assert names == {*NODES, "mallory"}
+            assert network.ledger.participant(org_id("mallory")).name == "mallory"
+            refused = error_of(lambda: network.auditor.content.get(Cid.of(os.urandom(8)), holder="mallory"))
+            assert isinstance(refused, UsufructError)
+        _is_unharmed(network)
     finally:
         mallory.set_endpoint(mallory.host.endpoint.encode())
-    _is_unharmed(network)
+
+
+def test_requester_that_hides_its_address_from_verifiers_cannot_make_them_dissent(
+    shared_network: Consortium, mallory: Mallory
+) -> None:
+    network = shared_network
+    grant = _grant_to(mallory, network)
+    weights = (tuple(range(2, FEATURES + 2)),)
+    record = JobParameters(
+        kernel=kernel_by_name("linear"),
+        parameters=LinearParameters(output="sum", weights=weights, bias=(1,)),
+        result_scale=1.0,
+    ).to_record()
+    parameters = mallory.serve_record(dag.encode(record))
+    try:
+        with network.frozen("auditor"), network.frozen("clinic-south"):
+            job = _posted(mallory.authority, _request(network, grant, parameters.digest))
+            network.until(lambda: network.ledger.job(job).commits == 1)
+            mallory.set_endpoint(HOSTILE_ENDPOINTS[1])
+        network.indexed()
+        trouble = network.until(lambda: network.auditor.content.query("/status")["jobs_in_trouble"])
+        assert "dialled" in trouble[job.hex()]
+        assert network.ledger.job(job).commits == 1
+    finally:
+        mallory.set_endpoint(mallory.host.endpoint.encode())
+    ended = network.ended(job)
+    assert (ended.state, ended.agreeing, ended.dissenting) == (JobState.RELEASED, 3, 0)

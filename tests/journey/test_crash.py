@@ -254,8 +254,8 @@ def _rows(database: Path, query: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.timeout(180)
-def test_a_network_whose_chain_lost_its_port_goes_on_at_another(private_network: Consortium) -> None:
-    network = private_network
+def test_a_network_whose_chain_lost_its_port_goes_on_at_another(shared_network: Consortium) -> None:
+    network = shared_network
     before = network.ledger.network.rpc_urls[0]
     released = network.post()
     _released(network, released)

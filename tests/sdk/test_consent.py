@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chain_fixture import FAR, Consortium, word
 from eth_utils.crypto import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chain_fixture import FAR, Consortium, word
 from usufruct.consent import (
     MAX_STATUS_BITS,
     ConsentBook,
@@ -53,7 +53,9 @@ def book(tmp_path: Path) -> ConsentBook:
     return ConsentBook(tmp_path / "consent.db", steward=NORTH, pseudonym_key=b"\x07" * 32)
 
 
-def record(book: ConsentBook, consortium: Consortium, subjects: list[str], **changes: object) -> dict[str, int]:
+def record(
+    book: ConsentBook, consortium: Consortium, subjects: list[str], **changes: object
+) -> dict[str, int]:
     given_ = {"scope": SCOPE, "notice": b"you may withdraw", "expires_at": FAR}
     north = consortium["north"]
     return book.record(subjects, ledger=north.ledger, signing_key=north.authority_key, **(given_ | changes))
@@ -118,7 +120,10 @@ def test_cohort_floor_is_the_largest_step_not_above_the_count(count: int) -> Non
     assert cohort_floor(count) == max(step for step in steps if step <= count)
 
 
-@pytest.mark.parametrize(("count", "floor"), [(0, 0), (9, 0), (10, 10), (19, 10), (20, 20), (49, 20), (50, 50), (99, 50), (100, 100), (4096, 2000)])
+@pytest.mark.parametrize(
+    ("count", "floor"),
+    [(0, 0), (9, 0), (10, 10), (19, 10), (20, 20), (49, 20), (50, 50), (99, 50), (100, 100), (4096, 2000)],
+)
 def test_cohort_floor_at_its_steps(count: int, floor: int) -> None:
     assert cohort_floor(count) == floor
 
@@ -134,7 +139,9 @@ def test_positions_are_read_in_the_order_of_the_w3c_bitstring() -> None:
 
 
 @given(st.binary(max_size=40), st.lists(st.integers(0, 400), max_size=30))
-def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(bits: bytes, positions: list[int]) -> None:
+def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(
+    bits: bytes, positions: list[int]
+) -> None:
     mask = ConsentStatus(scope=SCOPE, epoch=1, bits=bits).row_mask(np.array(positions, dtype=np.int64))
     expected = [p < 8 * len(bits) and not (bits[p // 8] >> (7 - p % 8)) & 1 for p in positions]
     assert mask.tolist() == expected
@@ -203,7 +210,9 @@ def test_receipts_are_signed_by_the_authority_and_a_tampered_one_is_refused(
         check_receipt(receipt, consortium["south"].id, ledger)
 
 
-def test_positions_are_drawn_at_random_and_filled_without_gaps(book: ConsentBook, consortium: Consortium) -> None:
+def test_positions_are_drawn_at_random_and_filled_without_gaps(
+    book: ConsentBook, consortium: Consortium
+) -> None:
     subjects = [f"subject-{i:03d}" for i in range(40)]
     positions = record(book, consortium, subjects)
     assert sorted(positions.values()) == list(range(40))
@@ -214,7 +223,9 @@ def test_positions_are_drawn_at_random_and_filled_without_gaps(book: ConsentBook
     assert {book.receipt(s, scope=SCOPE).position for s in subjects} == set(range(40))
 
 
-def test_recording_a_subject_twice_is_refused_and_nothing_is_written(book: ConsentBook, consortium: Consortium) -> None:
+def test_recording_a_subject_twice_is_refused_and_nothing_is_written(
+    book: ConsentBook, consortium: Consortium
+) -> None:
     record(book, consortium, ["ada"])
     before = book.receipts(SCOPE)
     for subjects in (["bob", "ada"], ["carl", "carl"]):
@@ -225,7 +236,9 @@ def test_recording_a_subject_twice_is_refused_and_nothing_is_written(book: Conse
         book.receipt("bob", scope=SCOPE)
 
 
-def test_the_book_is_private_and_holds_no_pseudonym_key(tmp_path: Path, book: ConsentBook, consortium: Consortium) -> None:
+def test_the_book_is_private_and_holds_no_pseudonym_key(
+    tmp_path: Path, book: ConsentBook, consortium: Consortium
+) -> None:
     record(book, consortium, ["ada"])
     path = tmp_path / "consent.db"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

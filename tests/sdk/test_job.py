@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from bundle_fixture import MODEL, ROWS, SCOPE, SmallBundle
-from chain_fixture import FAR, TERMS, Consortium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle_fixture import MODEL, ROWS, SCOPE, SmallBundle
+from chain_fixture import FAR, TERMS, Consortium
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, dag
 from usufruct.errors import (
@@ -100,7 +100,9 @@ def test_what_the_policy_does_not_allow_is_refused_by_name(bundle: SmallBundle, 
 
 
 @pytest.mark.parametrize("bound", ["grant", "policy"])
-def test_a_cohort_one_below_either_minimum_is_refused_and_one_at_it_is_not(bundle: SmallBundle, bound: str) -> None:
+def test_a_cohort_one_below_either_minimum_is_refused_and_one_at_it_is_not(
+    bundle: SmallBundle, bound: str
+) -> None:
     def ask(minimum: int) -> object:
         if bound == "grant":
             return checked(bundle, bundle.parameters(), min_cohort=minimum)
@@ -115,7 +117,13 @@ def test_the_cohort_counts_subjects_and_not_their_rows(bundle: SmallBundle) -> N
     repeated = replace(bundle.manifest, row_subjects=np.array([0, 1] * (ROWS // 2)))
     with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
         checked(bundle, bundle.parameters(), manifest=repeated, min_cohort=3)
-    checked(bundle, bundle.parameters(), manifest=repeated, min_cohort=2, policy=replace(bundle.policy, min_cohort=2))
+    checked(
+        bundle,
+        bundle.parameters(),
+        manifest=repeated,
+        min_cohort=2,
+        policy=replace(bundle.policy, min_cohort=2),
+    )
 
 
 def test_nobody_consenting_is_refused(bundle: SmallBundle) -> None:
@@ -125,9 +133,15 @@ def test_nobody_consenting_is_refused(bundle: SmallBundle) -> None:
 
 
 MISFITS = {
-    "kernel": (KernelParameterError, lambda b, p: {"request": b.request(p, kernel_id=KERNELS["sum"].kernel_id)}),
+    "kernel": (
+        KernelParameterError,
+        lambda b, p: {"request": b.request(p, kernel_id=KERNELS["sum"].kernel_id)},
+    ),
     "row level": (KernelParameterError, lambda b, p: {"request": b.request(p, row_level=False)}),
-    "key domain": (WrongKeyDomainError, lambda b, p: {"artifact": replace(b.artifact, key_id=KeyId(bytes(32)))}),
+    "key domain": (
+        WrongKeyDomainError,
+        lambda b, p: {"artifact": replace(b.artifact, key_id=KeyId(bytes(32)))},
+    ),
     "scope of the bundle": (ManifestError, lambda b, p: {"manifest": replace(b.manifest, scope="other")}),
     "scope on the ledger": (
         ManifestError,
@@ -173,7 +187,9 @@ def test_a_model_that_could_overflow_is_refused_by_everybody_and_before_posting(
     ],
     ids=repr,
 )
-def test_parameters_that_do_not_fit_are_refused(bundle: SmallBundle, kernel: str, parameters: dict, error: type) -> None:
+def test_parameters_that_do_not_fit_are_refused(
+    bundle: SmallBundle, kernel: str, parameters: dict, error: type
+) -> None:
     with pytest.raises(error):
         job_parameters(featured(bundle), kernel, parameters)
 
@@ -226,9 +242,18 @@ def test_a_malformed_record_of_parameters_is_refused(bundle: SmallBundle, change
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.sampled_from(["output", "weights", "bias", "x"]), st.one_of(
-    st.none(), st.integers(), st.text(max_size=4), st.floats(), st.lists(st.one_of(st.integers(), st.none(), st.lists(st.integers(), max_size=3)), max_size=3)
-)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["output", "weights", "bias", "x"]),
+        st.one_of(
+            st.none(),
+            st.integers(),
+            st.text(max_size=4),
+            st.floats(),
+            st.lists(st.one_of(st.integers(), st.none(), st.lists(st.integers(), max_size=3)), max_size=3),
+        ),
+    )
+)
 def test_hostile_model_parameters_never_leave_the_error_tree(bundle: SmallBundle, parameters: dict) -> None:
     try:
         job_parameters(featured(bundle), "linear", parameters)
@@ -305,7 +330,10 @@ def test_a_denial_is_raised_with_the_reason_that_stands_on_the_ledger(
     assert (job.state, job.refusal.name) == (JobState.DENIED, reason)
 
 
-@pytest.mark.parametrize("changes", [{"rho_micro": 0}, {"rho_micro": -5}, {"rho_micro": 1 << 64}, {"nonce": 1 << 64}, {"nonce": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"rho_micro": 0}, {"rho_micro": -5}, {"rho_micro": 1 << 64}, {"nonce": 1 << 64}, {"nonce": -1}],
+)
 def test_numbers_that_do_not_fit_are_refused_before_anything_is_sent(
     shared: Shared, bundle: SmallBundle, changes: dict
 ) -> None:

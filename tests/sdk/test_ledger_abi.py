@@ -156,7 +156,9 @@ def test_a_record_with_a_word_too_few_is_refused() -> None:
         ("setBudget", [bytes(32)]),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(function: str, arguments: list) -> None:
+def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(
+    function: str, arguments: list
+) -> None:
     with pytest.raises(InputError, match=function):
         load_abi("PrivacyBudget").functions[function].encode(arguments)
 
@@ -170,7 +172,9 @@ def test_an_address_that_is_none_and_text_that_is_no_unicode_are_refused() -> No
 
 @given(st.binary(max_size=60))
 def test_hostile_bytes_in_a_string_are_shown_escaped(raw: bytes) -> None:
-    codec = next(c for c in load_abi("ParticipantRegistry").events.values() if c.name == "ParticipantEndpointChanged")
+    codec = next(
+        c for c in load_abi("ParticipantRegistry").events.values() if c.name == "ParticipantEndpointChanged"
+    )
     arguments = codec.decode([codec.topic, bytes(32)], eth_abi.abi.encode(["bytes"], [raw]))
     assert arguments["endpoint"] == raw.decode("utf-8", "backslashreplace")
     words = [bytes(32), "0x" + "11" * 20, "0x" + "22" * 20, 1, 1, bytes(32), b"peer", raw]
@@ -204,6 +208,9 @@ def test_error_strings_and_panics_are_decoded() -> None:
     assert garbled.values == {"message": "\\xff"}
 
 
-@given(st.sampled_from([b"", *all_errors(), keccak(b"Error(string)")[:4], keccak(b"Panic(uint256)")[:4]]), st.binary(max_size=80))
+@given(
+    st.sampled_from([b"", *all_errors(), keccak(b"Error(string)")[:4], keccak(b"Panic(uint256)")[:4]]),
+    st.binary(max_size=80),
+)
 def test_any_revert_data_gives_a_typed_error(selector: bytes, body: bytes) -> None:
     assert isinstance(decode_revert(selector + body), TransactionRevertedError)

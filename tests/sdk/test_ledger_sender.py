@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain_fixture import Consortium, word
 
+from chain_fixture import Consortium, word
 from usufruct.errors import (
     ConfigurationError,
     LedgerError,
@@ -110,7 +110,9 @@ def test_twenty_threads_on_one_account_lose_no_transaction(consortium: Consortiu
     before = nonce_of(ledger)
     with ThreadPoolExecutor(20) as pool:
         receipts = list(
-            pool.map(lambda i: ledger.transact("ParticipantRegistry", "setEndpoint", f"/thread/{i}"), range(20))
+            pool.map(
+                lambda i: ledger.transact("ParticipantRegistry", "setEndpoint", f"/thread/{i}"), range(20)
+            )
         )
     assert nonce_of(ledger) == before + 20
     assert len({receipt.transaction_hash for receipt in receipts}) == 20
@@ -243,7 +245,9 @@ def test_a_lost_reply_to_a_transaction_neither_loses_nor_repeats_it(
     assert nonce_of(ledger) == before + 4
 
 
-def test_an_endpoint_that_comes_back_within_patience_goes_unnoticed(consortium: Consortium, door: Door) -> None:
+def test_an_endpoint_that_comes_back_within_patience_goes_unnoticed(
+    consortium: Consortium, door: Door
+) -> None:
     ledger = through(door, consortium, key=consortium["compute"].authority_key)
     down_until = time.monotonic() + 0.8
     door.before = lambda calls: b"" if time.monotonic() < down_until else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from chain_fixture import Consortium, word
 
+from chain_fixture import Consortium, word
 from usufruct.errors import MissingEventError
 from usufruct.ledger.series import check_series, event_codec, next_head, series_of
 from usufruct.records import LedgerEvent, label
@@ -100,4 +100,6 @@ def test_events_outside_any_series_have_no_key(consortium: Consortium) -> None:
     assert series_of(admitted) is None
     assert not event_codec("ParticipantRegistry", "ParticipantAdmitted").in_series
     with pytest.raises(MissingEventError, match="not bytes"):
-        series_of(replace(consortium.events(["ConsentEpochAnchored"])[0], args={"steward": "x", "scope": word()}))
+        series_of(
+            replace(consortium.events(["ConsentEpochAnchored"])[0], args={"steward": "x", "scope": word()})
+        )

@@ -87,7 +87,12 @@ GOOD = sign(KEY, RELEASE, VALUES, **PLACE)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.one_of(st.binary(max_size=70), st.builds(lambda i, b: GOOD[:i] + bytes([b]) + GOOD[i + 1 :], st.integers(0, 64), st.integers(2, 26))))
+@given(
+    st.one_of(
+        st.binary(max_size=70),
+        st.builds(lambda i, b: GOOD[:i] + bytes([b]) + GOOD[i + 1 :], st.integers(0, 64), st.integers(2, 26)),
+    )
+)
 def test_malformed_signatures_are_refused(signature: bytes) -> None:
     if signature == GOOD:
         return

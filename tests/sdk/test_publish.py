@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
-from bundle_fixture import ROWS, SCHEMA, SCOPE, SmallBundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle_fixture import ROWS, SCHEMA, SCOPE, SmallBundle
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import InputError, ManifestError
 from usufruct.features import prepare_features
@@ -50,14 +50,17 @@ def test_published_manifest_names_every_block_and_its_cid_is_the_bundles(bundle:
 
 
 @pytest.mark.parametrize(
-    "subjects", [range(ROWS - 1), range(ROWS + 1), [*range(ROWS - 1), -1], [*range(ROWS - 1), MAX_SUBJECTS], []]
+    "subjects",
+    [range(ROWS - 1), range(ROWS + 1), [*range(ROWS - 1), -1], [*range(ROWS - 1), MAX_SUBJECTS], []],
 )
 def test_subjects_that_do_not_fit_the_rows_are_refused_before_anything_is_sent(
     bundle: SmallBundle, subjects: Iterable[int]
 ) -> None:
     node = Kept()
     with pytest.raises(InputError):
-        publish_bundle(seal_features(bundle.features, bundle.secret), node, scope=SCOPE, row_subjects=list(subjects))
+        publish_bundle(
+            seal_features(bundle.features, bundle.secret), node, scope=SCOPE, row_subjects=list(subjects)
+        )
     assert not node.staged
     assert not node.records
 
@@ -69,7 +72,9 @@ def test_a_subject_with_many_rows_raises_the_sensitivity_of_every_release(bundle
         seal_features(rows, bundle.secret), node, scope=SCOPE, row_subjects=[0, 1, 1, 1, 2, 2]
     )
     assert published.manifest.max_rows_per_subject == 3
-    assert bundle.parameters().sensitivity(published.manifest) == 3 * bundle.parameters().sensitivity(bundle.manifest)
+    assert bundle.parameters().sensitivity(published.manifest) == 3 * bundle.parameters().sensitivity(
+        bundle.manifest
+    )
 
 
 CID = Cid.of(b"x", Codec.RAW)
@@ -113,8 +118,12 @@ def test_a_malformed_manifest_is_refused(bundle: SmallBundle, change: dict) -> N
 
 
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8) | st.binary(max_size=40),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=40),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )
@@ -122,7 +131,9 @@ JUNK = st.recursive(
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_a_manifest_with_junk_anywhere_is_read_or_refused_but_nothing_else(bundle: SmallBundle, data: st.DataObject) -> None:
+def test_a_manifest_with_junk_anywhere_is_read_or_refused_but_nothing_else(
+    bundle: SmallBundle, data: st.DataObject
+) -> None:
     record = {**bundle.record, "sealed": dict(bundle.record["sealed"])}
     target = data.draw(st.sampled_from([record, record["sealed"]]))
     target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JUNK)

@@ -56,7 +56,10 @@ def structs_of_abi() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     def walk(entry: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         if entry["type"].startswith("tuple"):
-            yield entry["internalType"].removesuffix("[]").removeprefix("struct ").split(".")[-1], entry["components"]
+            yield (
+                entry["internalType"].removesuffix("[]").removeprefix("struct ").split(".")[-1],
+                entry["components"],
+            )
         for component in entry.get("components", ()):
             yield from walk(component)
 
@@ -122,7 +125,10 @@ def test_every_struct_field_with_an_enum_has_that_enum_in_its_record() -> None:
         for component in components:
             kind, _, enum = component["internalType"].rpartition(" ")
             if kind == "enum":
-                assert hints[snake(component["name"])] is ENUM_OF[enum.split(".")[-1]], (name, component["name"])
+                assert hints[snake(component["name"])] is ENUM_OF[enum.split(".")[-1]], (
+                    name,
+                    component["name"],
+                )
 
 
 def test_every_enum_of_the_sources_has_the_same_members_in_the_same_order() -> None:
@@ -185,13 +191,33 @@ def test_any_word_is_shown_as_a_label_or_as_hex_and_no_two_words_look_alike(word
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-", "a-", "-a", "A", "clinic north", "a" * 33, "a\0", "ä", "а", "١٢", "²", "../x", "a.b", "a_b", "0x ", "\ud800"],
+    [
+        "",
+        "-",
+        "a-",
+        "-a",
+        "A",
+        "clinic north",
+        "a" * 33,
+        "a\0",
+        "ä",
+        "а",
+        "١٢",
+        "²",
+        "../x",
+        "a.b",
+        "a_b",
+        "0x ",
+        "\ud800",
+    ],
 )
 def test_hostile_labels_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         label(text)
 
 
-@pytest.mark.parametrize("word", [b"", bytes(32), b"a\0b" + bytes(29), b"\xff" * 32, b"A" + bytes(31), b"-" + bytes(31)])
+@pytest.mark.parametrize(
+    "word", [b"", bytes(32), b"a\0b" + bytes(29), b"\xff" * 32, b"A" + bytes(31), b"-" + bytes(31)]
+)
 def test_words_that_are_no_label_are_shown_as_hex(word: bytes) -> None:
     assert unlabel(word) == "0x" + word.hex()

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from bundle_fixture import JOB_ID, ROWS, SmallBundle
-from chain_fixture import Organisation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle_fixture import JOB_ID, ROWS, SmallBundle
+from chain_fixture import Organisation
 from usufruct import release as release_module
 from usufruct.content import dag
 from usufruct.errors import (
@@ -141,7 +141,9 @@ def test_values_outside_the_static_bound_are_clipped_before_noise(bundle: SmallB
 def test_rows_come_back_in_another_order(bundle: SmallBundle) -> None:
     parameters = bundle.parameters("linear")
     rows = np.arange(2 * (ROWS - 2)).reshape(-1, 2) * 1000 - 20_000
-    inputs = replace(bundle.inputs(parameters), bounds=replace(bundle.inputs(parameters).bounds, value_bound=10**9))
+    inputs = replace(
+        bundle.inputs(parameters), bounds=replace(bundle.inputs(parameters).bounds, value_bound=10**9)
+    )
     noised, _ = add_noise(rows, inputs, rho_micro=10**15)
     nearest = np.rint((noised + 20_000) / 1000).astype(int)
     assert sorted(map(tuple, nearest)) == [(2 * i, 2 * i + 1) for i in range(ROWS - 2)]
@@ -215,7 +217,9 @@ def test_another_custodians_signature_is_refused(bundle: SmallBundle, job: Job, 
             opened(job, sealed(bundle, job, signing_key=forger))
 
 
-def test_signature_replay_for_another_job_result_budget_or_network_is_refused(job: Job, envelope: bytes) -> None:
+def test_signature_replay_for_another_job_result_budget_or_network_is_refused(
+    job: Job, envelope: bytes
+) -> None:
     with pytest.raises(VerificationError, match="another job"):
         opened(job, envelope, job_id=JobId(b"\x0c" * 32))
     dearer = replace(job, request=replace(job.request, rho_micro=1))
@@ -232,7 +236,9 @@ def test_a_tampered_byte_in_any_field_is_refused(job: Job, envelope: bytes, fiel
     record = dag.decode_map(envelope)
     value = record[field]
     if isinstance(value, bytes):
-        forged = [value[:i] + bytes([value[i] ^ 1]) + value[i + 1 :] for i in {0, len(value) // 2, len(value) - 1}]
+        forged = [
+            value[:i] + bytes([value[i] ^ 1]) + value[i + 1 :] for i in {0, len(value) // 2, len(value) - 1}
+        ]
     else:
         forged = [value + 1] if isinstance(value, int) else [value + "0"]
     for changed in forged:
@@ -246,7 +252,9 @@ def test_a_tampered_byte_in_any_field_is_refused(job: Job, envelope: bytes, fiel
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_flipped_or_missing_byte_of_the_envelope_is_refused(job: Job, envelope: bytes, data: st.DataObject) -> None:
+def test_any_flipped_or_missing_byte_of_the_envelope_is_refused(
+    job: Job, envelope: bytes, data: st.DataObject
+) -> None:
     at = data.draw(st.integers(0, len(envelope) - 1))
     flipped = envelope[:at] + bytes([envelope[at] ^ data.draw(st.integers(1, 255))]) + envelope[at + 1 :]
     for forged in (flipped, envelope[:at], envelope + b"\0"):

@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from bundle_fixture import JOB_ID, SmallBundle
-from chain_fixture import KERNEL, Consortium, Vote, word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle_fixture import JOB_ID, SmallBundle
+from chain_fixture import KERNEL, Consortium, Vote, word
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import ManifestError, ResultMismatchError, TransactionRevertedError, VerificationError
 from usufruct.records import JobRequest, JobState, label, org_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,24 +62,40 @@ class RoleContext:
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
         """
-        missing = await trio.to_thread.run_sync(self._pin_present, cids, pin)
+        missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
         if not missing:
             return
-        member = self.member(holder)
         batch: list[tuple[Cid, bytes]] = []
-        try:
-            async with aclosing(
-                self.host.fetch(peer_id_text(member.peer_id), member.endpoint, missing)
-            ) as blocks:
-                async for cid, data in blocks:
-                    batch.append((cid, data))
-                    if len(batch) >= 32:
-                        await trio.to_thread.run_sync(self._keep, batch, pin)
-                        batch = []
-        except InputError as exc:
-            # What a member announces says nothing about a job that needs its blocks.
-            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
+        async with aclosing(self._sent_by(holder, missing)) as blocks:
+            async for cid, data in blocks:
+                batch.append((cid, data))
+                if len(batch) >= 32:
+                    await trio.to_thread.run_sync(self._keep, batch, pin)
+                    batch = []
         await trio.to_thread.run_sync(self._keep, batch, pin)
+
+    async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
+        """One block from a member, for somebody who asked; not kept.
+
+        Raises
+        ------
+        BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError
+        """
+        async with aclosing(self._sent_by(holder, [cid])) as blocks:
+            async for _, data in blocks:
+                return data
+        raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
+
+    async def _sent_by(self, holder: OrgId, cids: Sequence[Cid]) -> AsyncGenerator[tuple[Cid, bytes], None]:
+        """Blocks as a member sends them. An address that cannot be dialled is the member's fault, not that of the job."""
+        member = self.member(holder)
+        try:
+            peer_id = peer_id_text(member.peer_id)
+            async with aclosing(self.host.fetch(peer_id, member.endpoint, cids)) as blocks:
+                async for item in blocks:
+                    yield item
+        except InputError as exc:
+            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
 
     async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
@@ -191,7 +207,7 @@ class RoleContext:
                 self.store.unpin_all(reason)
         return self.store.gc()
 
-    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
+    def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
             try:
