@@ -216,6 +216,8 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Keep a DAG-CBOR record of a known kind; a bundle's blocks must have been staged before."""
         body = await request.body()
         wanted = Cid.parse(cid)
+        if wanted.codec != Codec.DAG_CBOR:
+            raise InputError(f"{wanted} is not the CID of a record")
         wanted.check(body)
         await _in_thread(partial(accept_record, node.store, node.holdings, kind, body))
         return {"cid": str(wanted)}

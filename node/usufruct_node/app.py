@@ -271,6 +271,7 @@ class Node:
         config.bind = [f"fd://{descriptor}"]
         config.errorlog = logging.getLogger("hypercorn.error")
         config.accesslog = None
+        config.graceful_timeout = 0.5
         app = build_api(self, token)
         try:
             async with trio.open_nursery() as nursery:

@@ -102,8 +102,11 @@ class Devnet:
 
     def down(self, *, say: Say = lambda _: None) -> None:
         """Stop everything, nodes first; waits until each process is gone."""
+        for member in self.members:
+            if pid := self._alive(member.name):
+                os.kill(pid, signal.SIGTERM)
         for name in [*(member.name for member in self.members), "chain"]:
-            if self.running().get(name):
+            if self._alive(name):
                 say(f"stopping {name}")
                 self.stop(name)
 

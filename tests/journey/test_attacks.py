@@ -496,7 +496,14 @@ def test_stranger_is_shut_out_and_a_member_suspended_in_mid_connection_too(
         assert refused.name.startswith("ParticipantRegistry"), (function, refused.name)
     network.set_status("mallory", MemberStatus.ACTIVE)
     # Positive control: nothing but the status stood in the way.
-    assert mallory.host.fetch(network.ledger, NORTH, record)
+    network.until(lambda: _fetched(network, mallory, record))
+
+
+def _fetched(network: Consortium, mallory: Mallory, cid: Cid) -> list[bytes]:
+    """A block from north, once its gate has heard that we may have it."""
+    with suppress(PeerError):
+        return mallory.host.fetch(network.ledger, NORTH, cid)
+    return []
 
 
 @pytest.mark.parametrize("identity_of", ["compute-1", "clinic-south", "university"])
