@@ -105,7 +105,10 @@ def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
                     return
 
     with exclusive(place):
-        trio.run(serve)
+        try:
+            trio.run(serve)
+        except BaseExceptionGroup as group:
+            raise _own_error(group) from group
 
 
 @app.command()
@@ -178,6 +181,14 @@ def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOpt
     for row in rows:
         table.add_row(row["process"], str(row["pid"] or "-"), str(row["health"]))
     out.print(table)
+
+
+def _own_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of ours that ended a nursery, without the nurseries around it; the group itself when there is none."""
+    found: BaseException = group.subgroup(UsufructError) or group
+    while found is not group and isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def _health(net: Devnet, name: str) -> str:

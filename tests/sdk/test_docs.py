@@ -62,3 +62,21 @@ def test_documentation_shows_commands_at_all() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / "docs/threats.md").read_text("utf-8")))
+    existing = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_[a-z0-9_]+)", file.read_text("utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 40
+    assert named - existing == set()
+
+
+@pytest.mark.parametrize("line", (ROOT / "docs/threats.md").read_text("utf-8").splitlines())
+def test_every_threat_has_a_test(line: str) -> None:
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    if line.startswith("|") and cells[0] not in ("threat", "---"):
+        assert "`test_" in cells[2], f"no test for: {cells[0]}"
