@@ -8,7 +8,6 @@ import pytest
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 from node_fixture import found_home, running_node
-
 from usufruct.home import Home
 
 

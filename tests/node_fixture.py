@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from chain_fixture import PARAMETERS_ID, until, word
 
+from chain_fixture import PARAMETERS_ID, until, word
 from usufruct.home import Home
 from usufruct.ledger.genesis import found_network
 from usufruct.records import Role

@@ -5,6 +5,7 @@ No secret is a setting: passphrases come from files or a prompt, never from here
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import Field
@@ -29,13 +30,13 @@ class NodeSettings(BaseSettings):
     """0 takes a free port and announces it on the ledger."""
     api_port: int = Field(default=0, ge=0, le=65535)
     """Loopback port of the HTTP interface; 0 takes a free one."""
-    poll_s: float = Field(default=0.2, gt=0)
+    poll_s: float = Field(default=0.2, gt=0, le=3600)
     """Seconds between looks at the chain."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run kernels."""
     quota_bytes: int | None = Field(default=None, gt=0)
     """Most bytes that the block store keeps; no limit by default."""
-    ledger_patience_s: float = Field(default=30.0, gt=0)
+    ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)
     """How long a call is repeated while no endpoint answers."""
 
     @classmethod
@@ -48,6 +49,15 @@ class NodeSettings(BaseSettings):
             If a setting is unknown or out of range.
         """
         file = home / "node.toml"
+        prefix = str(cls.model_config.get("env_prefix", ""))
+        known = {f"{prefix}{name}".upper() for name in cls.model_fields}
+        unknown = sorted(
+            name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known
+        )
+        if unknown:
+            raise ConfigurationError(
+                f"no setting is called {unknown[0]}", hint=f"settings are {', '.join(sorted(known))}"
+            )
 
         class HomeSettings(cls, toml_file=file):  # type: ignore[valid-type,misc,call-arg]
             """The same settings with this home's file."""

@@ -45,7 +45,9 @@ def _adopt_blocks(store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tu
     pin = f"bundle:{bundle.digest.hex()}"
     absent = [block for block in blocks if not store.has(block)]
     if absent:
-        raise InputError(f"{len(absent)} of {len(blocks)} blocks of the bundle were not staged, first {absent[0]}")
+        raise InputError(
+            f"{len(absent)} of {len(blocks)} blocks of the bundle were not staged, first {absent[0]}"
+        )
     try:
         for block in blocks:
             store.pin(block, pin)

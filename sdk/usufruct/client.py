@@ -170,7 +170,7 @@ class Client:
             published,
             policy=policy,
             retain_until=self._in_days(retain_days),
-            budget_rho_micro=_micro(budget_rho),
+            budget_rho_micro=micro(budget_rho),
         )
 
     def change_policy(self, artifact_id: ArtifactId, policy: Policy) -> Cid:
@@ -239,7 +239,7 @@ class Client:
             kernels=kernels,
             uses=uses,
             expires_at=self._in_days(days),
-            rho_micro=_micro(rho),
+            rho_micro=micro(rho),
             row_level=row_level,
         )
         return rights.request_usage(
@@ -306,7 +306,7 @@ class Client:
 
     def estimate(self, bundle: FeatureBundle, parameters: JobParameters, *, rho: float) -> Estimate:
         """What a job would cost and how exact it would be; nothing is sent."""
-        return job.estimate(bundle, parameters, rho_micro=_micro(rho))
+        return job.estimate(bundle, parameters, rho_micro=micro(rho))
 
     def post(
         self,
@@ -335,7 +335,7 @@ class Client:
             bundle,
             checked,
             grant_id=grant_id or self._grant_on(bundle.artifact_id),
-            rho_micro=_micro(rho),
+            rho_micro=micro(rho),
             consent_epoch=consent_epoch,
             nonce=nonce,
         )
@@ -448,10 +448,12 @@ class Client:
             except NodeUnreachableError:
                 raise
             except (ContentError, IntegrityError, InputError, NotAuthorisedError) as exc:
-                _log.warning("bundle %s of %s is left out: %s", entry["artifact_id"][:12], entry["steward"], exc)
+                _log.warning(
+                    "bundle %s of %s is left out: %s", entry["artifact_id"][:12], entry["steward"], exc
+                )
 
     def _in_days(self, days: float) -> int:
-        return max(int(time.time()), self.ledger.finalised().timestamp) + int(days * _DAY)
+        return max(int(time.time()), self.ledger.finalised().timestamp) + seconds(days)
 
     def _grant_on(self, artifact_id: ArtifactId) -> GrantId:
         for entry in self.grants():
@@ -480,10 +482,30 @@ def open_authority_keystore(home: Home, passphrase_file: Path | None) -> KeyStor
     return KeyStore.open(home.authority_keystore, passphrase)
 
 
-def _micro(rho: float) -> int:
+def micro(rho: float) -> int:
+    """A privacy budget in rho as millionths, at least 1.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive, finite number.
+    """
     if not np.isfinite(rho) or rho <= 0:
         raise InputError("a privacy budget is a positive number (rho of zCDP)")
     return max(1, round(rho * MICRO))
+
+
+def seconds(days: float) -> int:
+    """A duration in whole seconds.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive, finite number.
+    """
+    if not np.isfinite(days) or days <= 0:
+        raise InputError("a duration in days is a positive number")
+    return int(days * _DAY)
 
 
 def _artifact_id(value: str | ArtifactId) -> ArtifactId:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import trio
 from usufruct import Client
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
-from usufruct.errors import UsufructError
+from usufruct.errors import BlockNotFoundError, UsufructError
 from usufruct.features import Column, Extractor, Features, FeatureSchema
 from usufruct.he.bfv import SecretKey, open_coefficients
 from usufruct.he.kernels import LinearParameters, run
@@ -299,8 +299,8 @@ class Consortium:
         return Ledger.open(network, private_key=self.node_keys(name).ledger_key)
 
     @contextmanager
-    def impersonated(self, *names: str) -> Iterator[None]:
-        """Stop the honest nodes of some organisations, so that attackers can act in their place."""
+    def stopped(self, *names: str) -> Iterator[None]:
+        """Stop nodes for a while."""
         for name in names:
             self.net.stop(name)
         try:
@@ -316,6 +316,22 @@ class Consortium:
                 if name in self.clinics:
                     self.clinics[name].client = self.clients[name]
             self.indexed()
+
+    @contextmanager
+    def warmed(self, *names: str) -> Iterator[None]:
+        """Let nodes keep what a job on north needs, so that the next one goes on while north is held still."""
+        self.reached(self.post(), JobState.RELEASED)
+        for name in names:
+            with EmbeddedBlockStore(self.net.home(name).blocks) as store:
+                for cid in store.cids():
+                    with suppress(BlockNotFoundError):
+                        store.pin(cid, "kept-by-test")
+        try:
+            yield
+        finally:
+            for name in names:
+                with EmbeddedBlockStore(self.net.home(name).blocks) as store:
+                    store.unpin_all("kept-by-test")
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:

@@ -274,7 +274,7 @@ def test_garbage_published_after_an_honest_commitment_is_never_decrypted(
     assert network.account() == before
 
 
-# Dishonest verifiers. The auditor's node is stopped and its keys are in the attacker's hands.
+# Dishonest verifiers. The auditor's node is held still and its keys are in the attacker's hands.
 
 
 def _commitment(network: Consortium, job: JobId, digest: bytes, held: bytes, salt: bytes) -> bytes:
@@ -292,7 +292,7 @@ def _commitment(network: Consortium, job: JobId, digest: bytes, held: bytes, sal
 def test_lazy_verifier_that_copies_the_public_digest_does_not_count(shared_network: Consortium) -> None:
     network = shared_network
     before = network.account()
-    with network.timings(commit=8), network.impersonated("auditor"):
+    with network.timings(commit=6), network.frozen("auditor"):
         lazy = network.as_node("auditor")
         with network.frozen("clinic-south"):
             job = network.post()
@@ -313,7 +313,7 @@ def test_copied_commitment_cannot_be_opened_and_its_silent_owner_does_not_stop_t
     shared_network: Consortium,
 ) -> None:
     network = shared_network
-    with network.timings(reveal=4), network.impersonated("auditor"):
+    with network.timings(reveal=4), network.frozen("auditor"):
         copycat = network.as_node("auditor")
         job = network.post()
         network.reached(job, JobState.COMMITTED)
@@ -355,7 +355,7 @@ def _revealed(network: Consortium, job: JobId, verifier: str) -> tuple[bytes, by
 
 def test_dissenter_crying_wolf_forces_a_dispute_that_the_council_settles(shared_network: Consortium) -> None:
     network = shared_network
-    with network.impersonated("auditor"):
+    with network.frozen("auditor"):
         wolf = network.as_node("auditor")
         job = network.post()
         network.reached(job, JobState.COMMITTED)
@@ -388,10 +388,10 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     shared_network: Consortium,
 ) -> None:
     network, clinic = shared_network, shared_network.clinics[NORTH]
-    network.reached(network.post(), JobState.RELEASED)
-    before, desk = network.account(), _Desk()
+    desk = _Desk()
     stale = network.ledger.consent_epoch(org_id(NORTH), label(SCOPE)).epoch
-    with network.timings(commit=6):
+    with network.timings(commit=5), network.warmed("clinic-south", "compute-1", "auditor"):
+        before = network.account()
         with network.frozen(NORTH):
             job = network.post()
             network.reached(job, JobState.VERIFIED)

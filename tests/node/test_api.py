@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from bundle_fixture import SmallBundle
-from node_fixture import api_of
 from prometheus_client.parser import text_string_to_metric_families
 
+from bundle_fixture import SmallBundle
+from node_fixture import api_of
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
@@ -47,10 +47,19 @@ PUBLIC = {"/health", "/metrics"}
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer", "Basic bm9ydGg6", "Bearer \xe9", "token"])
-def test_without_the_token_every_path_but_health_and_metrics_is_401(api: httpx.Client, given: str | None) -> None:
+def test_without_the_token_every_path_but_health_and_metrics_is_401(
+    api: httpx.Client, given: str | None
+) -> None:
     headers = {} if given is None else {"Authorization": given.encode("latin-1")}
     described = api.get("/openapi.json").json()["paths"]
-    assert described.keys() >= {*PUBLIC, "/status", "/jobs", "/blocks", "/blocks/{cid}", "/records/{kind}/{cid}"}
+    assert described.keys() >= {
+        *PUBLIC,
+        "/status",
+        "/jobs",
+        "/blocks",
+        "/blocks/{cid}",
+        "/records/{kind}/{cid}",
+    }
     with httpx.Client(base_url=api.base_url, trust_env=False) as stranger:
         for path, methods in described.items():
             filled = re.sub(r"\{(\w+)\}", lambda name: FILL.get(name[1], "00" * 32), path)
@@ -67,10 +76,13 @@ def test_the_token_file_is_private(node_home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example:1", "", "[::2]:80"]
+    "host",
+    ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example:1", "", "[::2]:80"],
 )
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/status", "/openapi.json"])
-def test_a_foreign_host_header_is_refused_even_with_the_token(api: httpx.Client, host: str, path: str) -> None:
+def test_a_foreign_host_header_is_refused_even_with_the_token(
+    api: httpx.Client, host: str, path: str
+) -> None:
     assert api.get(path, headers={"Host": host}).status_code == 403
 
 
@@ -238,7 +250,9 @@ def test_what_is_no_list_of_blocks_is_not_staged(api: httpx.Client, body: bytes)
     assert api.get("/status").json()["blocks_bytes"] == before
 
 
-def test_peers_give_way_errors_are_translated_by_the_client(content: NodeContent, tmp_path, node_home: Home) -> None:
+def test_peers_give_way_errors_are_translated_by_the_client(
+    content: NodeContent, tmp_path, node_home: Home
+) -> None:
     with pytest.raises(BlockNotFoundError):
         content.query(f"/jobs/{'00' * 32}")
     with pytest.raises(InputError):

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from chain_fixture import CAST, KERNEL, Consortium, Vote, word
 
+from chain_fixture import CAST, KERNEL, Consortium, Vote, word
 from usufruct.content import Cid, Codec
-from usufruct.records import ArtifactId, JobId, JobRequest, JobState, MemberStatus, Participant, Refusal, Role, label
+from usufruct.records import (
+    ArtifactId,
+    JobId,
+    JobRequest,
+    JobState,
+    MemberStatus,
+    Participant,
+    Refusal,
+    Role,
+    label,
+)
 from usufruct_node.holdings import Holding, Holdings, Purpose, may_read
 from usufruct_node.index import Index, catch_up
 
@@ -123,18 +133,20 @@ TABLE: dict[Purpose, dict[str, set[str]]] = {
         "RELEASED": {"auditor", "compute", "north"},
     },
     Purpose.RESULT: {
-        **dict.fromkeys(("BEFORE", "POSTED", "CLAIMED", "COMMITTED"), set()),
+        **{key: set() for key in ("BEFORE", "POSTED", "CLAIMED", "COMMITTED")},
         **dict.fromkeys(("REVEALING", "VERIFIED", "OPENED", "RELEASED"), VERIFIERS),
     },
     Purpose.RELEASE: {
-        **dict.fromkeys(("BEFORE", "POSTED", *LIVE), {"auditor"}),
+        **{key: {"auditor"} for key in ("BEFORE", "POSTED", *LIVE)},
         "RELEASED": {"auditor", "university"},
     },
 }
 
 
 @pytest.mark.parametrize(("purpose", "moment"), [(p, m) for p, row in TABLE.items() for m in row])
-def test_a_block_is_for_those_with_business_and_for_nobody_else(life: Life, purpose: Purpose, moment: str) -> None:
+def test_a_block_is_for_those_with_business_and_for_nobody_else(
+    life: Life, purpose: Purpose, moment: str
+) -> None:
     assert life.allowed(moment, purpose) == TABLE[purpose][moment]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bundle_fixture import SmallBundle
 
+from bundle_fixture import SmallBundle
 from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
 from usufruct.errors import BlockNotFoundError, InputError, IntegrityError, UsufructError
 from usufruct.keys.he_keys import key_domain_record
@@ -51,7 +51,9 @@ def test_a_sound_record_is_pinned_and_its_purpose_noted(shelf: Shelf, bundle: Sm
     assert shelf.holdings.of(cid) == [Holding(purpose, b"")]
 
 
-@pytest.mark.parametrize("kind", ["bundle", "policy", "status", "parameters", "public", "unknown", "", "Policy"])
+@pytest.mark.parametrize(
+    "kind", ["bundle", "policy", "status", "parameters", "public", "unknown", "", "Policy"]
+)
 def test_a_record_under_another_kind_is_refused_and_nothing_is_kept(
     shelf: Shelf, bundle: SmallBundle, kind: str
 ) -> None:
@@ -88,7 +90,9 @@ def test_a_bundle_with_a_block_missing_leaves_no_trace(shelf: Shelf, bundle: Sma
         shelf.store.get(dag.cid_of(bundle.record))
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"\x80", b"\xa0", b"\xa1aa\x01", b"\xa1aa\x01\x00", b"\xbf\xff"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\x80", b"\xa0", b"\xa1aa\x01", b"\xa1aa\x01\x00", b"\xbf\xff"]
+)
 def test_bytes_that_are_no_record_are_refused(shelf: Shelf, data: bytes) -> None:
     for kind in ("bundle", "policy", "status", "parameters", "public"):
         with pytest.raises(UsufructError):
@@ -96,9 +100,16 @@ def test_bytes_that_are_no_record_are_refused(shelf: Shelf, data: bytes) -> None
     assert list(shelf.store.cids()) == []
 
 
-def test_a_public_record_must_hold_a_commitment_that_gives_its_key_id(shelf: Shelf, bundle: SmallBundle) -> None:
+def test_a_public_record_must_hold_a_commitment_that_gives_its_key_id(
+    shelf: Shelf, bundle: SmallBundle
+) -> None:
     public = records(bundle)["public"]
-    for change in ({"key_id": bytes(32)}, {"commitment": bytes(32)}, {"scheme": "ckks"}, {"parameters_id": bytes(32)}):
+    for change in (
+        {"key_id": bytes(32)},
+        {"commitment": bytes(32)},
+        {"scheme": "ckks"},
+        {"parameters_id": bytes(32)},
+    ):
         with pytest.raises(UsufructError):
             shelf.accept("public", public | change)
     assert shelf.holdings.count() == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
+
 from bundle_fixture import SCOPE, SmallBundle
 from chain_fixture import FAR, Consortium
-
 from usufruct.content import Cid, dag
 from usufruct.errors import (
     InputError,
@@ -93,9 +93,13 @@ def test_a_key_domain_is_registered_with_the_digest_of_its_public_record(consort
         register_key_domain(ledger, Kept(), public | {"key_id": None})
 
 
-def test_a_bundle_is_registered_with_policy_and_budget(consortium: Consortium, published: PublishedBundle) -> None:
+def test_a_bundle_is_registered_with_policy_and_budget(
+    consortium: Consortium, published: PublishedBundle
+) -> None:
     node, ledger = Kept(), consortium["north"].ledger
-    artifact_id = register_bundle(ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=77)
+    artifact_id = register_bundle(
+        ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=77
+    )
     record = consortium.reader.artifact(artifact_id)
     assert (record.kind, record.content_digest) == (ArtifactKind.BUNDLE, published.cid.digest)
     assert record.policy_digest == dag.cid_of(POLICY.to_record()).digest

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+
 from chain_fixture import FAR, TERMS, Consortium
 from usufruct.errors import InputError, TransactionRevertedError, UnknownKernelError
 from usufruct.he.kernels import KERNELS
@@ -139,7 +140,12 @@ def test_grant_is_void_from_the_second_it_expires(desk: Desk) -> None:
 
 def test_terms_that_overflow_the_ledgers_numbers_are_refused_before_anything_is_sent(desk: Desk) -> None:
     grant_id = desk.asked()
-    for name, value in {"uses": 1 << 32, "expires_at": 1 << 64, "rho_micro": 1 << 64, "replicas": 256}.items():
+    for name, value in {
+        "uses": 1 << 32,
+        "expires_at": 1 << 64,
+        "rho_micro": 1 << 64,
+        "replicas": 256,
+    }.items():
         fields = {f: getattr(TERMS, f) for f in TERMS.__dataclass_fields__} | {name: value}
         with pytest.raises(InputError, match="grantUsage"):
             grant_usage(desk.net["north"].ledger, grant_id, type(TERMS)(**fields))

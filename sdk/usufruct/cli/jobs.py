@@ -87,7 +87,7 @@ def job_post(
     """Post a job; exit code 7 when it is denied."""
     try:
         given = {} if parameters is None else json.loads(read_text(parameters))
-    except json.JSONDecodeError as exc:
+    except (json.JSONDecodeError, RecursionError) as exc:
         raise InputError(f"{parameters} is no JSON: {exc}") from exc
     client = Client.open(home, passphrase_file=passphrase_file)
     job_id = client.post(

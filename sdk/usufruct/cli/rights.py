@@ -16,7 +16,7 @@ from usufruct.cli.terminal import (
     guarded,
     show,
 )
-from usufruct.client import Client
+from usufruct.client import Client, micro, seconds
 from usufruct.errors import InputError
 from usufruct.privacy import MICRO
 from usufruct.records import ArtifactId, GrantId, Refusal
@@ -95,8 +95,8 @@ def rights_grant(
     granted = rights.terms(
         kernels=kernel,
         uses=uses,
-        expires_at=client.ledger.finalised().timestamp + int(days * 86_400),
-        rho_micro=round(rho * MICRO),
+        expires_at=client.ledger.finalised().timestamp + seconds(days),
+        rho_micro=micro(rho),
         min_cohort=min_cohort,
         replicas=replicas,
         row_level=row_level,

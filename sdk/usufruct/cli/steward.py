@@ -24,12 +24,11 @@ from usufruct.cli.terminal import (
     print_json,
     read_text,
 )
-from usufruct.client import Client
+from usufruct.client import Client, micro
 from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.home import Home
 from usufruct.keys import he_keys
-from usufruct.privacy import MICRO
 from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy
 
@@ -41,16 +40,17 @@ def _read_features(matrix: Path, schema: Path) -> Features:
     """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
     try:
         declared = FeatureSchema.from_dict(json.loads(read_text(schema)))
-    except json.JSONDecodeError as exc:
+    except (json.JSONDecodeError, RecursionError) as exc:
         raise InputError(f"{schema} is no JSON: {exc}") from exc
     try:
         if matrix.suffix == ".npy":
-            return prepare_features(np.load(matrix, allow_pickle=False), declared)
+            with matrix.open("rb") as handle:
+                return prepare_features(np.lib.format.read_array(handle, allow_pickle=False), declared)
         if matrix.suffix == ".csv":
             header = read_text(matrix).splitlines()[0].split(",")
             values = np.loadtxt(matrix, delimiter=",", skiprows=1, ndmin=2)
             return prepare_features(values, declared, [name.strip() for name in header])
-    except (OSError, ValueError, IndexError) as exc:
+    except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError) as exc:
         raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
 
@@ -164,7 +164,7 @@ def publish(
         kernels=tuple(kernel),
         min_cohort=min_cohort,
         row_level=row_level,
-        max_rho_micro_per_job=round(max_rho * MICRO),
+        max_rho_micro_per_job=micro(max_rho),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:

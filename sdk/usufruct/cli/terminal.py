@@ -12,6 +12,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from usufruct.errors import InputError, UsufructError
 from usufruct.home import Home
@@ -50,9 +51,9 @@ def guarded(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except UsufructError as exc:
-            err.print(f"[red]{type(exc).__name__}[/red]: {exc}", highlight=False, markup=True)
+            err.print(Text.assemble((type(exc).__name__, "red"), f": {printable(str(exc))}"), soft_wrap=True)
             if exc.hint:
-                err.print(f"  {exc.hint}", highlight=False, markup=False)
+                err.print(Text(f"  {printable(exc.hint)}"), soft_wrap=True)
             raise typer.Exit(exc.exit_code) from exc
         except KeyboardInterrupt as exc:
             raise typer.Exit(130) from exc
@@ -87,7 +88,7 @@ def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_
         return
     table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*(cell(row.get(key)) for key in columns.values()))
+        table.add_row(*(Text(cell(row.get(key))) for key in columns.values()))
     if not rows:
         out.print(f"no {title}")
         return
@@ -97,7 +98,15 @@ def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_
 def cell(value: object) -> str:
     """A value in a table; ids are shortened to as many digits as commands need."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
-    return text[:12] + "…" if len(text) == 64 else text
+    return text[:12] + "…" if len(text) == 64 else printable(text)
+
+
+def printable(text: str) -> str:
+    """Text that others may have chosen, with what could steer a terminal escaped."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
 
 
 def node_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
