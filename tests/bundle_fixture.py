@@ -13,7 +13,7 @@ from usufruct.features import Column, Extractor, Features, FeatureSchema, prepar
 from usufruct.he.bfv import SecretKey, generate_secret_key
 from usufruct.he.kernels import kernel_by_name, run
 from usufruct.job import JobInputs, JobParameters, check_job
-from usufruct.publish import BUNDLE_TYPE, BundleManifest, read_manifest
+from usufruct.publish import BundleManifest, manifest_record, read_manifest
 from usufruct.records import (
     ZERO_32,
     Artifact,
@@ -136,13 +136,12 @@ def small_bundle() -> SmallBundle:
     features = prepare_features(np.random.default_rng(5).uniform(-1, 1, (ROWS, 2)), SCHEMA)
     sealed = seal_features(features, secret)
     blocks = [block.data for block in sealed]
-    record: dict[str, object] = {
-        "type": BUNDLE_TYPE,
-        "sealed": sealed.manifest,
-        "scope": SCOPE,
-        "subjects": list(range(ROWS)),
-        "blocks": [Cid.of(block, Codec.RAW) for block in blocks],
-    }
+    record = manifest_record(
+        sealed.manifest,
+        scope=SCOPE,
+        row_subjects=range(ROWS),
+        blocks=[Cid.of(block, Codec.RAW) for block in blocks],
+    )
     bits = np.zeros(ROWS, dtype=np.uint8)
     bits[[3, 20]] = 1
     return SmallBundle(
@@ -158,7 +157,7 @@ def small_bundle() -> SmallBundle:
             row_level=True,
             max_rho_micro_per_job=1_000_000,
         ),
-        status=ConsentStatus(scope=SCOPE, epoch=1, bits=np.packbits(bits).tobytes()),
+        status=ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=np.packbits(bits).tobytes()),
         artifact=Artifact(
             kind=ArtifactKind.BUNDLE,
             steward=org_id("north"),

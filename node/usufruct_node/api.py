@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -59,6 +59,10 @@ class NodeView(Protocol):
         """Finalised events."""
 
     @property
+    def contracts(self) -> Mapping[str, str]:
+        """Address of each contract of the network, by name."""
+
+    @property
     def store(self) -> BlockStore:
         """Blocks."""
 
@@ -82,7 +86,7 @@ class NodeView(Protocol):
 def build_api(node: NodeView, token: str) -> FastAPI:
     """The ASGI application of one node."""
     api = FastAPI(title="Usufruct node", version="1", docs_url=None, redoc_url=None)
-    queries = Queries(node.index)
+    queries = Queries(node.index, node.contracts)
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):

@@ -20,6 +20,7 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
@@ -68,6 +69,8 @@ class Node:
         self._signing_key = keys.ledger_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(network, private_key=keys.ledger_key, patience=settings.ledger_patience_s)
+        (authority,) = self.ledger.read("ParticipantRegistry", "authority")
+        self.contracts = {**network.contracts, "AccessManager": authority}
         self.index = Index(home.index_database)
         self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
         self.holdings = Holdings(home.node_database)
@@ -195,7 +198,7 @@ class Node:
     def _roles(self, roles: Role) -> list[RoleLoop]:
         loops: list[RoleLoop] = []
         if Role.COMPUTE in roles:
-            loops.append(Executor(self._context))
+            loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context))
         if Role.CUSTODIAN in roles:
@@ -207,7 +210,7 @@ class Node:
     def _authorise(self, peer_id: str, cid: Cid) -> bool:
         member = self.index.participant_by_peer(parse_peer_id(peer_id))
         return member is not None and any(
-            may_read(self.index, member, cid, holding) for holding in self.holdings.of(cid)
+            may_read(self.index, self.org, member, cid, holding) for holding in self.holdings.of(cid)
         )
 
     def _read_block(self, cid: Cid) -> bytes | None:
@@ -226,9 +229,11 @@ class Node:
         """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
         await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
         while True:
-            removed = await trio.to_thread.run_sync(self._context.tidy)
-            if removed:
-                _log.info("%d blocks of ended jobs removed", removed)
+            try:
+                removed = await trio.to_thread.run_sync(self._context.tidy)
+                _log.debug("%d blocks of ended jobs removed", removed)
+            except UsufructError as exc:
+                _log.warning("cannot free what ended jobs left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
 
     async def _keep_membership(self) -> None:
@@ -249,7 +254,7 @@ class Node:
             _log.warning("peer %s is no longer an active member: closing its connections", peer)
             await self._host.close_peer(peer)
         own = next((m for m in members if m.id == self.org), None)
-        endpoint = self._host.multiaddr.split("/p2p/")[0]
+        endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
         if own is None or own.status != MemberStatus.ACTIVE or endpoint in (own.endpoint, self._announced):
             return
         try:
@@ -262,10 +267,7 @@ class Node:
 
     async def _serve_api(self, *, task_status: TaskStatus[None]) -> None:
         token = new_token()
-        if self._home.api_token.is_file():
-            token = self._home.api_token.read_text("ascii").strip()
-        else:
-            write_private(self._home.api_token, token.encode("ascii"))
+        write_private(self._home.api_token, token.encode("ascii"))
         descriptor, port = _listen(self._settings.api_port)
         config = Config()
         config.bind = [f"fd://{descriptor}"]
@@ -360,7 +362,12 @@ def exclusive(home: Home) -> Iterator[None]:
     """
     with (home.root / "node.lock").open("a") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for attempt in Retrying(
+                retry=retry_if_exception_type(OSError), stop=stop_after_delay(1), wait=wait_fixed(0.05), reraise=True
+            ):
+                # A command that looks whether a node runs holds the lock for an instant.
+                with attempt:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise ConfigurationError(
                 f"another node runs on {home.root}", hint="stop it first, or use another home"

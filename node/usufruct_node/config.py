@@ -28,6 +28,8 @@ class NodeSettings(BaseSettings):
     """Address on which other members' nodes connect (libp2p over TCP)."""
     listen_port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free port and announces it on the ledger."""
+    announce: str | None = None
+    """Multiaddr that others are told, such as `/dns4/node.example.org/tcp/4001`, where `listen_host` cannot be dialled."""
     api_port: int = Field(default=0, ge=0, le=65535)
     """Loopback port of the HTTP interface; 0 takes a free one."""
     poll_s: float = Field(default=0.2, gt=0, le=3600)
@@ -66,6 +68,11 @@ class NodeSettings(BaseSettings):
             loaded: NodeSettings = HomeSettings()
         except ValueError as exc:
             raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc
+        if loaded.announce is None and loaded.listen_host in ("0.0.0.0", "::", ""):  # noqa: S104
+            raise ConfigurationError(
+                f"settings of {home}: nobody can dial {loaded.listen_host!r}",
+                hint=f"set `announce` in {file} to the address that other members reach",
+            )
         return loaded
 
     @classmethod

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from usufruct.errors import (
     IntegrityError,
     NodeUnreachableError,
     NotAuthorisedError,
+    VerificationError,
 )
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.bfv import SecretKey
@@ -60,6 +62,7 @@ from usufruct.verify import ResultManifest, check_possessions
 
 _log = logging.getLogger(__name__)
 _DAY = 86_400
+_POLL_SECONDS = 0.25
 
 
 class Client:
@@ -371,14 +374,16 @@ class Client:
         manifest = ResultManifest.from_record(
             self.content.get_record(Cid.from_digest(record.result_digest, Codec.DAG_CBOR), holder=executor)
         )
-        blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
+        artifact = self.ledger.artifact(record.request.artifact_id)
+        named = (manifest.job_id, manifest.bundle.digest, manifest.parameters.digest)
+        if named != (job_id, artifact.content_digest, record.request.parameters_digest):
+            raise VerificationError("the result manifest names another job or other inputs")
         revealed = {
-            OrgId(bytes.fromhex(event["args"]["verifier"][2:])): bytes.fromhex(
-                event["args"]["possession"][2:]
-            )
-            for event in self.content.query(f"/jobs/{job_id.hex()}")["events"]
-            if event["name"] == "VerdictRevealed" and event["args"]["agrees"]
+            OrgId(_bytes(event.args["verifier"])): _bytes(event.args["possession"])
+            for event in lineage.job_events(self.ledger, self.content, job_id)
+            if event.name == "VerdictRevealed" and event.args["agrees"]
         }
+        blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
         return check_possessions(revealed, blocks, replicas=record.replicas)
 
     def open_release(self, job_id: JobId, *, patience_s: float = 30.0) -> Release:
@@ -406,12 +411,27 @@ class Client:
 
     # 10 lineage.
 
-    def release_artifact(self, job_id: JobId) -> ArtifactId:
-        """Artifact id of a job's release."""
-        artifacts = self.content.query(f"/jobs/{job_id.hex()}")["artifacts"]
-        if len(artifacts) != 2:
+    def release_artifact(self, job_id: JobId, *, patience_s: float = 30.0) -> ArtifactId:
+        """Artifact id of a job's release; waits until the own node has indexed it.
+
+        Raises
+        ------
+        InputError
+            If the job has no release.
+        NodeUnreachableError
+            If the node does not come to it within `patience_s`.
+        """
+        if self.ledger.job(job_id).state != JobState.RELEASED:
             raise InputError(f"job {job_id.hex()[:12]} has no release")
-        return ArtifactId(bytes.fromhex(artifacts[1]))
+        deadline = time.monotonic() + patience_s
+        while True:
+            with contextlib.suppress(BlockNotFoundError):
+                artifacts = self.content.query(f"/jobs/{job_id.hex()}")["artifacts"]
+                if len(artifacts) == 2:
+                    return ArtifactId(bytes.fromhex(artifacts[1]))
+            if time.monotonic() > deadline:
+                raise NodeUnreachableError(f"the node has not indexed the release of job {job_id.hex()[:12]}")
+            time.sleep(_POLL_SECONDS)
 
     def lineage(self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None) -> Lineage:
         """Walk from an artifact back to its bundles, re-checking every event and every content."""
@@ -520,3 +540,9 @@ def _id_bytes(text: str, kind: str) -> bytes:
     if len(raw) != 32:
         raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits")
     return raw
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise VerificationError(f"an event carries {type(value).__name__} where bytes belong")
+    return value

@@ -12,12 +12,12 @@ from typing import Any
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
-from usufruct.errors import VerificationError
+from usufruct.errors import MissingEventError, VerificationError
 from usufruct.ledger import Ledger
 from usufruct.ledger.abi import args_from_json
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.publish import read_manifest
-from usufruct.records import ArtifactId, ArtifactKind, LedgerEvent, OrgId, unlabel
+from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, OrgId, unlabel
 from usufruct.verify import ResultManifest
 
 Progress = Callable[[str], None]
@@ -106,6 +106,17 @@ def lineage_of(
     return Lineage(root=root, checked=walk.checked)
 
 
+def job_events(ledger: Ledger, node: NodeContent, job_id: JobId) -> list[LedgerEvent]:
+    """Every event of a job's life so far, each as it stands on the chain.
+
+    Raises
+    ------
+    MissingEventError, VerificationError
+    """
+    raw = node.query(f"/jobs/{job_id.hex()}")["events"]
+    return _Walk(ledger, node, lambda _: None).checked_series("JobLedger", job_id, raw)
+
+
 @dataclass(slots=True)
 class _Walk:
     ledger: Ledger
@@ -133,7 +144,7 @@ class _Walk:
         if entry is None:
             raise VerificationError(f"artifact {artifact[:12]} is named but not described")
         self.progress(f"{entry['kind'].lower()} {artifact[:12]}")
-        events = self._series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
+        events = self.checked_series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
         self._check_artifact(artifact, entry, events[0])
         parents = tuple(self.visit(parent, (*path, artifact)) for parent in self.parents.get(artifact, ()))
         if entry["kind"] == ArtifactKind.BUNDLE.name:
@@ -158,8 +169,8 @@ class _Walk:
         self.visited[artifact] = found
         return found
 
-    def _series(self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]) -> list[LedgerEvent]:
-        """Events of the series with this key: each as it stands on the chain, none missing before the last."""
+    def checked_series(self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]) -> list[LedgerEvent]:
+        """Events of the series with this key: each as it stands on the chain, none missing."""
         if self.told.get((contract, key)) == raw:
             return self.series[contract, key]
         events = [self._on_chain(item) for item in raw]
@@ -167,7 +178,13 @@ class _Walk:
             raise VerificationError(
                 f"the index shows no events, or those of another record, for {key.hex()[:12]}"
             )
-        check_series(events)
+        length, head = self.ledger.series_head(contract, key)
+        if length != len(events):
+            raise MissingEventError(
+                f"the series of {key.hex()[:12]} has {length} events on the chain, the index shows {len(events)}",
+                hint="the node may be a block behind: ask again",
+            )
+        check_series(events, final_head=head)
         self.checked.series += 1
         self.series[contract, key] = events
         self.told[contract, key] = raw
@@ -203,7 +220,7 @@ class _Walk:
         job = entry["job"]
         job_id: Any = first.args["jobId"]
         _require(job["job_id"], job_id.hex(), "job", artifact)
-        life = self._series("JobLedger", job_id, job["events"])
+        life = self.checked_series("JobLedger", job_id, job["events"])
         posted: dict[str, Any] = life[0].args
         request = posted["request"]
         bundle = request["artifactId"]
@@ -229,9 +246,9 @@ class _Walk:
             (entry["consent"]["epoch"], request["consentEpoch"], "consent epoch"),
         ):
             _require(told, true, what, artifact)
-        self._series("UsageRights", request["grantId"], entry["grant"]["events"])
+        self.checked_series("UsageRights", request["grantId"], entry["grant"]["events"])
         scope = registration["consentScope"]
-        epochs = self._series("ConsentRegistry", steward + scope, entry["consent"]["events"])
+        epochs = self.checked_series("ConsentRegistry", steward + scope, entry["consent"]["events"])
         used = [event for event in epochs if event.args["epoch"] == request["consentEpoch"]]
         for name, field_ in (("status_digest", "statusDigest"), ("consent_root", "consentRoot")):
             digest: Any = used[0].args[field_]

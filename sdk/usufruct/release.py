@@ -28,6 +28,7 @@ from usufruct.records import Job, JobId, Participant
 
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
 PAYLOAD_TYPE = "usufruct/release/1"
+_VALUE = np.dtype("<i8")
 
 _PAYLOAD_FIELDS = {
     "type",
@@ -40,7 +41,6 @@ _PAYLOAD_FIELDS = {
     "sigma_micro",
     "rho_micro",
 }
-_INT64 = 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ def make_envelope(
         "type": PAYLOAD_TYPE,
         "job": bytes(job_id),
         "kernel": inputs.parameters.kernel.name,
-        "values": [int(v) for v in noised.ravel()],
+        "values": noised.astype(_VALUE).tobytes(),
         "columns": int(noised.shape[1]) if noised.ndim == 2 else 0,
         "count": int(inputs.mask.sum()),
         "result_scale": inputs.parameters.result_scale,
@@ -224,15 +224,15 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
         raise VerificationError("the release spent another budget than the job reserved")
     kernel, numbers, scale = payload["kernel"], payload["values"], payload["result_scale"]
     columns, count = payload["columns"], payload["count"]
-    if not isinstance(kernel, str) or not isinstance(numbers, list) or not isinstance(scale, float):
+    if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
         raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
     if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not scale > 0:
         raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
-    if not numbers or any(type(number) is not int or not -_INT64 <= number < _INT64 for number in numbers):
+    if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")
-    if columns and len(numbers) != count * columns:
-        raise ManifestError(f"release payload: {len(numbers)} values for {count} rows of {columns}")
-    values = np.array(numbers, dtype=np.int64)
+    values = np.frombuffer(numbers, _VALUE).astype(np.int64)
+    if columns and len(values) != count * columns:
+        raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")
     return Release(
         job_id=job_id,
         kernel=kernel,

@@ -93,8 +93,8 @@ class Consortium:
         self.net = Devnet(root)
         self._uses, self._rho = uses, rho
         self._pool = ThreadPoolExecutor(8)
-        self.net.up(timings=timings, block_interval_s=BLOCK_SECONDS)
         try:
+            self.net.up(timings=timings, block_interval_s=BLOCK_SECONDS)
             names = [member.name for member in self.net.members]
             self.clients = dict(zip(names, self._pool.map(self._open, names), strict=True))
             self._timings = timings

@@ -751,7 +751,7 @@ def test_hostile_bundle_manifests_take_no_node_down_and_hide_no_other_bundle(
             os.urandom(64),
             dag.encode(good)[:-1],
             dag.encode({**good, "blocks": []}),
-            dag.encode({**good, "subjects": [2**40] * ROWS}),
+            dag.encode({**good, "subjects": b"\xff" * 4 * ROWS}),
             dag.encode({**good, "scope": "../../etc/passwd"}),
             dag.encode(good),
         ):

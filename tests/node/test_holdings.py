@@ -41,14 +41,19 @@ class Life:
     job_id: JobId
     indexes: dict[str, Index]
 
-    def allowed(self, moment: str, purpose: Purpose) -> set[str]:
-        """Names of the members that may read a block kept for this purpose at this moment."""
+    def allowed(self, moment: str, purpose: Purpose, *, keeper: str = "north") -> set[str]:
+        """Names of the members that may read a block that `keeper` (of parameters: the partner) keeps for this purpose."""
         index = self.indexes[moment]
         ref = {Purpose.BUNDLE: self.manifest, Purpose.RESULT: self.job_id, Purpose.RELEASE: self.job_id}
         holding = Holding(purpose, ref.get(purpose, b""))
         cid = PARAMETERS if purpose == Purpose.PARAMETERS else BLOCK
+        keeper = self.net["university" if purpose == Purpose.PARAMETERS else keeper].id
         records = {name: index.participant(member.id) for name, member in self.net.members.items()}
-        return {name for name, record in records.items() if record and may_read(index, record, cid, holding)}
+        return {
+            name
+            for name, record in records.items()
+            if record and may_read(index, keeper, record, cid, holding)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +142,7 @@ TABLE: dict[Purpose, dict[str, set[str]]] = {
         **dict.fromkeys(("REVEALING", "VERIFIED", "OPENED", "RELEASED"), VERIFIERS),
     },
     Purpose.RELEASE: {
-        **{key: {"auditor"} for key in ("BEFORE", "POSTED", *LIVE)},
+        **{key: set() for key in ("BEFORE", "POSTED", *LIVE)},
         "RELEASED": {"auditor", "university"},
     },
 }
@@ -162,6 +167,36 @@ def test_a_result_is_refused_to_everybody_until_commits_are_closed(life: Life) -
         assert not life.allowed(moment, Purpose.RESULT)
 
 
+def test_a_steward_that_registers_another_stewards_manifest_opens_nothing_of_it(
+    life: Life, tmp_path: Path
+) -> None:
+    """`south` cites the manifest of `north` as its own and has a job run on it: blocks at `north` stay closed."""
+    net, scope = life.net, label("copied-study")
+    manifest = word()
+    net.bundle("north", net.key_domain("north"), scope=scope, content_digest=manifest)
+    copy = net.bundle("south", net.key_domain("south"), scope=scope, content_digest=manifest)
+    request = JobRequest(
+        artifact_id=copy,
+        grant_id=net.granted("rival", "south", copy, scope),
+        kernel_id=KERNEL,
+        parameters_digest=word(),
+        purpose=scope,
+        consent_epoch=net.epoch("south", scope),
+        policy_version=1,
+        rho_micro=1,
+        row_level=False,
+        nonce=900,
+    )
+    (job,) = net.post("rival", [request])
+    net.claim([job])
+    index = Index(tmp_path / "index.db")
+    catch_up(index, net.reader)
+    told = Life(net, copy, manifest, job, {"NOW": index})
+    assert told.allowed("NOW", Purpose.BUNDLE, keeper="north") == {"auditor"}
+    assert "compute" in told.allowed("NOW", Purpose.BUNDLE, keeper="south")
+    index.close()
+
+
 def test_suspended_removed_and_unknown_members_get_nothing(life: Life) -> None:
     for moment in life.indexes:
         for purpose in Purpose:
@@ -173,9 +208,11 @@ def test_a_record_that_is_not_active_gets_not_even_the_catalogue(life: Life, sta
     auditor = life.net.reader.participant(life.net["auditor"].id)
     fields = {name: getattr(auditor, name) for name in Participant.__dataclass_fields__}
     stranger = Participant(**(fields | {"status": status}))
-    assert may_read(life.indexes["RELEASED"], auditor, BLOCK, Holding(Purpose.CATALOGUE, b""))
+    assert may_read(life.indexes["RELEASED"], auditor.id, auditor, BLOCK, Holding(Purpose.CATALOGUE, b""))
     for purpose in Purpose:
-        assert not may_read(life.indexes["RELEASED"], stranger, BLOCK, Holding(purpose, life.job_id))
+        assert not may_read(
+            life.indexes["RELEASED"], auditor.id, stranger, BLOCK, Holding(purpose, life.job_id)
+        )
 
 
 def test_blocks_of_unknown_jobs_and_bundles_are_refused(life: Life) -> None:
@@ -183,7 +220,7 @@ def test_blocks_of_unknown_jobs_and_bundles_are_refused(life: Life) -> None:
     south = life.net.reader.participant(life.net["south"].id)
     for purpose in (Purpose.BUNDLE, Purpose.RESULT, Purpose.RELEASE, Purpose.PARAMETERS):
         for ref in (bytes(32), b"", b"\xff" * 40):
-            assert not may_read(index, south, BLOCK, Holding(purpose, ref))
+            assert not may_read(index, south.id, south, BLOCK, Holding(purpose, ref))
 
 
 @pytest.mark.parametrize("end", [JobState.REFUSED, JobState.STALE_CONSENT])
@@ -222,10 +259,10 @@ def test_after_a_job_ended_without_release_nobody_gets_its_result_or_the_bundle(
     assert index.job(job).job.state == end
     manifest = index.artifact(bundle).content_digest
     for member in index.participants():
-        assert not may_read(index, member, BLOCK, Holding(Purpose.RESULT, job))
+        assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.RESULT, job))
         if member.id != net["auditor"].id:
-            assert not may_read(index, member, BLOCK, Holding(Purpose.BUNDLE, manifest))
-            assert not may_read(index, member, BLOCK, Holding(Purpose.RELEASE, job))
+            assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.BUNDLE, manifest))
+            assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.RELEASE, job))
     index.close()
 
 

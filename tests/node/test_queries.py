@@ -17,7 +17,7 @@ from usufruct_node.queries import Queries, UnknownRecordError
 def queries(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queries]:
     index = Index(tmp_path_factory.mktemp("queries") / "index.db")
     catch_up(index, story.net.reader)
-    yield Queries(index)
+    yield Queries(index, story.net.network.contracts)
     index.close()
 
 

@@ -28,7 +28,13 @@ from usufruct.consent import (
     receipt_digest,
 )
 from usufruct.content import Cid, dag
-from usufruct.errors import ConfigurationError, InputError, ManifestError, VerificationError
+from usufruct.errors import (
+    ConfigurationError,
+    InputError,
+    ManifestError,
+    ReleaseRefusedError,
+    VerificationError,
+)
 from usufruct.records import label, org_id
 
 SCOPE, OTHER = "consent-study", "other-study"
@@ -133,7 +139,7 @@ def test_cohort_floor_at_its_steps(count: int, floor: int) -> None:
 
 def test_positions_are_read_in_the_order_of_the_w3c_bitstring() -> None:
     """Position 0 is the left-most bit of the first byte (Bitstring Status List v1.0, section 3.2)."""
-    status = ConsentStatus(scope=SCOPE, epoch=1, bits=b"\x80\x01")
+    status = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"\x80\x01")
     withdrawn = np.flatnonzero(~status.consenting()).tolist()
     assert withdrawn == [0, 15]
 
@@ -142,18 +148,22 @@ def test_positions_are_read_in_the_order_of_the_w3c_bitstring() -> None:
 def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(
     bits: bytes, positions: list[int]
 ) -> None:
-    mask = ConsentStatus(scope=SCOPE, epoch=1, bits=bits).row_mask(np.array(positions, dtype=np.int64))
+    mask = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=bits).row_mask(
+        np.array(positions, dtype=np.int64)
+    )
     expected = [p < 8 * len(bits) and not (bits[p // 8] >> (7 - p % 8)) & 1 for p in positions]
     assert mask.tolist() == expected
 
 
 def test_positions_beyond_the_bitstring_do_not_consent() -> None:
-    status = ConsentStatus(scope=SCOPE, epoch=1, bits=b"\x00")
+    status = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"\x00")
     assert status.row_mask(np.array([7, 8, 1 << 23])).tolist() == [True, False, False]
-    assert not ConsentStatus(scope=SCOPE, epoch=1, bits=b"").row_mask(np.array([0])).any()
+    assert (
+        not ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"").row_mask(np.array([0])).any()
+    )
 
 
-STATUS = ConsentStatus(scope=SCOPE, epoch=3, bits=b"\x0f").to_record()
+STATUS = ConsentStatus(scope=SCOPE, epoch=3, valid_until=1 << 40, bits=b"\x0f").to_record()
 
 
 def test_a_status_record_comes_back() -> None:
@@ -171,6 +181,9 @@ def test_a_status_record_comes_back() -> None:
         {"epoch": 0},
         {"epoch": -1},
         {"epoch": 3.0},
+        {"valid_until": -1},
+        {"valid_until": None},
+        {"valid_until": 1.0},
         {"bits": "0f"},
         {"bits": [15]},
         {"bits": bytes(MAX_STATUS_BITS // 8 + 1)},
@@ -262,15 +275,45 @@ def test_withdrawn_and_expired_receipts_do_not_consent_from_the_second_on(
     assert not status.consenting()[3:].any(), "positions never given out do not consent"
 
 
-def test_withdrawing_twice_or_without_a_receipt_is_refused(book: ConsentBook, consortium: Consortium) -> None:
+def test_a_withdrawal_noted_twice_changes_nothing_and_one_without_a_receipt_is_refused(
+    book: ConsentBook, consortium: Consortium
+) -> None:
     record(book, consortium, ["ada"])
     book.withdraw("ada", scope=SCOPE)
     withdrawn = book.receipt("ada", scope=SCOPE)
     assert withdrawn.withdrawn_at is not None
-    for subject, scope in (("ada", SCOPE), ("nobody", SCOPE), ("ada", OTHER)):
-        with pytest.raises(InputError, match="no consent in force"):
+    book.withdraw("ada", scope=SCOPE)
+    for subject, scope in (("nobody", SCOPE), ("ada", OTHER)):
+        with pytest.raises(InputError):
             book.withdraw(subject, scope=scope)
     assert book.receipt("ada", scope=SCOPE) == withdrawn
+
+
+def test_who_withdrew_may_consent_again_and_keeps_the_position(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    positions = record(book, consortium, ["ada", "bob"])
+    book.withdraw("ada", scope=SCOPE)
+    former = book.receipt("ada", scope=SCOPE)
+    assert record(book, consortium, ["ada"]) == {"ada": positions["ada"]}
+    again = book.receipt("ada", scope=SCOPE)
+    assert again.withdrawn_at is None
+    assert again.salt != former.salt
+    status, live = book.status(SCOPE, 2, now=1)
+    assert len(live) == 2
+    assert status.row_mask(np.array([positions["ada"]])).all()
+
+
+def test_an_epoch_is_void_from_the_second_that_its_first_consent_expires(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada"])
+    record(book, consortium, ["eve"], expires_at=1000)
+    status, _ = book.status(SCOPE, 1, now=999)
+    assert status.valid_until == 1000
+    status.check_in_force(999)
+    with pytest.raises(ReleaseRefusedError, match="CONSENT_EPOCH_STALE"):
+        status.check_in_force(1000)
 
 
 def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
@@ -294,6 +337,8 @@ def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
     withdrawn_leaf = consent_leaf(gone, receipt_digest(gone, NORTH, north.ledger))
     with pytest.raises(VerificationError):
         check_merkle_proof(epoch.consent_root, withdrawn_leaf, merkle_proof(levels, levels[0][0]))
+    assert anchor_epoch(book, north.ledger, node, scope=SCOPE) == epoch, "nothing changed, nothing to anchor"
+    book.withdraw("subject-4", scope=SCOPE)
     assert anchor_epoch(book, north.ledger, node, scope=SCOPE).epoch == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
 from pathlib import Path
 
@@ -58,8 +59,12 @@ def test_a_node_that_does_not_run_is_said_so(home: Home) -> None:
     with pytest.raises(NodeUnreachableError, match="no node runs"):
         home.node_address()
     (home.root / "api.json").write_text("{}")
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(NodeUnreachableError, match="no node runs"):
         home.node_address()
+    with (home.root / "node.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError):
+            home.node_address()
 
 
 def test_private_files_are_written_whole_and_readable_by_the_owner_only(tmp_path: Path) -> None:
@@ -108,7 +113,8 @@ def test_a_home_that_lacks_a_file_is_refused(
             and path.suffix in (".json", ".keys", ".token", ".passphrase")
         ):
             write_private(tmp_path / path.name, path.read_bytes())
-    with pytest.raises(error, match=said):
+    with (tmp_path / "node.lock").open("a") as running, pytest.raises(error, match=said):
+        fcntl.flock(running, fcntl.LOCK_EX)
         Client.open(tmp_path)
 
 

@@ -357,6 +357,6 @@ def test_waiting_for_a_job_that_cannot_end_well_raises(shared: Shared, bundle: S
 
 
 def test_an_empty_status_leaves_nobody(bundle: SmallBundle) -> None:
-    nobody = ConsentStatus(scope=SCOPE, epoch=1, bits=b"")
+    nobody = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"")
     with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
         checked(bundle, bundle.parameters(), status=nobody, min_cohort=1)

@@ -112,7 +112,7 @@ def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPath
     index = Index(tmp_path_factory.mktemp("index") / "index.db")
     catch_up(index, net.reader)
     releases = [index.derived(job)[1] for job in jobs]
-    answers = [Queries(index).lineage(release, "ancestors") for release in releases]
+    answers = [Queries(index, net.network.contracts).lineage(release, "ancestors") for release in releases]
     index.close()
     return Scene(net, Told(answers[0], blocks), releases[0], answers[1])
 

@@ -105,11 +105,14 @@ def test_a_bundle_is_registered_with_policy_and_budget(
     assert record.policy_digest == dag.cid_of(POLICY.to_record()).digest
     assert record.consent_scope == label(SCOPE)
     assert consortium.reader.budget(artifact_id).total == 77
+    repeated = register_bundle(ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=78)
+    assert repeated == artifact_id
+    assert consortium.reader.budget(artifact_id).total == 78
     again = replace(POLICY, min_cohort=20)
     cid = change_policy(ledger, node, artifact_id, again)
     changed = consortium.reader.artifact(artifact_id)
     assert (changed.policy_version, changed.policy_digest) == (2, cid.digest)
-    with pytest.raises(TransactionRevertedError, match="LineageRegistryAlreadyKnown"):
+    with pytest.raises(InputError, match="registered already"):
         register_bundle(ledger, Kept(), published, policy=POLICY, retain_until=FAR, budget_rho_micro=1)
     with pytest.raises(TransactionRevertedError, match="LineageRegistryNotSteward"):
         change_policy(consortium["south"].ledger, Kept(), artifact_id, again)

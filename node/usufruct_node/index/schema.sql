@@ -18,6 +18,13 @@ CREATE TABLE IF NOT EXISTS event (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS event_series ON event (contract, series) WHERE series IS NOT NULL;
 CREATE INDEX IF NOT EXISTS event_name ON event (name);
+CREATE TABLE IF NOT EXISTS series (
+    contract TEXT NOT NULL,
+    series BLOB NOT NULL,
+    length INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    PRIMARY KEY (contract, series)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS participant (
     org_id BLOB PRIMARY KEY,
     account TEXT NOT NULL,

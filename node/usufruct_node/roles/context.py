@@ -17,7 +17,7 @@ from usufruct.errors import BlockNotFoundError, InputError, LedgerError, PeerErr
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import FINAL_JOB_STATES, Job, JobId, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, Job, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.holdings import Holdings
@@ -31,9 +31,8 @@ log = logging.getLogger("usufruct_node.roles")
 
 Result = TypeVar("Result")
 
-_RECORD_PIN = "record"
 _JOB_PIN = "job:"
-_ANSWERED_FOR = "answered-for"
+_RESULT_PIN = "result:"
 _SENDING_THREADS = 16
 _COMPUTING_THREADS = 4
 
@@ -97,10 +96,10 @@ class RoleContext:
         except InputError as exc:
             raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
 
-    async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
+    async def fetch_record(self, digest: bytes, holder: OrgId, *, pin: str) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self.fetch([cid], holder, pin=_RECORD_PIN)
+        await self.fetch([cid], holder, pin=pin)
         return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
 
     async def inputs(self, row: JobRow) -> JobInputs:
@@ -119,10 +118,11 @@ class RoleContext:
         policy_digest = self.index.policy_digest(request.artifact_id, request.policy_version)
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
-        manifest = await self.fetch_record(artifact.content_digest, artifact.steward)
-        policy = await self.fetch_record(policy_digest, artifact.steward)
-        status = await self.fetch_record(epoch.status_digest, artifact.steward)
-        parameters = await self.fetch_record(request.parameters_digest, row.job.requester)
+        pin = job_pin(row.job_id)
+        manifest = await self.fetch_record(artifact.content_digest, artifact.steward, pin=pin)
+        policy = await self.fetch_record(policy_digest, artifact.steward, pin=pin)
+        status = await self.fetch_record(epoch.status_digest, artifact.steward, pin=pin)
+        parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
         return check_job(
             request,
             artifact,
@@ -194,17 +194,23 @@ class RoleContext:
         """Bytes of local blocks, each checked against its CID."""
         return [self.store.get(cid) for cid in cids]
 
-    def keep_for_good(self, cids: Sequence[Cid]) -> None:
-        """Keep what this node answers for (results, releases) beyond the end of the job."""
+    def pin(self, cids: Sequence[Cid], reason: str) -> None:
+        """Keep local blocks for one more reason."""
         for cid in cids:
-            self.store.pin(cid, _ANSWERED_FOR)
+            self.store.pin(cid, reason)
 
     def tidy(self) -> int:
-        """Let go of what was only needed for jobs that have ended; returns how many blocks went."""
-        for reason in self.store.reasons(_JOB_PIN):
-            row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(_JOB_PIN))))
-            if row is not None and row.job.state in FINAL_JOB_STATES:
-                self.store.unpin_all(reason)
+        """Let go of what was only needed for jobs that have ended; returns how many blocks went.
+
+        Results of released jobs stay with their executor, and releases with their custodian: they answer for them.
+        """
+        for prefix, kept in ((_JOB_PIN, False), (_RESULT_PIN, True)):
+            for reason in self.store.reasons(prefix):
+                row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(prefix))))
+                if row is None or row.job.state not in FINAL_JOB_STATES:
+                    continue
+                if not (kept and row.job.state == JobState.RELEASED):
+                    self.store.unpin_all(reason)
         return self.store.gc()
 
     def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
@@ -226,6 +232,11 @@ class RoleContext:
 def job_pin(job_id: JobId) -> str:
     """Pin under which a job's blocks are kept."""
     return _JOB_PIN + job_id.hex()
+
+
+def result_pin(job_id: JobId) -> str:
+    """Pin under which an executor keeps a job's result, and a custodian its release."""
+    return _RESULT_PIN + job_id.hex()
 
 
 def overdue(job: Job, now: int) -> bool:

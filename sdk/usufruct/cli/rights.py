@@ -20,6 +20,7 @@ from usufruct.client import Client, micro, seconds
 from usufruct.errors import InputError
 from usufruct.privacy import MICRO
 from usufruct.records import ArtifactId, GrantId, Refusal
+from usufruct.register import set_budget
 
 rights_app = typer.Typer(help="Step 6: request, grant, deny, revoke.", no_args_is_help=True)
 
@@ -145,6 +146,22 @@ def rights_revoke(
     else:
         client.revoke_all(grantee=grantee)
     done("revoked", {"status": "REVOKED"}, as_json=as_json)
+
+
+@rights_app.command("set-budget")
+@guarded
+def rights_set_budget(
+    artifact: str,
+    rho: Annotated[float, typer.Option(help="Privacy budget over all partners; not below what is committed.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set a bundle's privacy budget."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    artifact_id = ArtifactId(client.find_id("artifact", artifact))
+    set_budget(client.ledger, artifact_id, micro(rho))
+    done(f"budget {rho:g}", {"artifact_id": artifact_id.hex(), "rho": rho}, as_json=as_json)
 
 
 @rights_app.command("budget")

@@ -218,6 +218,19 @@ def consent_withdraw(
     done(f"withdrawn; epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
 
 
+@consent_app.command("anchor")
+@guarded
+def consent_anchor(
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Anchor what has changed: withdrawals and receipts whose anchoring was interrupted, and consents that expired."""
+    epoch = Client.open(home, passphrase_file=passphrase_file).anchor_consents(scope=scope)
+    done(f"epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
+
+
 @consent_app.command("receipt")
 @guarded
 def consent_receipt(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import requests
+from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 from web3 import HTTPProvider
@@ -61,6 +63,12 @@ class Endpoint:
                 answer = self._post(method, params)
         return self._unwrap(method, answer)
 
+    def quantity(self, method: str, *params: object) -> int:
+        """One request whose result is a number; errors as in `call`."""
+        answer = self.call(method, *params)
+        with well_formed(self.url):
+            return int(answer, 16)
+
     def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
         """Several requests in one round trip; results in order; raises for the first that failed."""
         if not calls:
@@ -110,7 +118,10 @@ class Endpoint:
         block = self.call("eth_getBlockByNumber", tag, False)
         if block is None:
             raise LedgerError(f"{self.url} has no block {tag}")
-        return Head(int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16))
+        with well_formed(self.url):
+            return Head(
+                int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16)
+            )
 
     def _attempts(self) -> Retrying:
         return Retrying(
@@ -151,6 +162,15 @@ class Endpoint:
         if "revert" in message.lower():
             raise TransactionRevertedError("Reverted", {"message": message})
         raise LedgerError(f"{method}: {message}")
+
+
+@contextlib.contextmanager
+def well_formed(source: str) -> Iterator[None]:
+    """Translate what a malformed answer of an endpoint raises when it is taken apart."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, DecodingError) as exc:
+        raise LedgerError(f"{source} gave a malformed answer: {exc!r}") from exc
 
 
 def transaction_hash(raw: bytes) -> bytes:

@@ -122,13 +122,13 @@ class Sender:
                 yield
 
     def _next_nonce(self) -> int:
-        return int(self._endpoint.call("eth_getTransactionCount", self.address, "pending"), 16)
+        return self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
 
     def _gas_price(self) -> int:
-        return int(self._endpoint.call("eth_gasPrice"), 16)
+        return self._endpoint.quantity("eth_gasPrice")
 
     def _estimate(self, to: str | None, data: bytes) -> int:
-        return int(int(self._endpoint.call("eth_estimateGas", self._message(to, data)), 16) * _GAS_MARGIN)
+        return int(self._endpoint.quantity("eth_estimateGas", self._message(to, data)) * _GAS_MARGIN)
 
     def _message(self, to: str | None, data: bytes) -> dict[str, str]:
         message = {"from": self.address, "data": "0x" + data.hex()}
