@@ -62,6 +62,11 @@ contract ConsentRegistry is IConsentRegistry {
         return _epochs[steward][scope];
     }
 
+    /// @inheritdoc IConsentRegistry
+    function seriesHead(OrgId steward, bytes32 scope) external view returns (uint64 length, bytes32 head) {
+        return _series[steward][scope].end();
+    }
+
     /// @dev 0, and 1, 2 or 5 times a power of ten from 10 on.
     function _onScale(uint32 floor) private pure returns (bool) {
         if (floor == 0) return true;

@@ -6,6 +6,8 @@ pragma solidity ^0.8.37;
 /// @dev Every event of a series ends in `(uint64 sequence, bytes32 head)`. `payload` is `abi.encode` of all fields
 /// before those two, in the order of declaration, indexed ones included. Then
 /// `head = keccak256(abi.encode(previousHead, sequence, topic0, keccak256(payload)))`; sequence starts at 1, head at 0.
+/// The events alone cannot show that one is missing at their end; the contract's `seriesHead`, read at the block up to
+/// which they were collected, does.
 library EventSeries {
     struct Series {
         uint64 length;
@@ -21,5 +23,10 @@ library EventSeries {
         head = keccak256(abi.encode(series.head, sequence, topic, keccak256(payload)));
         series.length = sequence;
         series.head = head;
+    }
+
+    /// @notice Number of events so far and head after the last; both 0 before the first.
+    function end(Series storage series) internal view returns (uint64 length, bytes32 head) {
+        return (series.length, series.head);
     }
 }

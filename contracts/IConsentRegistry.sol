@@ -50,4 +50,8 @@ interface IConsentRegistry {
 
     /// @notice The epoch in force; `epoch` is 0 when none was anchored.
     function currentEpoch(OrgId steward, bytes32 scope) external view returns (ConsentEpoch memory);
+
+    /// @notice Length of the steward's series for `scope` and head after its last event; both 0 while there is none.
+    /// Whoever holds the events up to a block has all of them only if they end in what this says at that block.
+    function seriesHead(OrgId steward, bytes32 scope) external view returns (uint64 length, bytes32 head);
 }

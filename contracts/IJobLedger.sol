@@ -264,6 +264,9 @@ interface IJobLedger {
 
     /// @notice The job's record; all fields empty when nobody posted it.
     function job(JobId jobId) external view returns (Job memory);
+    /// @notice Length of the job's series and head after its last event; both 0 while there is none. Whoever holds
+    /// the events up to a block has all of them only if they end in what this says at that block.
+    function seriesHead(JobId jobId) external view returns (uint64 length, bytes32 head);
     /// @notice The id that the requester's job with this nonce has or would have.
     function jobIdOf(OrgId requester, uint64 nonce) external view returns (JobId);
     /// @notice Seconds that each state lasts when entered now.

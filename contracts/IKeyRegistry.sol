@@ -18,6 +18,8 @@ interface IKeyRegistry {
         bytes32 parametersId;
         /// sha2-256 digest of the public material's block.
         bytes32 publicDigest;
+        /// Which of its custodian's key domains this is: 1 for the first, one more for each rotation.
+        uint32 epoch;
         uint64 registeredAt;
         KeyStatus status;
     }
@@ -31,7 +33,8 @@ interface IKeyRegistry {
         KeyId indexed keyId,
         OrgId indexed custodian,
         bytes32 indexed parametersId,
-        bytes32 publicDigest
+        bytes32 publicDigest,
+        uint32 epoch
     );
     /// @notice The domain was retired or marked as compromised.
     event KeyStatusChanged(KeyId indexed keyId, KeyStatus status);

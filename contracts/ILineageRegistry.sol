@@ -92,6 +92,9 @@ interface ILineageRegistry {
     /// @notice The key domain is not active, or its custodian is not.
     error LineageRegistryKeyNotUsable(KeyId keyId);
 
+    /// @notice Another organisation, `custodian`, keeps the secret of the key domain.
+    error LineageRegistryKeyNotOwn(KeyId keyId, OrgId custodian);
+
     /// @notice A digest, the scope or the kind is empty, or the retention not in the future.
     error LineageRegistryInvalidRegistration(bytes32 contentDigest);
 
@@ -102,7 +105,9 @@ interface ILineageRegistry {
     error LineageRegistryFrozenByCouncil(ArtifactId artifactId);
 
     /// @notice Registers a bundle; the caller's organisation (role steward) answers for it. Policy version starts at 1.
-    /// At most 32 parents, all known; digests, scope and retention non-zero, retention in the future; key usable.
+    /// At most 32 parents, all known; digests, scope and retention non-zero, retention in the future; key usable, and
+    /// in the caller's own custody: otherwise any steward could register another's sealed rows a second time, under a
+    /// policy, consents and grants of its own, and the custodian, who follows the ledger, would decrypt for it.
     /// @return artifactId `keccak256(abi.encode(steward, contentDigest))`.
     function registerBundle(BundleRegistration calldata registration) external returns (ArtifactId artifactId);
 
@@ -133,4 +138,8 @@ interface ILineageRegistry {
     /// @notice `None` when jobs may use the bundle now. Checks, in this order: a bundle (`ArtifactMismatch`), not frozen,
     /// retained, steward active and still in that role, key usable.
     function usability(ArtifactId artifactId) external view returns (Refusal);
+
+    /// @notice Length of the artifact's series and head after its last event; both 0 while there is none. Whoever holds
+    /// the events up to a block has all of them only if they end in what this says at that block.
+    function seriesHead(ArtifactId artifactId) external view returns (uint64 length, bytes32 head);
 }

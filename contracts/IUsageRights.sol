@@ -143,4 +143,9 @@ interface IUsageRights {
 
     /// @notice Whether the grant still stands (granted, not revoked by any of the three ways, not expired), uses aside.
     function standing(GrantId grantId) external view returns (Refusal);
+
+    /// @notice Length of the grant's series and head after its last event; both 0 while there is none. Whoever holds
+    /// the events up to a block has all of them only if they end in what this says at that block.
+    /// `ArtifactUsageRevoked` and `GranteeUsageRevoked` belong to no series; `grant` tells their effect.
+    function seriesHead(GrantId grantId) external view returns (uint64 length, bytes32 head);
 }

@@ -303,6 +303,11 @@ contract JobLedger is IJobLedger, AccessManaged {
     }
 
     /// @inheritdoc IJobLedger
+    function seriesHead(JobId jobId) external view returns (uint64 length, bytes32 head) {
+        return _jobs[jobId].series.end();
+    }
+
+    /// @inheritdoc IJobLedger
     function timings() external view returns (Timings memory) {
         return _timings;
     }

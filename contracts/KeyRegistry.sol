@@ -16,6 +16,7 @@ contract KeyRegistry is IKeyRegistry, AccessManaged {
 
     mapping(bytes32 parametersId => bool) private _allowed;
     mapping(KeyId keyId => KeyDomain) private _domains;
+    mapping(OrgId custodian => uint32) private _epochs;
 
     constructor(address authority, IParticipantRegistry participants) AccessManaged(authority) {
         PARTICIPANTS = participants;
@@ -44,14 +45,16 @@ contract KeyRegistry is IKeyRegistry, AccessManaged {
         if (!_allowed[parametersId]) revert KeyRegistryParametersNotAllowed(parametersId);
         if (_domains[keyId].status != KeyStatus.None) revert KeyRegistryAlreadyKnown(keyId);
 
+        uint32 epoch = ++_epochs[custodian];
         _domains[keyId] = KeyDomain({
             custodian: custodian,
             parametersId: parametersId,
             publicDigest: publicDigest,
+            epoch: epoch,
             registeredAt: uint64(block.timestamp),
             status: KeyStatus.Active
         });
-        emit KeyDomainRegistered(keyId, custodian, parametersId, publicDigest);
+        emit KeyDomainRegistered(keyId, custodian, parametersId, publicDigest, epoch);
     }
 
     /// @inheritdoc IKeyRegistry

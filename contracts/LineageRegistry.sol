@@ -50,6 +50,8 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
         OrgId steward = PARTICIPANTS.requireAuthority(msg.sender, ROLE_STEWARD);
         _requireValid(registration);
         if (!KEYS.isUsable(registration.keyId)) revert LineageRegistryKeyNotUsable(registration.keyId);
+        OrgId custodian = KEYS.keyDomain(registration.keyId).custodian;
+        if (custodian != steward) revert LineageRegistryKeyNotOwn(registration.keyId, custodian);
         artifactId = ArtifactId.wrap(keccak256(abi.encode(steward, registration.contentDigest)));
 
         Node storage node = _add(
@@ -160,6 +162,11 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
         if (!PARTICIPANTS.hasRole(node.steward, ROLE_STEWARD)) return Refusal.StewardNotActive;
         if (!KEYS.isUsable(node.keyId)) return Refusal.KeyDomainNotActive;
         return Refusal.None;
+    }
+
+    /// @inheritdoc ILineageRegistry
+    function seriesHead(ArtifactId artifactId) external view returns (uint64 length, bytes32 head) {
+        return _series[artifactId].end();
     }
 
     /// @inheritdoc ILineageRegistry

@@ -205,6 +205,11 @@ contract UsageRights is IUsageRights, AccessManaged {
         return _standing(_records[grantId]);
     }
 
+    /// @inheritdoc IUsageRights
+    function seriesHead(GrantId grantId) external view returns (uint64 length, bytes32 head) {
+        return _series[grantId].end();
+    }
+
     function _requireSteward(GrantId grantId, uint16 role) private view returns (Record storage record) {
         OrgId caller = PARTICIPANTS.requireAuthority(msg.sender, role);
         record = _requireKnown(grantId);

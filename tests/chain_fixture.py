@@ -118,7 +118,9 @@ class Consortium:
     def govern(self, contract: str, function: str, *arguments: object) -> None:
         """Have every active member support a call of the council and make it."""
         target, data = self.reader.call_data(contract, function, *arguments)
-        active = [m for m in self.members.values() if self.reader.participant(m.id).status == MemberStatus.ACTIVE]
+        active = [
+            m for m in self.members.values() if self.reader.participant(m.id).status == MemberStatus.ACTIVE
+        ]
         first, *others = active
         receipt = first.ledger.transact("MemberCouncil", "propose", target, data)
         number = first.ledger.event_of(receipt, "ProposalMade").args["proposalId"]
@@ -132,7 +134,9 @@ class Consortium:
             batches.setdefault(id(ledger), (ledger, []))[1].append(
                 ledger.call_data(contract, function, *arguments)
             )
-        waiting = [self._pool.submit(ledger.transact_many, calls, gas=GAS) for ledger, calls in batches.values()]
+        waiting = [
+            self._pool.submit(ledger.transact_many, calls, gas=GAS) for ledger, calls in batches.values()
+        ]
         return [future.result() for future in waiting]
 
     def events(self, names: Iterable[str] = ()) -> list[LedgerEvent]:
@@ -148,7 +152,9 @@ class Consortium:
         self[steward].ledger.transact("KeyRegistry", "registerKeyDomain", key_id, PARAMETERS_ID, word())
         return key_id
 
-    def bundle(self, steward: str, key_id: KeyId, *, scope: bytes, budget: int = 10**9, **changes: object) -> ArtifactId:
+    def bundle(
+        self, steward: str, key_id: KeyId, *, scope: bytes, budget: int = 10**9, **changes: object
+    ) -> ArtifactId:
         given = {
             "content_digest": word(),
             "key_id": key_id,
@@ -157,7 +163,9 @@ class Consortium:
             "retain_until": FAR,
         }
         ledger = self[steward].ledger
-        receipt = ledger.transact("LineageRegistry", "registerBundle", BundleRegistration(**(given | changes)))
+        receipt = ledger.transact(
+            "LineageRegistry", "registerBundle", BundleRegistration(**(given | changes))
+        )
         artifact = ArtifactId(ledger.event_of(receipt, "BundleRegistered").args["artifactId"])
         ledger.transact("PrivacyBudget", "setBudget", artifact, budget)
         return artifact
@@ -173,11 +181,34 @@ class Consortium:
         receipt = ledger.transact("UsageRights", "requestUsage", artifact, scope, terms)
         return GrantId(ledger.event_of(receipt, "UsageRequested").args["grantId"])
 
-    def granted(self, partner: str, steward: str, artifact: ArtifactId, scope: bytes, **changes: object) -> GrantId:
+    def granted(
+        self, partner: str, steward: str, artifact: ArtifactId, scope: bytes, **changes: object
+    ) -> GrantId:
         terms = replace(TERMS, **changes)
         grant_id = self.request(partner, artifact, scope, terms)
         self[steward].ledger.transact("UsageRights", "grantUsage", grant_id, terms)
         return grant_id
+
+    def granted_all(
+        self, partner: str, wanted: dict[str, tuple[ArtifactId, GrantTerms]]
+    ) -> dict[str, GrantId]:
+        """Ask for and grant rights in two batches; name -> (bundle, terms) to name -> grant."""
+        ledger = self[partner].ledger
+        records = {artifact: self.reader.artifact(artifact) for artifact, _ in wanted.values()}
+        (receipts,) = self.together(
+            (ledger, "UsageRights", "requestUsage", artifact, records[artifact].consent_scope, terms)
+            for artifact, terms in wanted.values()
+        )
+        grants = {
+            name: GrantId(ledger.event_of(receipt, "UsageRequested").args["grantId"])
+            for name, receipt in zip(wanted, receipts, strict=True)
+        }
+        stewards = {member.id: member for member in self.members.values()}
+        self.together(
+            (stewards[records[artifact].steward].ledger, "UsageRights", "grantUsage", grants[name], terms)
+            for name, (artifact, terms) in wanted.items()
+        )
+        return grants
 
     def post(self, partner: str, requests: Iterable[JobRequest]) -> list[JobId]:
         """Post jobs in one batch; their ids in order, admitted or not."""

@@ -1,9 +1,14 @@
-"""Fixtures that tests of the library and of the node share: one chain process, one network of five members."""
+"""Fixtures that tests of the library and of the node share: a chain process, a network of five
+members, a running node, a small sealed bundle."""
 
 from collections.abc import Iterator
 
 import pytest
+
+from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
+from node_fixture import found_home, running_node
+from usufruct.home import Home
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,16 @@ def chain_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def consortium(chain_url: str) -> Consortium:
     return Consortium(chain_url)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> SmallBundle:
+    return small_bundle()
+
+
+@pytest.fixture(scope="session")
+def node_home(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Home of an organisation whose node runs."""
+    home = found_home(tmp_path_factory.mktemp("node") / "north", chain_url)
+    with running_node(home):
+        yield home

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -32,7 +32,7 @@ from usufruct.errors import (
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, OrgId, org_id
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index
-from usufruct_node.intake import accept_record
+from usufruct_node.intake import STAGED, accept_record
 from usufruct_node.queries import Queries
 
 MAX_BODY_BYTES = 4 << 20
@@ -59,6 +59,10 @@ class NodeView(Protocol):
         """Finalised events."""
 
     @property
+    def contracts(self) -> Mapping[str, str]:
+        """Address of each contract of the network, by name."""
+
+    @property
     def store(self) -> BlockStore:
         """Blocks."""
 
@@ -82,7 +86,7 @@ class NodeView(Protocol):
 def build_api(node: NodeView, token: str) -> FastAPI:
     """The ASGI application of one node."""
     api = FastAPI(title="Usufruct node", version="1", docs_url=None, redoc_url=None)
-    queries = Queries(node.index)
+    queries = Queries(node.index, node.contracts)
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
@@ -127,6 +131,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     def members() -> list[dict[str, Any]]:
         """Every organisation ever admitted."""
         return queries.members()
+
+    @api.get("/proposals", dependencies=private, tags=["queries"])
+    def proposals() -> list[dict[str, Any]]:
+        """Proposals of the members' council, newest first."""
+        return queries.proposals()
 
     @api.get("/bundles", dependencies=private, tags=["queries"])
     def bundles() -> list[dict[str, Any]]:
@@ -201,7 +210,7 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         if not isinstance(blocks, list) or not all(isinstance(block, bytes) for block in blocks):
             raise InputError("the body is not a list of byte strings")
         data = [block for block in blocks if isinstance(block, bytes)]
-        await _in_thread(partial(node.store.put_many, data, Codec.RAW, pin="staged"))
+        await _in_thread(partial(node.store.put_many, data, Codec.RAW, pin=STAGED))
         return {"kept": len(data)}
 
     @api.put("/records/{kind}/{cid}", dependencies=private, tags=["content"])
@@ -211,6 +220,8 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Keep a DAG-CBOR record of a known kind; a bundle's blocks must have been staged before."""
         body = await request.body()
         wanted = Cid.parse(cid)
+        if wanted.codec != Codec.DAG_CBOR:
+            raise InputError(f"{wanted} is not the CID of a record")
         wanted.check(body)
         await _in_thread(partial(accept_record, node.store, node.holdings, kind, body))
         return {"cid": str(wanted)}

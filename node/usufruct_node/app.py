@@ -20,12 +20,14 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
     InputError,
+    NotAuthorisedError,
     PortTakenError,
     UsufructError,
 )
@@ -39,6 +41,7 @@ from usufruct_node.api import build_api, new_token
 from usufruct_node.config import NodeSettings
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.intake import STAGED
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import parse_peer_id, peer_id_text
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
+_TIDY_SECONDS = 600.0
 
 
 class Node:
@@ -65,6 +69,8 @@ class Node:
         self._signing_key = keys.ledger_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(network, private_key=keys.ledger_key, patience=settings.ledger_patience_s)
+        (authority,) = self.ledger.read("ParticipantRegistry", "authority")
+        self.contracts = {**network.contracts, "AccessManager": authority}
         self.index = Index(home.index_database)
         self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
         self.holdings = Holdings(home.node_database)
@@ -118,6 +124,7 @@ class Node:
                 )
                 nursery.start_soon(self._keep_membership)
                 nursery.start_soon(self._dispatcher.run)
+                nursery.start_soon(self._tidy)
                 await nursery.start(self._serve_api)
                 task_status.started(self._home.node_address().url)
 
@@ -171,22 +178,27 @@ class Node:
 
         Raises
         ------
-        BlockNotFoundError, PeerRefusedError, PeerError
+        BlockNotFoundError, NotAuthorisedError, PeerRefusedError, PeerError
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
         except BlockNotFoundError:
             if holder == self.org:
                 raise
-        await self._context.fetch([cid], holder, pin="fetched")
-        return await trio.to_thread.run_sync(self.store.get, cid)
+        own = self.index.participant(self.org)
+        if own is None or own.status != MemberStatus.ACTIVE:
+            raise NotAuthorisedError(
+                f"{self._home.organisation().name} is not an active member: no other node will talk to it",
+                hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
+            )
+        return await self._context.fetch_once(cid, holder)
 
     # Wiring.
 
     def _roles(self, roles: Role) -> list[RoleLoop]:
         loops: list[RoleLoop] = []
         if Role.COMPUTE in roles:
-            loops.append(Executor(self._context))
+            loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context))
         if Role.CUSTODIAN in roles:
@@ -198,7 +210,7 @@ class Node:
     def _authorise(self, peer_id: str, cid: Cid) -> bool:
         member = self.index.participant_by_peer(parse_peer_id(peer_id))
         return member is not None and any(
-            may_read(self.index, member, cid, holding) for holding in self.holdings.of(cid)
+            may_read(self.index, self.org, member, cid, holding) for holding in self.holdings.of(cid)
         )
 
     def _read_block(self, cid: Cid) -> bytes | None:
@@ -212,6 +224,17 @@ class Node:
 
     def _troubled(self, reason: str | None) -> None:
         self._ledger_trouble = reason
+
+    async def _tidy(self) -> None:
+        """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
+        await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
+        while True:
+            try:
+                removed = await trio.to_thread.run_sync(self._context.tidy)
+                _log.debug("%d blocks of ended jobs removed", removed)
+            except UsufructError as exc:
+                _log.warning("cannot free what ended jobs left behind: %s", exc)
+            await trio.sleep(_TIDY_SECONDS)
 
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()
@@ -231,7 +254,7 @@ class Node:
             _log.warning("peer %s is no longer an active member: closing its connections", peer)
             await self._host.close_peer(peer)
         own = next((m for m in members if m.id == self.org), None)
-        endpoint = self._host.multiaddr.split("/p2p/")[0]
+        endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
         if own is None or own.status != MemberStatus.ACTIVE or endpoint in (own.endpoint, self._announced):
             return
         try:
@@ -244,15 +267,13 @@ class Node:
 
     async def _serve_api(self, *, task_status: TaskStatus[None]) -> None:
         token = new_token()
-        if self._home.api_token.is_file():
-            token = self._home.api_token.read_text("ascii").strip()
-        else:
-            write_private(self._home.api_token, token.encode("ascii"))
+        write_private(self._home.api_token, token.encode("ascii"))
         descriptor, port = _listen(self._settings.api_port)
         config = Config()
         config.bind = [f"fd://{descriptor}"]
         config.errorlog = logging.getLogger("hypercorn.error")
         config.accesslog = None
+        config.graceful_timeout = 0.5
         app = build_api(self, token)
         try:
             async with trio.open_nursery() as nursery:
@@ -341,7 +362,12 @@ def exclusive(home: Home) -> Iterator[None]:
     """
     with (home.root / "node.lock").open("a") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for attempt in Retrying(
+                retry=retry_if_exception_type(OSError), stop=stop_after_delay(1), wait=wait_fixed(0.05), reraise=True
+            ):
+                # A command that looks whether a node runs holds the lock for an instant.
+                with attempt:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise ConfigurationError(
                 f"another node runs on {home.root}", hint="stop it first, or use another home"

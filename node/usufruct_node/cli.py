@@ -26,7 +26,9 @@ from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
 
 app = typer.Typer(
-    help="Run and look after a node of the Usufruct network.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Run and look after a node of the Usufruct network.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 devnet_app = typer.Typer(help="A whole network on this machine, for development.", no_args_is_help=True)
 app.add_typer(devnet_app, name="devnet")
@@ -34,7 +36,8 @@ out = Console()
 err = Console(stderr=True)
 
 PassphraseOption = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="File of mode 0600; default: the one in the home, or a prompt.")
+    Path | None,
+    typer.Option("--passphrase-file", help="File of mode 0600; default: the one in the home, or a prompt."),
 ]
 DirectoryOption = Annotated[Path, typer.Option("--dir", help="Directory of the development network.")]
 
@@ -45,11 +48,16 @@ def init(
     home: Annotated[Path, typer.Option("--home", help="Directory to make.")],
     name: Annotated[str, typer.Option(help="Label of the organisation: a-z, 0-9 and hyphens.")],
     role: Annotated[
-        list[str], typer.Option(help="steward, custodian, partner, compute, verifier, auditor; may be repeated.")
+        list[str],
+        typer.Option(help="steward, custodian, partner, compute, verifier, auditor; may be repeated."),
     ],
     network: Annotated[Path | None, typer.Option(help="network.json from another member.")] = None,
-    authority_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
-    node_passphrase_file: Annotated[Path | None, typer.Option(help="File of mode 0600; default: a prompt.")] = None,
+    authority_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600; default: a prompt.")
+    ] = None,
+    node_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600; default: a prompt.")
+    ] = None,
 ) -> None:
     """Make a home: keys, and the public record on which the members vote."""
     record = create_home(
@@ -66,7 +74,9 @@ def init(
     if network is not None:
         (home / "network.json").write_bytes(network.read_bytes())
     out.print(f"home {home} of {record.name}")
-    out.print(f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission")
+    out.print(
+        f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission"
+    )
 
 
 @app.command()
@@ -95,7 +105,10 @@ def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
                     return
 
     with exclusive(place):
-        trio.run(serve)
+        try:
+            trio.run(serve)
+        except BaseExceptionGroup as group:
+            raise _own_error(group) from group
 
 
 @app.command()
@@ -170,6 +183,14 @@ def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOpt
     out.print(table)
 
 
+def _own_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of ours that ended a nursery, without the nurseries around it; the group itself when there is none."""
+    found: BaseException = group.subgroup(UsufructError) or group
+    while found is not group and isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
 def _health(net: Devnet, name: str) -> str:
     try:
         health = net.health(name)
@@ -183,5 +204,3 @@ def _health(net: Devnet, name: str) -> str:
 def main() -> None:
     """Entry point."""
     app()
-
-

@@ -5,9 +5,10 @@ No secret is a setting: passphrases come from files or a prompt, never from here
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,15 +28,17 @@ class NodeSettings(BaseSettings):
     """Address on which other members' nodes connect (libp2p over TCP)."""
     listen_port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free port and announces it on the ledger."""
+    announce: str | None = None
+    """Multiaddr that others are told, such as `/dns4/node.example.org/tcp/4001`, where `listen_host` cannot be dialled."""
     api_port: int = Field(default=0, ge=0, le=65535)
     """Loopback port of the HTTP interface; 0 takes a free one."""
-    poll_s: float = Field(default=0.2, gt=0)
+    poll_s: float = Field(default=0.2, gt=0, le=3600)
     """Seconds between looks at the chain."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run kernels."""
     quota_bytes: int | None = Field(default=None, gt=0)
     """Most bytes that the block store keeps; no limit by default."""
-    ledger_patience_s: float = Field(default=30.0, gt=0)
+    ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)
     """How long a call is repeated while no endpoint answers."""
 
     @classmethod
@@ -48,20 +51,38 @@ class NodeSettings(BaseSettings):
             If a setting is unknown or out of range.
         """
         file = home / "node.toml"
+        prefix = str(cls.model_config.get("env_prefix", ""))
+        known = {f"{prefix}{name}".upper() for name in cls.model_fields}
+        unknown = sorted(
+            name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known
+        )
+        if unknown:
+            raise ConfigurationError(
+                f"no setting is called {unknown[0]}", hint=f"settings are {', '.join(sorted(known))}"
+            )
 
-        class _Settings(cls):  # type: ignore[valid-type,misc]
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file))
+        class HomeSettings(cls, toml_file=file):  # type: ignore[valid-type,misc,call-arg]
+            """The same settings with this home's file."""
 
         try:
-            return cls.model_construct(**_Settings().model_dump())
-        except (ValidationError, ValueError) as exc:
+            loaded: NodeSettings = HomeSettings()
+        except ValueError as exc:
             raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc
+        if loaded.announce is None and loaded.listen_host in ("0.0.0.0", "::", ""):  # noqa: S104
+            raise ConfigurationError(
+                f"settings of {home}: nobody can dial {loaded.listen_host!r}",
+                hint=f"set `announce` in {file} to the address that other members reach",
+            )
+        return loaded
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """First wins: arguments, environment, the home's file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))

@@ -102,8 +102,11 @@ class Devnet:
 
     def down(self, *, say: Say = lambda _: None) -> None:
         """Stop everything, nodes first; waits until each process is gone."""
+        for member in self.members:
+            if pid := self._alive(member.name):
+                os.kill(pid, signal.SIGTERM)
         for name in [*(member.name for member in self.members), "chain"]:
-            if self.running().get(name):
+            if self._alive(name):
                 say(f"stopping {name}")
                 self.stop(name)
 
@@ -119,6 +122,8 @@ class Devnet:
         words = [str(word) for pair in options.items() for word in pair]
         self._spawn("chain", ["usufruct_node.chain", *words])
         self._until("chain", lambda: read_endpoint(home))
+        if self.network_file.exists():
+            self.refresh_endpoint()
         return read_endpoint(home)
 
     def start_node(self, name: str, *, wait: bool = True) -> None:

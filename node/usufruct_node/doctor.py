@@ -1,4 +1,4 @@
-"""Looks at a home from outside, without a running node: everything that must be right before one is started."""
+"""Looks at a home from outside: everything that must be right before its node is started, and whether one answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from usufruct.errors import ConfigurationError, UsufructError
+import httpx
+
+from usufruct.errors import ConfigurationError, NodeUnreachableError, UsufructError
 from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
@@ -44,7 +46,7 @@ def examine(home: Home, node_passphrase: str) -> list[Finding]:
     check("disk", lambda: _disk(home))
     check("chain and contracts", lambda: _chain(home))
     check("membership", lambda: _membership(home))
-    check("node", lambda: home.node_address().url)
+    check("node", lambda: _node(home))
     return findings
 
 
@@ -86,3 +88,16 @@ def _membership(home: Home) -> str:
             f"{home.organisation().name} is not an active member ({member.status.name}): ask one to propose its admission"
         )
     return f"active, listening at {member.endpoint}"
+
+
+def _node(home: Home) -> str:
+    """A node that was killed leaves its address behind, so ask."""
+    url = home.node_address().url
+    try:
+        answer: dict[str, object] = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, ValueError) as exc:
+        raise NodeUnreachableError(f"{url} does not answer: {exc}") from exc
+    unwell = [f"{part}: {state}" for part, state in answer.items() if part != "ok" and state != "ok"]
+    if unwell:
+        raise ConfigurationError(f"{url} is up, but {', '.join(unwell)}")
+    return url

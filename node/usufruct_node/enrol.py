@@ -30,7 +30,9 @@ def create_home(
     InputError
         If the name is no label.
     """
-    organisation = Organisation(name=name, roles=[r.name.lower() for r in Role if r and r in roles and r.name])
+    organisation = Organisation(
+        name=name, roles=[r.name.lower() for r in Role if r and r in roles and r.name]
+    )
     org_id(name)
     if (root / "organisation.json").exists():
         raise ConfigurationError(f"{root} is a home already", hint="choose another directory")

@@ -7,7 +7,6 @@ open to all active members. Everything else is refused.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from usufruct.content import Cid
-from usufruct.records import JobId, JobState, MemberStatus, Participant, Role
+from usufruct.records import JobId, JobState, MemberStatus, OrgId, Participant, Role
 from usufruct_node.index import Index, JobRow
+from usufruct_node.local import open_local
 
 
 class Purpose(StrEnum):
@@ -61,16 +61,12 @@ class Holdings:
     """Durable map from CID to reasons; thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600, exist_ok=True)
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        with self._lock, self._db:
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
-                " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID"
-            )
+        self._db = open_local(
+            path,
+            "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
+            " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID",
+        )
 
     def add(self, cids: Iterable[Cid], purpose: Purpose, ref: bytes = b"") -> None:
         """Note a reason for blocks; idempotent."""
@@ -98,27 +94,39 @@ class Holdings:
             self._db.close()
 
 
-def may_read(index: Index, member: Participant, cid: Cid, holding: Holding) -> bool:
-    """Whether a member has business with a block that is kept for this reason, as of the indexed block."""
+def may_read(index: Index, holder: OrgId, member: Participant, cid: Cid, holding: Holding) -> bool:
+    """Whether a member has business with a block that `holder`, whose node asks this, keeps for this reason.
+
+    Decided as of the indexed block. Only what the ledger says about the holder's own bundles and jobs counts: a record of
+    somebody else that cites the same digest opens nothing.
+    """
     if member.status != MemberStatus.ACTIVE:
         return False
+    audits = Role.AUDITOR in member.roles
     if holding.purpose == Purpose.CATALOGUE:
         return True
-    if Role.AUDITOR in member.roles and holding.purpose != Purpose.RESULT:
-        return True
     if holding.purpose == Purpose.BUNDLE:
-        bundles = index.bundles_with_content(holding.ref)
-        jobs = [row for bundle in bundles for row in index.jobs(*_EXECUTION, artifact_id=bundle)]
-        return any(_executes(member, row) for row in jobs)
+        return audits or any(_executes(member, row) for row in _jobs_on_own_bundle(index, holder, holding.ref))
     if holding.purpose == Purpose.PARAMETERS:
-        jobs = index.jobs_with_parameters(cid.digest)
-        return any(_executes(member, row) or _keeps_key(index, member, row) for row in jobs)
+        own = [row for row in index.jobs_with_parameters(cid.digest) if row.job.requester == holder]
+        live = [row for row in own if row.job.state != JobState.DENIED]
+        return audits or any(_executes(member, row) or _keeps_key(index, member, row) for row in live)
     row = index.job(JobId(holding.ref))
     if row is None:
         return False
     if holding.purpose == Purpose.RESULT:
         return row.job.state in _RESULT_PUBLIC and _checks_result(index, member, row)
-    return row.job.state == JobState.RELEASED and member.id == row.job.requester
+    return row.job.state == JobState.RELEASED and (audits or member.id == row.job.requester)
+
+
+def _jobs_on_own_bundle(index: Index, holder: OrgId, manifest_digest: bytes) -> list[JobRow]:
+    """Jobs in execution on bundles that the holder itself registered with this manifest."""
+    found: list[JobRow] = []
+    for artifact_id in index.bundles_with_content(manifest_digest):
+        artifact = index.artifact(artifact_id)
+        if artifact is not None and artifact.steward == holder:
+            found += index.jobs(*_EXECUTION, artifact_id=artifact_id)
+    return found
 
 
 def _executes(member: Participant, row: JobRow) -> bool:

@@ -15,6 +15,9 @@ from usufruct_node.holdings import Holdings, Purpose
 
 Record = Mapping[str, object]
 
+STAGED = "staged"
+"""Pin of blocks that were handed over but that no record links yet."""
+
 
 def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes) -> Cid:
     """Keep a record of a known kind; a bundle takes its staged blocks with it.
@@ -40,14 +43,19 @@ def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes)
 
 def _adopt_blocks(store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tuple[Cid, ...]) -> None:
     pin = f"bundle:{bundle.digest.hex()}"
+    absent = [block for block in blocks if not store.has(block)]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(blocks)} blocks of the bundle were not staged, first {absent[0]}"
+        )
     try:
         for block in blocks:
             store.pin(block, pin)
     except BlockNotFoundError as exc:
-        raise InputError(f"a block of the bundle was not staged: {exc}") from exc
+        raise InputError(f"a block of the bundle was collected while it was taken in: {exc}") from exc
     holdings.add(blocks, Purpose.BUNDLE, bundle.digest)
     for block in blocks:
-        store.unpin(block, "staged")
+        store.unpin(block, STAGED)
 
 
 def _check_public(record: Record) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import eth_abi.abi
+import eth_abi.exceptions
 
 from usufruct.errors import BlockNotFoundError, UnknownKernelError
 from usufruct.he.kernels import kernel_by_id
+from usufruct.ledger.abi import load_abi
 from usufruct.records import (
     Artifact,
     ArtifactId,
@@ -31,8 +35,9 @@ class UnknownRecordError(BlockNotFoundError):
 class Queries:
     """Read-only; every answer is as of the newest indexed block."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, contracts: Mapping[str, str]) -> None:
         self._index = index
+        self._contracts = {address.lower(): name for name, address in contracts.items()}
 
     def members(self) -> list[dict[str, Any]]:
         """Every organisation ever admitted."""
@@ -70,7 +75,7 @@ class Queries:
 
     def jobs(self, states: Sequence[JobState], limit: int) -> list[dict[str, Any]]:
         """Jobs, newest first."""
-        rows = self._index.jobs(*states, limit=1_000_000)
+        rows = self._index.jobs(*states)
         return [self._job(row) for row in reversed(rows[-limit:])]
 
     def job(self, job_id: JobId) -> dict[str, Any]:
@@ -90,11 +95,9 @@ class Queries:
     def denials(self, limit: int) -> list[dict[str, Any]]:
         """Every refusal, newest first."""
         found: list[dict[str, Any]] = []
-        for event in self._index.events("JobDenied", "UsageDenied", "JobEnded", limit=limit * 4):
+        for event in self._index.refusals(limit=limit):
             args = event["args"]
             reason = Refusal(args["reason"])
-            if reason == Refusal.NONE:
-                continue
             subject = args.get("jobId") or args.get("grantId")
             row = self._index.job(JobId(bytes.fromhex(args["jobId"][2:]))) if "jobId" in args else None
             found.append(
@@ -110,7 +113,38 @@ class Queries:
                     "transaction_hash": event["transaction_hash"],
                 }
             )
-        return found[:limit]
+        return found
+
+    def proposals(self) -> list[dict[str, Any]]:
+        """Proposals of the members' council, newest first: what would be called, and who voted how."""
+        votes: dict[int, dict[str, bool]] = {}
+        executed = set()
+        answers = []
+        for event in reversed(self._index.events("ProposalMade", "VoteCast", "ProposalExecuted")):
+            args = event["args"]
+            number = args["proposalId"]
+            if event["name"] == "VoteCast":
+                votes.setdefault(number, {})[_org_name(args["voter"])] = args["support"]
+            elif event["name"] == "ProposalExecuted":
+                executed.add(number)
+            else:
+                answers.append(
+                    {
+                        "proposal": number,
+                        "proposer": _org_name(args["proposer"]),
+                        "call": _call_text(self._contracts.get(args["target"].lower()), bytes.fromhex(args["data"][2:])),
+                        "deadline": args["deadline"],
+                    }
+                )
+        return [
+            answer
+            | {
+                "executed": answer["proposal"] in executed,
+                "for": [name for name, support in votes.get(answer["proposal"], {}).items() if support],
+                "against": [name for name, support in votes.get(answer["proposal"], {}).items() if not support],
+            }
+            for answer in reversed(answers)
+        ]
 
     def lineage(self, artifact_id: ArtifactId, direction: str) -> dict[str, Any]:
         """Artifacts and (child, parent) edges reachable from one artifact."""
@@ -283,3 +317,29 @@ def _kernel_name(kernel_id: bytes) -> str:
         return kernel_by_id(kernel_id).name
     except UnknownKernelError:
         return kernel_id.hex()
+
+
+def _org_name(value: str) -> str:
+    return unlabel(bytes.fromhex(value[2:]))
+
+
+def _call_text(contract: str | None, data: bytes) -> str:
+    """A governed call in full: contract, function, and every argument."""
+    if contract is None:
+        return f"UNKNOWN CONTRACT: {data.hex()}"
+    for function in load_abi(contract).functions.values():
+        if function.selector == data[:4]:
+            try:
+                values = eth_abi.abi.decode(function.input_types, data[4:])
+            except (eth_abi.exceptions.DecodingError, UnicodeDecodeError):
+                break
+            return f"{contract}.{function.name}({', '.join(_argument(value) for value in values)})"
+    return f"{contract}: UNKNOWN CALL {data.hex()}"
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, bytes):
+        return unlabel(value) if len(value) == 32 else "0x" + value.hex()
+    if isinstance(value, tuple):
+        return f"({', '.join(_argument(item) for item in value)})"
+    return str(value)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,15 @@ from usufruct import consent, job, lineage, register, release, rights
 from usufruct.consent import ConsentBook, ConsentReceipt
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
-from usufruct.errors import BlockNotFoundError, InputError, NotAuthorisedError
+from usufruct.errors import (
+    BlockNotFoundError,
+    ContentError,
+    InputError,
+    IntegrityError,
+    NodeUnreachableError,
+    NotAuthorisedError,
+    VerificationError,
+)
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.bfv import SecretKey
 from usufruct.he.kernels import QuantisedModel, quantise_model
@@ -50,7 +60,9 @@ from usufruct.release import Release
 from usufruct.seal import SealedFeatures, seal_features
 from usufruct.verify import ResultManifest, check_possessions
 
+_log = logging.getLogger(__name__)
 _DAY = 86_400
+_POLL_SECONDS = 0.25
 
 
 class Client:
@@ -81,7 +93,7 @@ class Client:
         """
         place = home if isinstance(home, Home) else Home.at(home)
         organisation = place.organisation()
-        keys = identity.load_authority_keys(_open_keystore(place, passphrase_file))
+        keys = identity.load_authority_keys(open_authority_keystore(place, passphrase_file))
         ledger = Ledger.open(
             Network.load(place.network_file),
             private_key=keys.ledger_key,
@@ -114,7 +126,9 @@ class Client:
             raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
         found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
         if len(found) != 1:
-            raise InputError(f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id")
+            raise InputError(
+                f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id"
+            )
         return _id_bytes(found[0], kind)
 
     # 1 features, 2 seal.
@@ -143,9 +157,7 @@ class Client:
         progress: Progress | None = None,
     ) -> PublishedBundle:
         """Hand a sealed bundle to the own node; see `usufruct.publish.publish_bundle`."""
-        return publish_bundle(
-            sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress
-        )
+        return publish_bundle(sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress)
 
     def register_key_domain(self, public: Mapping[str, object]) -> KeyId:
         """Register a key domain of which this organisation keeps the secret."""
@@ -161,7 +173,7 @@ class Client:
             published,
             policy=policy,
             retain_until=self._in_days(retain_days),
-            budget_rho_micro=_micro(budget_rho),
+            budget_rho_micro=micro(budget_rho),
         )
 
     def change_policy(self, artifact_id: ArtifactId, policy: Policy) -> Cid:
@@ -203,8 +215,12 @@ class Client:
     # 6 rights.
 
     def bundles(self) -> list[FeatureBundle]:
-        """Every registered bundle whose steward is a member: metadata, never a value."""
-        return [self.bundle(entry["artifact_id"]) for entry in self.content.query("/bundles")]
+        """Every registered bundle that can be read: metadata, never a value.
+
+        One whose steward does not answer, or sends what is no manifest, is left out and logged: no steward can hide the
+        bundles of the others.
+        """
+        return list(self._readable_bundles())
 
     def bundle(self, artifact_id: str | ArtifactId) -> FeatureBundle:
         """One registered bundle, by id."""
@@ -226,7 +242,7 @@ class Client:
             kernels=kernels,
             uses=uses,
             expires_at=self._in_days(days),
-            rho_micro=_micro(rho),
+            rho_micro=micro(rho),
             row_level=row_level,
         )
         return rights.request_usage(
@@ -249,9 +265,7 @@ class Client:
         """Take one grant back."""
         rights.revoke_usage(self.ledger, grant_id)
 
-    def revoke_all(
-        self, *, artifact_id: ArtifactId | None = None, grantee: str | None = None
-    ) -> None:
+    def revoke_all(self, *, artifact_id: ArtifactId | None = None, grantee: str | None = None) -> None:
         """Take back every grant on a bundle, or every grant to a partner, in one call."""
         if (artifact_id is None) == (grantee is None):
             raise InputError("name either a bundle or a partner")
@@ -295,7 +309,7 @@ class Client:
 
     def estimate(self, bundle: FeatureBundle, parameters: JobParameters, *, rho: float) -> Estimate:
         """What a job would cost and how exact it would be; nothing is sent."""
-        return job.estimate(bundle, parameters, rho_micro=_micro(rho))
+        return job.estimate(bundle, parameters, rho_micro=micro(rho))
 
     def post(
         self,
@@ -324,7 +338,7 @@ class Client:
             bundle,
             checked,
             grant_id=grant_id or self._grant_on(bundle.artifact_id),
-            rho_micro=_micro(rho),
+            rho_micro=micro(rho),
             consent_epoch=consent_epoch,
             nonce=nonce,
         )
@@ -360,12 +374,16 @@ class Client:
         manifest = ResultManifest.from_record(
             self.content.get_record(Cid.from_digest(record.result_digest, Codec.DAG_CBOR), holder=executor)
         )
-        blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
+        artifact = self.ledger.artifact(record.request.artifact_id)
+        named = (manifest.job_id, manifest.bundle.digest, manifest.parameters.digest)
+        if named != (job_id, artifact.content_digest, record.request.parameters_digest):
+            raise VerificationError("the result manifest names another job or other inputs")
         revealed = {
-            OrgId(bytes.fromhex(event["args"]["verifier"][2:])): bytes.fromhex(event["args"]["possession"][2:])
-            for event in self.content.query(f"/jobs/{job_id.hex()}")["events"]
-            if event["name"] == "VerdictRevealed" and event["args"]["agrees"]
+            OrgId(_bytes(event.args["verifier"])): _bytes(event.args["possession"])
+            for event in lineage.job_events(self.ledger, self.content, job_id)
+            if event.name == "VerdictRevealed" and event.args["agrees"]
         }
+        blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
         return check_possessions(revealed, blocks, replicas=record.replicas)
 
     def open_release(self, job_id: JobId, *, patience_s: float = 30.0) -> Release:
@@ -393,20 +411,31 @@ class Client:
 
     # 10 lineage.
 
-    def release_artifact(self, job_id: JobId) -> ArtifactId:
-        """Artifact id of a job's release."""
-        artifacts = self.content.query(f"/jobs/{job_id.hex()}")["artifacts"]
-        if len(artifacts) != 2:
-            raise InputError(f"job {job_id.hex()[:12]} has no release")
-        return ArtifactId(bytes.fromhex(artifacts[1]))
+    def release_artifact(self, job_id: JobId, *, patience_s: float = 30.0) -> ArtifactId:
+        """Artifact id of a job's release; waits until the own node has indexed it.
 
-    def lineage(
-        self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None
-    ) -> Lineage:
+        Raises
+        ------
+        InputError
+            If the job has no release.
+        NodeUnreachableError
+            If the node does not come to it within `patience_s`.
+        """
+        if self.ledger.job(job_id).state != JobState.RELEASED:
+            raise InputError(f"job {job_id.hex()[:12]} has no release")
+        deadline = time.monotonic() + patience_s
+        while True:
+            with contextlib.suppress(BlockNotFoundError):
+                artifacts = self.content.query(f"/jobs/{job_id.hex()}")["artifacts"]
+                if len(artifacts) == 2:
+                    return ArtifactId(bytes.fromhex(artifacts[1]))
+            if time.monotonic() > deadline:
+                raise NodeUnreachableError(f"the node has not indexed the release of job {job_id.hex()[:12]}")
+            time.sleep(_POLL_SECONDS)
+
+    def lineage(self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None) -> Lineage:
         """Walk from an artifact back to its bundles, re-checking every event and every content."""
-        return lineage.lineage_of(
-            self.ledger, self.content, _artifact_id(artifact_id), progress=progress
-        )
+        return lineage.lineage_of(self.ledger, self.content, _artifact_id(artifact_id), progress=progress)
 
     def impact(self, artifact_id: str | ArtifactId) -> list[dict[str, Any]]:
         """Results and releases that rest on a bundle, and whether the consent they used is still in force."""
@@ -432,8 +461,19 @@ class Client:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
 
+    def _readable_bundles(self) -> Iterator[FeatureBundle]:
+        for entry in self.content.query("/bundles"):
+            try:
+                yield self.bundle(entry["artifact_id"])
+            except NodeUnreachableError:
+                raise
+            except (ContentError, IntegrityError, InputError, NotAuthorisedError) as exc:
+                _log.warning(
+                    "bundle %s of %s is left out: %s", entry["artifact_id"][:12], entry["steward"], exc
+                )
+
     def _in_days(self, days: float) -> int:
-        return max(int(time.time()), self.ledger.finalised().timestamp) + int(days * _DAY)
+        return max(int(time.time()), self.ledger.finalised().timestamp) + seconds(days)
 
     def _grant_on(self, artifact_id: ArtifactId) -> GrantId:
         for entry in self.grants():
@@ -453,16 +493,39 @@ class Client:
                 time.sleep(0.25)
 
 
-def _open_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+def open_authority_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+    """The authority's keys: with the passphrase of this file, of the home's own, or asked for."""
     default = home.authority_passphrase if home.authority_passphrase.is_file() else None
-    passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {home.authority_keystore}: ")
+    passphrase = read_passphrase(
+        passphrase_file or default, prompt=f"Passphrase of {home.authority_keystore}: "
+    )
     return KeyStore.open(home.authority_keystore, passphrase)
 
 
-def _micro(rho: float) -> int:
+def micro(rho: float) -> int:
+    """A privacy budget in rho as millionths, at least 1.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive, finite number.
+    """
     if not np.isfinite(rho) or rho <= 0:
         raise InputError("a privacy budget is a positive number (rho of zCDP)")
     return max(1, round(rho * MICRO))
+
+
+def seconds(days: float) -> int:
+    """A duration in whole seconds.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive, finite number.
+    """
+    if not np.isfinite(days) or days <= 0:
+        raise InputError("a duration in days is a positive number")
+    return int(days * _DAY)
 
 
 def _artifact_id(value: str | ArtifactId) -> ArtifactId:
@@ -477,3 +540,9 @@ def _id_bytes(text: str, kind: str) -> bytes:
     if len(raw) != 32:
         raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits")
     return raw
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise VerificationError(f"an event carries {type(value).__name__} where bytes belong")
+    return value

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,17 @@ import numpy as np
 import numpy.typing as npt
 from eth_utils.crypto import keccak
 
-from usufruct.content import Cid
+from usufruct.content import Cid, dag
 from usufruct.content.node import NodeContent
-from usufruct.errors import InputError, ManifestError, VerificationError
+from usufruct.errors import (
+    ConfigurationError,
+    InputError,
+    ManifestError,
+    ReleaseRefusedError,
+    VerificationError,
+)
 from usufruct.ledger import Ledger, typed_data
-from usufruct.records import ConsentEpoch, OrgId, label
+from usufruct.records import ConsentEpoch, OrgId, Refusal, label
 
 STATUS_TYPE = "usufruct/status/1"
 MAX_STATUS_BITS = 1 << 23
@@ -44,6 +50,19 @@ CREATE TABLE IF NOT EXISTS receipt (
     withdrawn_at INTEGER,
     PRIMARY KEY (scope, position),
     UNIQUE (scope, subject)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS former_receipt (
+    scope TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    subject TEXT NOT NULL,
+    salt BLOB NOT NULL,
+    pseudonym BLOB NOT NULL,
+    notice_digest BLOB NOT NULL,
+    given_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    signature BLOB NOT NULL,
+    withdrawn_at INTEGER,
+    PRIMARY KEY (scope, position, given_at, salt)
 ) WITHOUT ROWID;
 """
 
@@ -149,12 +168,20 @@ class ConsentStatus:
 
     scope: str
     epoch: int
+    valid_until: int
+    """Unix seconds at which the first consent in force expires; anchor the next epoch before. 0 when none is in force."""
     bits: bytes
     """Position i is bit 7 - i % 8 of byte i // 8, as in the W3C Bitstring Status List."""
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block is public to members."""
-        return {"type": STATUS_TYPE, "scope": self.scope, "epoch": self.epoch, "bits": self.bits}
+        return {
+            "type": STATUS_TYPE,
+            "scope": self.scope,
+            "epoch": self.epoch,
+            "valid_until": self.valid_until,
+            "bits": self.bits,
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> ConsentStatus:
@@ -164,14 +191,30 @@ class ConsentStatus:
         ------
         ManifestError
         """
-        if record.get("type") != STATUS_TYPE or set(record) != {"type", "scope", "epoch", "bits"}:
+        fields = {"type", "scope", "epoch", "valid_until", "bits"}
+        if record.get("type") != STATUS_TYPE or set(record) != fields:
             raise ManifestError("not a consent status record")
-        scope, epoch, bits = record["scope"], record["epoch"], record["bits"]
-        if not isinstance(scope, str) or type(epoch) is not int or not isinstance(bits, bytes):
+        scope, epoch, until, bits = (record[name] for name in ("scope", "epoch", "valid_until", "bits"))
+        if not isinstance(scope, str) or not isinstance(bits, bytes):
             raise ManifestError("consent status: a field has the wrong type")
-        if epoch < 1 or len(bits) * 8 > MAX_STATUS_BITS:
-            raise ManifestError("consent status: epoch below 1 or bitstring too long")
-        return cls(scope=scope, epoch=epoch, bits=bits)
+        if type(epoch) is not int or type(until) is not int:
+            raise ManifestError("consent status: a field has the wrong type")
+        if epoch < 1 or until < 0 or len(bits) * 8 > MAX_STATUS_BITS:
+            raise ManifestError("consent status: a field is out of range")
+        return cls(scope=scope, epoch=epoch, valid_until=until, bits=bits)
+
+    def check_in_force(self, now: int) -> None:
+        """Refuse an epoch in which a consent has expired since it was anchored.
+
+        Raises
+        ------
+        ReleaseRefusedError
+        """
+        if now >= self.valid_until:
+            raise ReleaseRefusedError(
+                Refusal.CONSENT_EPOCH_STALE.name,
+                hint="a consent has expired: the steward must anchor the next epoch (`usufruct consent anchor`)",
+            )
 
     def consenting(self) -> npt.NDArray[np.bool_]:
         """Shape (8 * len(bits),): True where consent is in force."""
@@ -209,31 +252,34 @@ class ConsentBook:
     ) -> dict[str, int]:
         """Write and sign one receipt per subject; returns subject -> position in the status bitstring.
 
-        Positions are drawn in random order, so that they say nothing about the order of `subjects`.
+        Positions are drawn in random order, so that they say nothing about the order of `subjects`. Who withdrew, or whose
+        consent has expired, may consent again and keeps the position; the former receipt is kept beside the new one.
 
         Raises
         ------
         InputError
-            If a subject is repeated or has a receipt already; nothing was written.
+            If a subject is repeated or has a receipt in force; nothing was written.
         """
         if len(set(subjects)) != len(subjects):
             raise InputError("a subject is listed twice")
         now = int(time.time())
-        notice_digest = Cid.of(notice).digest
         order = list(subjects)
         secrets.SystemRandom().shuffle(order)
         positions: dict[str, int] = {}
         with self._transaction() as db:
-            (first,) = db.execute(
+            (free,) = db.execute(
                 "SELECT coalesce(max(position) + 1, 0) FROM receipt WHERE scope = ?", (scope,)
             ).fetchone()
-            for position, subject in enumerate(order, start=first):
+            for subject in order:
+                former = self._superseded(db, subject, scope, now)
+                position = free if former is None else former
+                free += former is None
                 receipt = ConsentReceipt(
                     scope=scope,
                     position=position,
                     salt=secrets.token_bytes(32),
                     pseudonym=pseudonym_of(self._key, subject, self._steward, scope),
-                    notice_digest=notice_digest,
+                    notice_digest=Cid.of(notice).digest,
                     given_at=now,
                     expires_at=expires_at,
                     signature=b"",
@@ -245,41 +291,44 @@ class ConsentBook:
                     receipt.values(self._steward),
                     **_domain(ledger),
                 )
-                try:
-                    db.execute(
-                        "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-                        (
-                            scope,
-                            position,
-                            subject,
-                            receipt.salt,
-                            receipt.pseudonym,
-                            notice_digest,
-                            now,
-                            expires_at,
-                            signature,
-                        ),
-                    )
-                except sqlite3.IntegrityError as exc:
-                    raise InputError(f"subject {subject!r} has a receipt for {scope!r} already") from exc
+                _insert(db, subject, replace(receipt, signature=signature))
                 positions[subject] = position
         return positions
 
+    @staticmethod
+    def _superseded(db: sqlite3.Connection, subject: str, scope: str, now: int) -> int | None:
+        """Put a subject's former receipt aside; its position, or None when there was none."""
+        row = db.execute(
+            "SELECT position, expires_at, withdrawn_at FROM receipt WHERE scope = ? AND subject = ?",
+            (scope, subject),
+        ).fetchone()
+        if row is None:
+            return None
+        position, expires_at, withdrawn_at = row
+        if withdrawn_at is None and expires_at > now:
+            raise InputError(f"subject {subject!r} has a receipt for {scope!r} already")
+        db.execute(
+            "INSERT INTO former_receipt SELECT * FROM receipt WHERE scope = ? AND position = ?",
+            (scope, position),
+        )
+        db.execute("DELETE FROM receipt WHERE scope = ? AND position = ?", (scope, position))
+        return int(position)
+
     def withdraw(self, subject: str, *, scope: str) -> None:
-        """Note a withdrawal; it takes effect with the next epoch.
+        """Note a withdrawal; it takes effect with the next epoch. Noting it again changes nothing.
 
         Raises
         ------
         InputError
-            If the subject has no receipt in force.
+            If the subject never consented.
         """
         with self._transaction() as db:
-            changed = db.execute(
-                "UPDATE receipt SET withdrawn_at = ? WHERE scope = ? AND subject = ? AND withdrawn_at IS NULL",
+            known = db.execute(
+                "UPDATE receipt SET withdrawn_at = coalesce(withdrawn_at, ?) WHERE scope = ? AND subject = ?",
                 (int(time.time()), scope, subject),
             ).rowcount
-        if changed != 1:
-            raise InputError(f"subject {subject!r} has no consent in force for {scope!r}")
+        if known != 1:
+            raise InputError(f"subject {subject!r} has no receipt for {scope!r}")
 
     def receipt(self, subject: str, *, scope: str) -> ConsentReceipt:
         """A subject's receipt: what it agreed to, and when it withdrew.
@@ -312,30 +361,45 @@ class ConsentBook:
         bits = np.ones(max(8, -(-len(receipts) // 8) * 8), dtype=np.uint8)
         live = [r for r in receipts if r.withdrawn_at is None and r.expires_at > now]
         bits[[r.position for r in live]] = 0
-        status = ConsentStatus(scope=scope, epoch=epoch, bits=np.packbits(bits).tobytes())
+        until = min((r.expires_at for r in live), default=0)
+        status = ConsentStatus(
+            scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes()
+        )
         return status, live
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=30)) as db:
-            db.execute("PRAGMA synchronous = FULL")
-            with db:
-                yield db
+        try:
+            with closing(sqlite3.connect(self._path, timeout=30)) as db:
+                db.execute("PRAGMA synchronous = FULL")
+                with db:
+                    yield db
+        except sqlite3.Error as exc:
+            raise ConfigurationError(f"the consent book {self._path} cannot be used: {exc}") from exc
 
 
 def anchor_epoch(book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope: str) -> ConsentEpoch:
-    """Publish the status bitstring and anchor the next epoch; returns the epoch in force."""
+    """Publish the status bitstring and anchor the next epoch; returns the epoch in force.
+
+    Anchors nothing when the epoch in force says the same already, so that an interrupted call may be repeated.
+    """
     steward = ledger.organisation_of(ledger.address)
-    epoch = ledger.consent_epoch(steward, label(scope)).epoch + 1
-    status, live = book.status(scope, epoch, now=ledger.finalised().timestamp)
+    current = ledger.consent_epoch(steward, label(scope))
+    now = ledger.finalised().timestamp
+    status, live = book.status(scope, current.epoch, now=now)
     leaves = [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in live]
-    cid = node.put_record("status", status.to_record())
+    root = merkle_levels(leaves)[-1][0]
+    unchanged = dag.cid_of(status.to_record()).digest == current.status_digest
+    if current.epoch and unchanged and root == current.consent_root:
+        return current
+    epoch = current.epoch + 1
+    cid = node.put_record("status", replace(status, epoch=epoch).to_record())
     ledger.transact(
         "ConsentRegistry",
         "anchorEpoch",
         label(scope),
         epoch,
-        merkle_levels(leaves)[-1][0],
+        root,
         cid.digest,
         cohort_floor(len(live)),
     )
@@ -361,6 +425,12 @@ def check_receipt(receipt: ConsentReceipt, steward: OrgId, ledger: Ledger) -> No
         receipt.values(steward),
         **_domain(ledger),
     )
+
+
+def _insert(db: sqlite3.Connection, subject: str, receipt: ConsentReceipt) -> None:
+    values = {name: getattr(receipt, name) for name in _COLUMNS.split(", ")} | {"subject": subject}
+    marks = ", ".join(f":{name}" for name in values)
+    db.execute(f"INSERT INTO receipt ({', '.join(values)}) VALUES ({marks})", values)  # noqa: S608
 
 
 def _receipt(row: Sequence[Any]) -> ConsentReceipt:

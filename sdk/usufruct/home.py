@@ -5,6 +5,7 @@ Holds no secret itself: keystores are opened by `usufruct.keys`, the token is re
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -182,9 +183,18 @@ class Home:
             If no node runs on this home.
         """
         path = self.root / "api.json"
-        if not path.is_file():
+        if not path.is_file() or not self._lock_is_held():
             raise NodeUnreachableError(f"no node runs on {self.root}")
         return _load(NodeAddress, path)
+
+    def _lock_is_held(self) -> bool:
+        """A node that was killed leaves `api.json` behind, and its port to whoever takes it; its lock is gone."""
+        try:
+            with (self.root / "node.lock").open("a") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
     def write(self, name: str, model: BaseModel) -> None:
         """Write a small JSON file atomically, mode 0600."""

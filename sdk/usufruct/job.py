@@ -28,6 +28,7 @@ from usufruct.errors import (
 )
 from usufruct.he.kernels import (
     Bounds,
+    BundleShape,
     Kernel,
     KernelParameters,
     kernel_by_id,
@@ -54,6 +55,12 @@ from usufruct.register import Policy
 
 PARAMETERS_TYPE = "usufruct/parameters/1"
 
+MAX_RELEASED_VALUES = 200_000
+"""A release is one block of 2 MiB, 8 bytes a value."""
+
+MAX_RESULT_BLOCKS = 20_000
+"""A result's manifest is one block; a result block has 28 or 55 kB, so this bounds what a job makes others store."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParameters:
@@ -68,6 +75,28 @@ class JobParameters:
     def row_level(self) -> bool:
         """Whether the result has one value per row."""
         return self.parameters.row_level
+
+    def validate(self, shape: BundleShape) -> Bounds:
+        """Prove the worst case of values, noise and sizes, before anything is sent, computed or decrypted.
+
+        Raises
+        ------
+        KernelParameterError, KernelBoundError
+        """
+        bounds = self.kernel.validate(self.parameters, shape)
+        values = bounds.n_outputs if not self.row_level else self.n_columns * shape.n_rows
+        if values > MAX_RELEASED_VALUES or bounds.n_outputs > MAX_RESULT_BLOCKS:
+            raise KernelParameterError(
+                f"the job would release {values} values from {bounds.n_outputs} result blocks;"
+                f" at most {MAX_RELEASED_VALUES} and {MAX_RESULT_BLOCKS} fit",
+                hint="ask for fewer model outputs at a time",
+            )
+        return bounds
+
+    @property
+    def n_columns(self) -> int:
+        """Model outputs of a linear kernel."""
+        return len(self.parameters.bias) if isinstance(self.parameters, LinearParameters) else 1
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block the ledger cites."""
@@ -166,7 +195,7 @@ def check_job(
     subjects = len(np.unique(manifest.row_subjects[mask]))
     if subjects < max(min_cohort, policy.min_cohort):
         raise ReleaseRefusedError(Refusal.COHORT_TOO_SMALL.name)
-    bounds = parameters.kernel.validate(parameters.parameters, manifest.shape)
+    bounds = parameters.validate(manifest.shape)
     return JobInputs(
         manifest=manifest, policy=policy, status=status, parameters=parameters, mask=mask, bounds=bounds
     )
@@ -224,7 +253,7 @@ def estimate(bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int
     KernelBoundError
         If a value could overflow the plaintext modulus, or decrypt wrongly.
     """
-    bounds = parameters.kernel.validate(parameters.parameters, bundle.manifest.shape)
+    bounds = parameters.validate(bundle.manifest.shape)
     sensitivity = parameters.sensitivity(bundle.manifest)
     rows = 1 if parameters.row_level else bundle.manifest.shape.n_rows
     return Estimate(
@@ -251,7 +280,7 @@ def job_parameters(
         parameters=record.parse(parameters),
         result_scale=float(bundle.manifest.schema.scale if result_scale is None else result_scale),
     )
-    record.validate(parsed.parameters, bundle.manifest.shape)
+    parsed.validate(bundle.manifest.shape)
     return parsed
 
 
@@ -285,7 +314,7 @@ def post_job(
     """
     if rho_micro < 1:
         raise InputError("a job must spend at least one millionth of rho")
-    parameters.kernel.validate(parameters.parameters, bundle.manifest.shape)
+    parameters.validate(bundle.manifest.shape)
     cid = node.put_record("parameters", parameters.to_record())
     artifact = ledger.artifact(bundle.artifact_id)
     epoch = ledger.consent_epoch(artifact.steward, artifact.consent_scope).epoch

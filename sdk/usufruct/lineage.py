@@ -7,20 +7,24 @@ a gap, every content is fetched and hashed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
-from usufruct.errors import VerificationError
+from usufruct.errors import MissingEventError, VerificationError
 from usufruct.ledger import Ledger
 from usufruct.ledger.abi import args_from_json
-from usufruct.ledger.series import check_series, event_codec
+from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.publish import read_manifest
-from usufruct.records import ArtifactId, LedgerEvent, unlabel
+from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, OrgId, unlabel
 from usufruct.verify import ResultManifest
 
 Progress = Callable[[str], None]
+
+_MAX_DEPTH = 200
+
+_RIGHTS = ("UsageRequested", "UsageGranted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,10 @@ class Lineage:
     root: LineageNode
     checked: Checked
 
+    def to_json(self) -> dict[str, Any]:
+        """The tree and what was re-checked, as JSON values."""
+        return {"root": _node_json(self.root), "checked": asdict(self.checked)}
+
 
 def lineage_of(
     ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, *, progress: Progress | None = None
@@ -78,18 +86,35 @@ def lineage_of(
     MissingEventError
         If a series of events has a gap.
     VerificationError
-        If an event is not on the chain as the index tells it.
+        If anything that the index tells is not what the chain says.
     BlockMismatchError, ContentError
         If a content has another hash, or cannot be had.
     """
     answer = node.query(f"/lineage/{artifact_id.hex()}")
     walk = _Walk(ledger, node, progress or (lambda _: None))
-    artifacts = {entry["artifact_id"]: entry for entry in answer["artifacts"]}
-    parents: dict[str, list[str]] = {}
-    for child, parent in answer["edges"]:
-        parents.setdefault(child, []).append(parent)
-    root = walk.visit(artifact_id.hex(), artifacts, parents, path=())
+    try:
+        parents: dict[str, list[str]] = {}
+        for child, parent in answer["edges"]:
+            parents.setdefault(child, []).append(parent)
+        walk.artifacts = {entry["artifact_id"]: entry for entry in answer["artifacts"]}
+        walk.parents = parents
+        root = walk.visit(artifact_id.hex(), path=())
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+        raise VerificationError(
+            f"the index tells of a lineage in a form that makes no sense: {exc!r}"
+        ) from exc
     return Lineage(root=root, checked=walk.checked)
+
+
+def job_events(ledger: Ledger, node: NodeContent, job_id: JobId) -> list[LedgerEvent]:
+    """Every event of a job's life so far, each as it stands on the chain.
+
+    Raises
+    ------
+    MissingEventError, VerificationError
+    """
+    raw = node.query(f"/jobs/{job_id.hex()}")["events"]
+    return _Walk(ledger, node, lambda _: None).checked_series("JobLedger", job_id, raw)
 
 
 @dataclass(slots=True)
@@ -97,78 +122,139 @@ class _Walk:
     ledger: Ledger
     node: NodeContent
     progress: Progress
+    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the index says of each artifact, by id in hex."""
+    parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
     checked: Checked = field(default_factory=Checked)
     blocks: dict[int, list[LedgerEvent]] = field(default_factory=dict)
-    seen: set[tuple[str, str]] = field(default_factory=set)
+    contents: set[tuple[str, str]] = field(default_factory=set)
+    series: dict[tuple[str, bytes], list[LedgerEvent]] = field(default_factory=dict)
+    told: dict[tuple[str, bytes], Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """What each series was checked from; the same told again needs no second check."""
+    visited: dict[str, LineageNode] = field(default_factory=dict)
 
-    def visit(
-        self,
-        artifact: str,
-        artifacts: Mapping[str, Mapping[str, Any]],
-        parents: Mapping[str, Sequence[str]],
-        path: tuple[str, ...],
-    ) -> LineageNode:
+    def visit(self, artifact: str, path: tuple[str, ...]) -> LineageNode:
         if artifact in path:
             raise VerificationError("the lineage runs in a circle")
-        entry = artifacts.get(artifact)
+        if len(path) > _MAX_DEPTH:
+            raise VerificationError(f"the lineage is deeper than {_MAX_DEPTH} steps")
+        if artifact in self.visited:
+            return self.visited[artifact]
+        entry = self.artifacts.get(artifact)
         if entry is None:
             raise VerificationError(f"artifact {artifact[:12]} is named but not described")
         self.progress(f"{entry['kind'].lower()} {artifact[:12]}")
-        events = self._series(entry["events"])
-        self._check_artifact(entry, parents.get(artifact, ()), events)
-        job = entry.get("job")
-        if job is not None:
-            events += self._series(job["events"])
-            self._series(entry["grant"]["events"])
-            events += [e for e in self._series(entry["consent"]["events"]) if _epoch(e) == job["consent_epoch"]]
+        events = self.checked_series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
+        self._check_artifact(artifact, entry, events[0])
+        parents = tuple(self.visit(parent, (*path, artifact)) for parent in self.parents.get(artifact, ()))
+        if entry["kind"] == ArtifactKind.BUNDLE.name:
+            stale = None
+            _require(entry["policy_digest"], _policies(events)[-1], "policy", artifact)
+        else:
+            told, stale = self._check_job(artifact, entry, events[0])
+            events = events + told
         self._contents(entry)
-        return LineageNode(
+        found = LineageNode(
             artifact_id=ArtifactId(bytes.fromhex(artifact)),
             kind=entry["kind"],
             steward=entry["steward"],
             content=Cid.from_digest(bytes.fromhex(entry["content_digest"]), Codec.DAG_CBOR),
-            stale=entry.get("stale"),
-            job=job,
+            stale=stale,
+            job=entry.get("job"),
             consent=entry.get("consent", {}),
             policy=entry.get("policy", {}),
             steps=tuple(_step(event) for event in events),
-            parents=tuple(
-                self.visit(parent, artifacts, parents, (*path, artifact)) for parent in parents.get(artifact, ())
-            ),
+            parents=parents,
         )
+        self.visited[artifact] = found
+        return found
 
-    def _series(self, raw: Sequence[Mapping[str, Any]]) -> list[LedgerEvent]:
-        """Events of one series: each as it stands on the chain, none missing."""
+    def checked_series(self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]) -> list[LedgerEvent]:
+        """Events of the series with this key: each as it stands on the chain, none missing."""
+        if self.told.get((contract, key)) == raw:
+            return self.series[contract, key]
         events = [self._on_chain(item) for item in raw]
-        check_series(events)
+        if not events or any((event.contract, series_of(event)) != (contract, key) for event in events):
+            raise VerificationError(
+                f"the index shows no events, or those of another record, for {key.hex()[:12]}"
+            )
+        length, head = self.ledger.series_head(contract, key)
+        if length != len(events):
+            raise MissingEventError(
+                f"the series of {key.hex()[:12]} has {length} events on the chain, the index shows {len(events)}",
+                hint="the node may be a block behind: ask again",
+            )
+        check_series(events, final_head=head)
         self.checked.series += 1
+        self.series[contract, key] = events
+        self.told[contract, key] = raw
         return events
 
     def _on_chain(self, item: Mapping[str, Any]) -> LedgerEvent:
         number = int(item["block_number"])
         if number not in self.blocks:
             self.blocks[number] = self.ledger.events(number, number)
-        codec = event_codec(item["contract"], item["name"])
-        told = (item["name"], item["log_index"], args_from_json(codec, item["args"]))
+        arguments = args_from_json(event_codec(item["contract"], item["name"]), item["args"])
+        told = (item["contract"], item["name"], item["log_index"], arguments)
         for event in self.blocks[number]:
-            if (event.name, event.log_index, event.args) == told:
+            if (event.contract, event.name, event.log_index, event.args) == told:
                 self.checked.events += 1
                 return event
         raise VerificationError(f"{item['name']} is not in block {number} as the index tells it")
 
-    def _check_artifact(
-        self, entry: Mapping[str, Any], parents: Sequence[str], events: Sequence[LedgerEvent]
-    ) -> None:
-        """The first event of the artifact must say the same as the index."""
-        first = events[0].args if events else {}
-        given = first.get("registration", first)
-        if not isinstance(given, dict):
-            raise VerificationError(f"artifact {entry['artifact_id'][:12]} has no registration on the chain")
-        digest, named = given.get("contentDigest"), given.get("parents")
-        if digest != bytes.fromhex(entry["content_digest"]):
-            raise VerificationError(f"artifact {entry['artifact_id'][:12]} has another content on the chain")
-        if not isinstance(named, list) or sorted(p.hex() for p in named) != sorted(parents):
-            raise VerificationError(f"artifact {entry['artifact_id'][:12]} has other parents on the chain")
+    def _check_artifact(self, artifact: str, entry: Mapping[str, Any], first: LedgerEvent) -> None:
+        """What the index says of an artifact must be what its first event says."""
+        args: dict[str, Any] = first.args
+        given = args.get("registration", args)
+        kind = ArtifactKind(args.get("kind", ArtifactKind.BUNDLE))
+        _require(entry["kind"], kind.name, "kind", artifact)
+        _require(entry["steward"], unlabel(args["steward"]), "steward", artifact)
+        _require(entry["content_digest"], given["contentDigest"].hex(), "content", artifact)
+        named = sorted({parent.hex() for parent in given["parents"]})
+        _require(sorted(self.parents.get(artifact, ())), named, "parents", artifact)
+
+    def _check_job(
+        self, artifact: str, entry: Mapping[str, Any], first: LedgerEvent
+    ) -> tuple[list[LedgerEvent], bool]:
+        """The job behind a result or release: its events, and whether the consent it used is no longer in force."""
+        job = entry["job"]
+        job_id: Any = first.args["jobId"]
+        _require(job["job_id"], job_id.hex(), "job", artifact)
+        life = self.checked_series("JobLedger", job_id, job["events"])
+        posted: dict[str, Any] = life[0].args
+        request = posted["request"]
+        bundle = request["artifactId"]
+        if bundle.hex() not in self.visited:
+            raise VerificationError(
+                f"artifact {artifact[:12]} does not descend from the bundle that its job names"
+            )
+        origin = self.series["LineageRegistry", bundle]
+        steward, registration = _registered(origin[0])
+        verified = next((e.args for e in life if e.name == "JobVerified"), None)
+        if verified is None:
+            raise VerificationError(f"the job of artifact {artifact[:12]} was never verified")
+        for told, true, what in (
+            (job["requester"], unlabel(posted["requester"]), "requester"),
+            (job["parameters_digest"], request["parametersDigest"].hex(), "parameters"),
+            (job["consent_epoch"], request["consentEpoch"], "consent epoch"),
+            (job["level"], f"REPLICATED({verified['agreeing']}/{verified['asked']})", "level"),
+            (entry["policy"]["version"], request["policyVersion"], "policy version"),
+            (entry["policy"]["digest"], _policies(origin)[request["policyVersion"] - 1], "policy"),
+            (entry["policy"]["holder"], unlabel(steward), "policy holder"),
+            (entry["consent"]["steward"], unlabel(steward), "consent steward"),
+            (entry["consent"]["scope"], unlabel(registration["consentScope"]), "consent scope"),
+            (entry["consent"]["epoch"], request["consentEpoch"], "consent epoch"),
+        ):
+            _require(told, true, what, artifact)
+        self.checked_series("UsageRights", request["grantId"], entry["grant"]["events"])
+        scope = registration["consentScope"]
+        epochs = self.checked_series("ConsentRegistry", steward + scope, entry["consent"]["events"])
+        used = [event for event in epochs if event.args["epoch"] == request["consentEpoch"]]
+        for name, field_ in (("status_digest", "statusDigest"), ("consent_root", "consentRoot")):
+            digest: Any = used[0].args[field_]
+            _require(entry["consent"][name], digest.hex(), name, artifact)
+        in_force = self.ledger.consent_epoch(OrgId(steward), scope).epoch
+        return life + used, in_force != request["consentEpoch"]
 
     def _contents(self, entry: Mapping[str, Any]) -> None:
         steward = entry["steward"]
@@ -192,15 +278,44 @@ class _Walk:
 
     def _block(self, cid: Cid, holder: str) -> bytes:
         data = self.node.get(cid, holder=holder)
-        if (str(cid), holder) not in self.seen:
-            self.seen.add((str(cid), holder))
+        if (str(cid), holder) not in self.contents:
+            self.contents.add((str(cid), holder))
             self.checked.contents += 1
             self.checked.bytes += len(data)
         return data
 
 
-def _epoch(event: LedgerEvent) -> object:
-    return event.args.get("epoch")
+def _node_json(node: LineageNode) -> dict[str, Any]:
+    return {
+        "artifact_id": node.artifact_id.hex(),
+        "kind": node.kind,
+        "steward": node.steward,
+        "content": str(node.content),
+        "stale": node.stale,
+        "job_id": node.job["job_id"] if node.job else None,
+        "policy": dict(node.policy),
+        "consent": {key: value for key, value in node.consent.items() if key != "events"},
+        "steps": [asdict(step) for step in node.steps],
+        "parents": [_node_json(parent) for parent in node.parents],
+    }
+
+
+def _require(told: object, true: object, what: str, artifact: str) -> None:
+    if told != true:
+        raise VerificationError(f"artifact {artifact[:12]}: the index tells another {what} than the chain")
+
+
+def _registered(event: LedgerEvent) -> tuple[bytes, Mapping[str, Any]]:
+    """Steward and registration of a bundle's first event."""
+    args: dict[str, Any] = event.args
+    return args["steward"], args["registration"]
+
+
+def _policies(events: Sequence[LedgerEvent]) -> list[str]:
+    """Digests, in hex, of a bundle's policies by version, from 1."""
+    _, registration = _registered(events[0])
+    changed: list[Any] = [event.args["policyDigest"] for event in events if event.name == "PolicyChanged"]
+    return [digest.hex() for digest in (registration["policyDigest"], *changed)]
 
 
 def _step(event: LedgerEvent) -> Step:

@@ -16,7 +16,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
 
-import opendp.prelude as dp
+from opendp.combinators import make_zCDP_to_approxDP
+from opendp.domains import atom_domain, vector_domain
+from opendp.measurements import make_gaussian
+from opendp.metrics import l2_distance
+from opendp.mod import enable_features
 
 from usufruct.errors import PrivacyError
 
@@ -25,7 +29,7 @@ MICRO: Final = 1_000_000
 
 _MAX_INTEGER = 1 << 62
 
-dp.enable_features("contrib")
+enable_features("contrib")
 
 
 def rho_micro_for(sigma: float, sensitivity: float) -> int:
@@ -122,7 +126,7 @@ def epsilon(rho_micro: int, delta: float) -> float:
         return 0.0
     # At scale 1, a distance d costs rho = d^2 / 2; the distance is rounded up.
     distance = math.nextafter(math.sqrt(2 * rho_micro / MICRO), math.inf)
-    converted = dp.c.make_zCDP_to_approxDP(_mechanism(1.0))
+    converted = make_zCDP_to_approxDP(_mechanism(1.0))
     return float(converted.map(distance).epsilon(delta))
 
 
@@ -198,5 +202,5 @@ def _check_positive(**values: float) -> None:
 
 @lru_cache(maxsize=16)
 def _mechanism(scale: float) -> Any:
-    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T=float)
-    return dp.m.make_gaussian(*space, scale)
+    space = vector_domain(atom_domain(T="i64")), l2_distance(T=float)
+    return make_gaussian(*space, scale)

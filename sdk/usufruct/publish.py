@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from usufruct.content import Cid, Codec
+from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, ManifestError
 from usufruct.features import FeatureSchema
@@ -20,6 +20,10 @@ from usufruct.seal import SealedFeatures, read_sealed_manifest
 
 BUNDLE_TYPE = "usufruct/bundle/1"
 MAX_SUBJECTS = 1 << 24
+_SUBJECT = np.dtype("<u4")
+_LINK_BYTES = 42
+_ROOM_BYTES = MAX_BLOCK_BYTES - (256 << 10)
+"""A manifest is one block; the rest is for schema and framing."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -41,7 +45,7 @@ class BundleManifest:
     @property
     def max_rows_per_subject(self) -> int:
         """Most rows that one subject contributes; scales the sensitivity of every release."""
-        return int(np.bincount(self.row_subjects).max())
+        return int(np.unique(self.row_subjects, return_counts=True)[1].max())
 
     def block_of(self, chunk: int, feature: int) -> Cid:
         """CID of one column's block."""
@@ -84,6 +88,12 @@ def publish_bundle(
         raise InputError(f"{len(row_subjects)} subjects for {sealed.shape.n_rows} rows")
     if any(not 0 <= index < MAX_SUBJECTS for index in row_subjects):
         raise InputError("a subject's position is negative or too large")
+    needed = len(row_subjects) * _SUBJECT.itemsize + sealed.n_blocks * _LINK_BYTES
+    if needed > _ROOM_BYTES:
+        raise InputError(
+            f"{sealed.shape.n_rows} rows in {sealed.n_blocks} blocks do not fit one manifest",
+            hint="publish the rows as several bundles",
+        )
     size = 0
 
     def blocks() -> Iterator[bytes]:
@@ -95,16 +105,23 @@ def publish_bundle(
                 progress(done, sealed.n_blocks)
 
     cids = list(node.stage(blocks()))
-    record: dict[str, object] = {
-        "type": BUNDLE_TYPE,
-        "sealed": sealed.manifest,
-        "scope": scope,
-        "subjects": [int(index) for index in row_subjects],
-        "blocks": cids,
-    }
+    record = manifest_record(sealed.manifest, scope=scope, row_subjects=row_subjects, blocks=cids)
     manifest = read_manifest(record)
     cid = node.put_record("bundle", record)
     return PublishedBundle(cid=cid, manifest=manifest, size_bytes=size)
+
+
+def manifest_record(
+    sealed: Mapping[str, object], *, scope: str, row_subjects: Sequence[int], blocks: Sequence[Cid]
+) -> dict[str, object]:
+    """The record whose DAG-CBOR block is a bundle's manifest; positions as little-endian 32-bit words."""
+    return {
+        "type": BUNDLE_TYPE,
+        "sealed": sealed,
+        "scope": scope,
+        "subjects": np.asarray(row_subjects, dtype=_SUBJECT).tobytes(),
+        "blocks": list(blocks),
+    }
 
 
 def read_manifest(record: Mapping[str, object]) -> BundleManifest:
@@ -123,10 +140,11 @@ def read_manifest(record: Mapping[str, object]) -> BundleManifest:
     if not isinstance(sealed, Mapping) or not isinstance(scope, str):
         raise ManifestError("bundle manifest: `sealed` is no map or `scope` no text")
     shape, schema = read_sealed_manifest(sealed)
-    if not isinstance(subjects, list) or len(subjects) != shape.n_rows:
-        raise ManifestError(f"bundle manifest: `subjects` does not list {shape.n_rows} rows")
-    if any(type(i) is not int or not 0 <= i < MAX_SUBJECTS for i in subjects):
-        raise ManifestError("bundle manifest: a subject's position is no integer in range")
+    if not isinstance(subjects, bytes) or len(subjects) != shape.n_rows * _SUBJECT.itemsize:
+        raise ManifestError(f"bundle manifest: `subjects` does not hold {shape.n_rows} positions")
+    row_subjects = np.frombuffer(subjects, _SUBJECT).astype(np.int64)
+    if (row_subjects >= MAX_SUBJECTS).any():
+        raise ManifestError("bundle manifest: a subject's position is out of range")
     if not isinstance(blocks, list) or len(blocks) != shape.n_chunks * shape.n_features:
         raise ManifestError(
             f"bundle manifest: `blocks` does not list {shape.n_chunks * shape.n_features} blocks"
@@ -137,6 +155,6 @@ def read_manifest(record: Mapping[str, object]) -> BundleManifest:
         shape=shape,
         schema=schema,
         scope=scope,
-        row_subjects=np.array(subjects, dtype=np.int64),
+        row_subjects=row_subjects,
         blocks=tuple(blocks),
     )

@@ -84,16 +84,24 @@ class Refusal(IntEnum):
 
 
 REFUSAL_HINTS: dict[Refusal, str] = {
-    Refusal.GRANT_EXPIRED: "ask the steward for a new grant",
+    Refusal.GRANT_UNKNOWN: "ask for rights first: `usufruct rights request`",
+    Refusal.GRANT_NOT_OPEN: "the steward has not granted the request: `usufruct rights list` shows its status",
     Refusal.GRANT_REVOKED: "the steward took the grant back; ask why before asking again",
+    Refusal.GRANT_EXPIRED: "ask the steward for a new grant",
     Refusal.USES_EXHAUSTED: "ask the steward for more uses",
     Refusal.KERNEL_NOT_GRANTED: "`usufruct rights list` shows the kernels of each grant",
     Refusal.ROW_LEVEL_NOT_GRANTED: 'ask for an aggregate (`output="sum"`), or for row-level rights',
-    Refusal.CONSENT_EPOCH_STALE: "post the job again: it will name the consent epoch in force",
+    Refusal.ARTIFACT_FROZEN: "the steward or the council froze the bundle",
+    Refusal.RETENTION_PASSED: "the bundle's retention is over; it cannot be used any more",
+    Refusal.STEWARD_NOT_ACTIVE: "the bundle's steward is suspended or removed",
+    Refusal.KEY_DOMAIN_NOT_ACTIVE: "the bundle's key is retired or compromised; ask the steward for a re-sealed bundle",
     Refusal.POLICY_VERSION_STALE: "read the new policy, then post the job again",
-    Refusal.BUDGET_EXCEEDED: "`usufruct rights budget` shows what is left",
+    Refusal.CONSENT_EPOCH_STALE: "post the job again: it will name the consent epoch in force",
     Refusal.COHORT_TOO_SMALL: "fewer subjects consent than the grant's minimum cohort",
+    Refusal.BUDGET_EXCEEDED: "`usufruct rights budget` shows what is left",
+    Refusal.NOT_ENOUGH_VERIFIERS: "wait until more verifiers are active, or ask for a grant with fewer replicas",
 }
+"""What the refused may do next."""
 
 
 class Level(IntEnum):
@@ -234,6 +242,8 @@ class KeyDomain:
     custodian: OrgId
     parameters_id: bytes
     public_digest: bytes
+    epoch: int
+    """Which of its custodian's key domains this is, from 1."""
     registered_at: int
     """Unix seconds."""
     status: KeyStatus

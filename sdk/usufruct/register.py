@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import eth_abi.abi
+from eth_utils.crypto import keccak
+
 from usufruct.content import Cid
 from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
 from usufruct.he.kernels import kernel_by_name
 from usufruct.ledger import Ledger
 from usufruct.publish import PublishedBundle
-from usufruct.records import ArtifactId, BundleRegistration, KeyId, label
+from usufruct.records import ArtifactId, ArtifactKind, BundleRegistration, KeyId, label
 
 POLICY_TYPE = "usufruct/policy/1"
 PUBLIC_TYPE = "usufruct/key-domain/1"
@@ -95,7 +98,7 @@ def register_bundle(
     budget_rho_micro: int,
     parents: tuple[ArtifactId, ...] = (),
 ) -> ArtifactId:
-    """Register a published bundle with its policy and open its privacy budget.
+    """Register a published bundle with its policy and open its privacy budget; may be repeated when it was interrupted.
 
     Parameters
     ----------
@@ -129,12 +132,30 @@ def register_bundle(
         consent_scope=label(scope),
         retain_until=retain_until,
     )
-    receipt = ledger.transact("LineageRegistry", "registerBundle", registration)
-    artifact_id = ledger.event_of(receipt, "BundleRegistered").args["artifactId"]
-    if not isinstance(artifact_id, bytes):
-        raise InputError("the registry returned no artifact id")
-    ledger.transact("PrivacyBudget", "setBudget", artifact_id, budget_rho_micro)
-    return ArtifactId(artifact_id)
+    artifact_id = _bundle_id(registration, ledger)
+    known = ledger.artifact(artifact_id)
+    if known.kind == ArtifactKind.NONE:
+        ledger.transact("LineageRegistry", "registerBundle", registration)
+    elif (known.policy_digest, known.retain_until) != (policy_cid.digest, retain_until):
+        raise InputError(
+            f"the bundle is registered already as {artifact_id.hex()[:12]}, with another policy or retention",
+            hint="`Client.change_policy` puts another policy in force",
+        )
+    if ledger.budget(artifact_id).total != budget_rho_micro:
+        set_budget(ledger, artifact_id, budget_rho_micro)
+    return artifact_id
+
+
+def set_budget(ledger: Ledger, artifact_id: ArtifactId, rho_micro: int) -> None:
+    """Set a bundle's privacy budget over all partners, in millionths of rho; not below what is committed already."""
+    ledger.transact("PrivacyBudget", "setBudget", artifact_id, rho_micro)
+
+
+def _bundle_id(registration: BundleRegistration, ledger: Ledger) -> ArtifactId:
+    """Source: `contracts/ILineageRegistry.sol`, `registerBundle`."""
+    steward = ledger.organisation_of(ledger.address)
+    words = eth_abi.abi.encode(["bytes32", "bytes32"], [steward, registration.content_digest])
+    return ArtifactId(bytes(keccak(words)))
 
 
 def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, policy: Policy) -> Cid:

@@ -28,6 +28,19 @@ from usufruct.records import Job, JobId, Participant
 
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
 PAYLOAD_TYPE = "usufruct/release/1"
+_VALUE = np.dtype("<i8")
+
+_PAYLOAD_FIELDS = {
+    "type",
+    "job",
+    "kernel",
+    "values",
+    "columns",
+    "count",
+    "result_scale",
+    "sigma_micro",
+    "rho_micro",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +152,7 @@ def make_envelope(
         "type": PAYLOAD_TYPE,
         "job": bytes(job_id),
         "kernel": inputs.parameters.kernel.name,
-        "values": [int(v) for v in noised.ravel()],
+        "values": noised.astype(_VALUE).tobytes(),
         "columns": int(noised.shape[1]) if noised.ndim == 2 else 0,
         "count": int(inputs.mask.sum()),
         "result_scale": inputs.parameters.result_scale,
@@ -202,27 +215,33 @@ def open_envelope(
     return _read_payload(payload, job_id, sigma, job.request.rho_micro)
 
 
-def _read_payload(payload: Mapping[str, Any], job_id: JobId, sigma: int, rho_micro: int) -> Release:
-    try:
-        if payload["type"] != PAYLOAD_TYPE or payload["job"] != job_id or payload["sigma_micro"] != sigma:
-            raise VerificationError("the release's payload does not fit its envelope")
-        if payload["rho_micro"] != rho_micro:
-            raise VerificationError("the release spent another budget than the job reserved")
-        values = np.array(payload["values"], dtype=np.int64)
-        columns, count = int(payload["columns"]), int(payload["count"])
-        if columns:
-            values = values.reshape(count, columns)
-        return Release(
-            job_id=job_id,
-            kernel=str(payload["kernel"]),
-            values=values,
-            count=count,
-            result_scale=float(payload["result_scale"]),
-            sigma=sigma / MICRO,
-            rho_micro=rho_micro,
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise ManifestError(f"malformed release payload: {exc}") from exc
+def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_micro: int) -> Release:
+    if set(payload) != _PAYLOAD_FIELDS or payload["type"] != PAYLOAD_TYPE:
+        raise ManifestError("not a release payload")
+    if payload["job"] != job_id or payload["sigma_micro"] != sigma:
+        raise VerificationError("the release's payload does not fit its envelope")
+    if payload["rho_micro"] != rho_micro:
+        raise VerificationError("the release spent another budget than the job reserved")
+    kernel, numbers, scale = payload["kernel"], payload["values"], payload["result_scale"]
+    columns, count = payload["columns"], payload["count"]
+    if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
+        raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
+    if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not scale > 0:
+        raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
+    if not numbers or len(numbers) % _VALUE.itemsize:
+        raise ManifestError("release payload: `values` are no 64-bit integers")
+    values = np.frombuffer(numbers, _VALUE).astype(np.int64)
+    if columns and len(values) != count * columns:
+        raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")
+    return Release(
+        job_id=job_id,
+        kernel=kernel,
+        values=values.reshape(count, columns) if columns else values,
+        count=count,
+        result_scale=scale,
+        sigma=sigma / MICRO,
+        rho_micro=rho_micro,
+    )
 
 
 def _signed_values(job_id: JobId, job: Job, sealed: bytes, sigma: int) -> dict[str, object]:

@@ -1,8 +1,8 @@
 // Events are enough: every series is whole, and every record can be rebuilt from them alone.
 import { expect } from "chai";
 import {
-  Freeze, Grant, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, govern, grant, jobIn,
-  judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
+  Freeze, Grant, PURPOSE, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, govern, grant,
+  jobIn, judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
 } from "./network.js";
 
 /** A network in which every kind of event happened. */
@@ -60,19 +60,30 @@ async function eventsOf(n) {
       times.set(log.blockNumber, BigInt((await ethers.provider.getBlock(log.blockNumber)).timestamp));
     }
     const parsed = addresses[log.address].interface.parseLog(log);
-    if (parsed) events.push({ ...parsed, args: parsed.args, name: parsed.name, at: times.get(log.blockNumber) });
+    if (!parsed) continue;
+    events.push({
+      ...parsed, args: parsed.args, name: parsed.name, at: times.get(log.blockNumber), contract: addresses[log.address],
+    });
   }
   return events;
 }
 
 const inSeries = (event) => event.fragment.inputs.at(-1).name === "head";
-const seriesOf = ({ name, args }) => (name === "ConsentEpochAnchored" ? `${args[0]} ${args[1]}` : args[0]);
+const keyOf = ({ name, args }) => (name === "ConsentEpochAnchored" ? [args[0], args[1]] : [args[0]]);
+const seriesOf = (event) => keyOf(event).join(" ");
+const BEFORE_THE_FIRST = Object.freeze({ length: 0n, head: ethers.ZeroHash });
+
+/** Where the contract says that the event's series ends. */
+async function toldEnd(event) {
+  const [length, head] = await event.contract.seriesHead(...keyOf(event));
+  return { length, head };
+}
 
 /** Follows every series; throws on the first event whose number or hash does not follow from the one before. */
 function follow(events) {
   const ends = new Map();
   for (const event of events.filter(inSeries)) {
-    const { length, head } = ends.get(seriesOf(event)) ?? { length: 0n, head: ethers.ZeroHash };
+    const { length, head } = ends.get(seriesOf(event)) ?? BEFORE_THE_FIRST;
     const covered = event.fragment.inputs.slice(0, -2);
     const payload = encode(covered, covered.map((_, index) => event.args[index]));
     const sequence = length + 1n;
@@ -120,7 +131,7 @@ function rebuild(events) {
     ParametersAllowed: (a) => (state.allowed[a.parametersId] = true),
     ParametersDisallowed: (a) => (state.allowed[a.parametersId] = false),
     KeyDomainRegistered: (a, at) => (keys[a.keyId] = {
-      custodian: a.custodian, parametersId: a.parametersId, publicDigest: a.publicDigest, registeredAt: at, status: 1n,
+      custodian: a.custodian, parametersId: a.parametersId, publicDigest: a.publicDigest, epoch: a.epoch, registeredAt: at, status: 1n,
     }),
     KeyStatusChanged: (a) => (keys[a.keyId].status = a.status),
     BundleRegistered: (a, at) => {
@@ -213,17 +224,59 @@ describe("Events", () => {
     expect(ends.size).to.be.greaterThan(20);
   });
 
-  it("show when any one event of a series is missing, altered or out of order", async () => {
+  it("end every series where the contract says that it ends", async () => {
     const n = await loadFixture(busy);
     const events = (await eventsOf(n)).filter(inSeries);
     const ends = follow(events);
+    const anyOf = new Map(events.map((event) => [seriesOf(event), event]));
+    const contracts = new Set();
+    for (const [series, event] of anyOf) {
+      expect(await toldEnd(event), event.name).to.deep.equal(ends.get(series));
+      contracts.add(event.contract);
+    }
+    expect(contracts).to.deep.equal(new Set([n.lineage, n.consents, n.rights, n.jobs]));
+    const unknown = digest("nothing has this id");
+    for (const contract of [n.lineage, n.rights, n.jobs]) {
+      expect(await contract.seriesHead(unknown)).to.deep.equal([0n, ethers.ZeroHash]);
+    }
+    for (const key of [[n.south.id, PURPOSE], [n.north.id, unknown]]) {
+      expect(await n.consents.seriesHead(...key)).to.deep.equal([0n, ethers.ZeroHash]);
+    }
+  });
+
+  it("count each series on its own: an event moves one end and no other", async () => {
+    const n = await loadFixture(ready);
+    const ends = async () => [
+      [...(await n.lineage.seriesHead(n.bundle))], [...(await n.consents.seriesHead(n.north.id, PURPOSE))],
+      [...(await n.rights.seriesHead(n.grantId))],
+    ];
+    const moves = [
+      () => n.lineage.connect(n.north.account).setFrozen(n.bundle, true),
+      () => anchor(n, 2, 50),
+      () => n.rights.connect(n.north.account).revokeUsage(n.grantId),
+    ];
+    for (const [moved, move] of moves.entries()) {
+      const before = await ends();
+      await move();
+      for (const [index, [length, head]] of (await ends()).entries()) {
+        expect(length - before[index][0]).to.equal(index === moved ? 1n : 0n);
+        expect(head === before[index][1]).to.equal(index !== moved);
+      }
+    }
+  });
+
+  it("show when any one event of a series is missing, altered or out of order", async () => {
+    const n = await loadFixture(busy);
+    const events = (await eventsOf(n)).filter(inSeries);
     for (let index = 0; index < events.length; index += 1) {
       const others = events.filter((_, at) => at !== index);
       const series = seriesOf(events[index]);
       const lastOfSeries = !others.slice(index).some((event) => seriesOf(event) === series);
       if (lastOfSeries) {
-        // The end of a series is told by its length and head, which the closing event carries.
-        expect(follow(others).get(series)?.head, events[index].name).to.not.equal(ends.get(series).head);
+        const found = follow(others).get(series) ?? BEFORE_THE_FIRST;
+        const told = await toldEnd(events[index]);
+        expect(told.length - found.length, events[index].name).to.equal(1n);
+        expect(told.head, events[index].name).to.not.equal(found.head);
       } else {
         expect(() => follow(others), events[index].name).to.throw("gap");
       }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.37;
 
-import {JobId, GrantId} from "../../contracts/Ids.sol";
+import {ArtifactId, GrantId, JobId, KeyId} from "../../contracts/Ids.sol";
 import {EventSeries} from "../../contracts/EventSeries.sol";
-import {IParticipantRegistry} from "../../contracts/IParticipantRegistry.sol";
+import {IParticipantRegistry, ROLE_STEWARD, ROLE_CUSTODIAN} from "../../contracts/IParticipantRegistry.sol";
+import {ILineageRegistry} from "../../contracts/ILineageRegistry.sol";
 import {IJobLedger} from "../../contracts/IJobLedger.sol";
 import {MemberCouncil} from "../../contracts/MemberCouncil.sol";
 import {Network} from "./Network.sol";
@@ -24,7 +25,38 @@ contract FuzzTest is Network {
             expected = keccak256(abi.encode(expected, i + 1, topics[i], keccak256(payloads[i])));
             (uint64 sequence, bytes32 head) = _series.advance(topics[i], payloads[i]);
             assert(sequence == i + 1 && head == expected);
+            (uint64 length, bytes32 last) = _series.end();
+            assert(length == sequence && last == head);
         }
+    }
+
+    function testFuzz_ABundleIsRegisteredOnlyUnderAKeyOfItsOwnSteward(KeyId keyId, uint8 custodian, uint8 steward) public {
+        VM.assume(KeyId.unwrap(keyId) != 0 && KeyId.unwrap(keyId) != KeyId.unwrap(KEY));
+        uint256 keeper = custodian % MEMBERS;
+        uint256 registrant = steward % MEMBERS;
+        for (uint256 i = 0; i < MEMBERS; ++i) {
+            VM.prank(COUNCIL);
+            participants.setRoles(_id(i), ROLE_STEWARD | ROLE_CUSTODIAN);
+        }
+        VM.prank(_account(keeper));
+        keys.registerKeyDomain(keyId, "parameters", "public");
+        try this.register(registrant, keyId) returns (ArtifactId artifactId) {
+            assert(keeper == registrant);
+            assert(lineage.artifact(artifactId).steward == keys.keyDomain(keyId).custodian);
+        } catch (bytes memory reason) {
+            assert(keeper != registrant);
+            bytes memory expected = abi.encodeWithSelector(
+                ILineageRegistry.LineageRegistryKeyNotOwn.selector,
+                keyId,
+                _id(keeper)
+            );
+            assert(keccak256(reason) == keccak256(expected));
+        }
+    }
+
+    /// @dev External, so that a test can catch what it reverts with.
+    function register(uint256 steward, KeyId keyId) external returns (ArtifactId) {
+        return _register(steward, keyId, "fuzzed");
     }
 
     function testFuzz_OnlyCohortFloorsOnTheScaleAreAnchored(uint32 floor, bool near) public {

@@ -54,10 +54,21 @@ describe("KeyRegistry", () => {
       const n = await loadFixture(deployed);
       await expect(register(n))
         .to.emit(n.keys, "KeyDomainRegistered")
-        .withArgs(KEY, n.south.id, PARAMETERS, PUBLIC);
+        .withArgs(KEY, n.south.id, PARAMETERS, PUBLIC, 1);
       const at = await time.latest();
-      expect(await n.keys.keyDomain(KEY)).to.deep.equal([n.south.id, PARAMETERS, PUBLIC, BigInt(at), KeyStatus.Active]);
+      expect(await n.keys.keyDomain(KEY)).to.deep.equal([n.south.id, PARAMETERS, PUBLIC, 1n, BigInt(at), KeyStatus.Active]);
       expect(await n.keys.isUsable(KEY)).to.equal(true);
+    });
+
+    it("numbers the key domains of each custodian", async () => {
+      const n = await loadFixture(deployed);
+      await register(n);
+      const second = digest("second key");
+      await register(n, second);
+      expect((await n.keys.keyDomain(second)).epoch).to.equal(2n);
+      const other = digest("key north");
+      await n.keys.connect(n.north.account).registerKeyDomain(other, PARAMETERS, PUBLIC);
+      expect((await n.keys.keyDomain(other)).epoch).to.equal(1n);
     });
 
     it("reverts for a zero key id or digest", async () => {

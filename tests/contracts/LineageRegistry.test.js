@@ -1,7 +1,7 @@
 import { expect } from "chai";
 import {
-  Freeze, KERNEL, Kind, PURPOSE, Refusal, Role, Status, ZERO, digest, encode, ethers, govern, jobIn, loadFixture,
-  ready, registerBundle, registration, setStatus, time,
+  Freeze, KERNEL, Kind, PARAMETERS, PURPOSE, Refusal, Role, Status, ZERO, digest, encode, ethers, govern, jobIn,
+  loadFixture, ready, registerBundle, registration, setStatus, time,
 } from "./network.js";
 
 const UNKNOWN = digest("no such artifact");
@@ -64,6 +64,41 @@ describe("LineageRegistry", () => {
       await expect(registerBundle(n, "second"))
         .to.be.revertedWithCustomError(n.lineage, "LineageRegistryKeyNotUsable")
         .withArgs(n.keyId);
+    });
+
+    it("Relabelled rows: reverts under a key in another's custody, for new content and for a copy", async () => {
+      const n = await loadFixture(ready);
+      const own = digest("key south");
+      await n.keys.connect(n.south.account).registerKeyDomain(own, PARAMETERS, digest("public south"));
+      for (const content of ["bundle north", "second"]) {
+        const given = await registration(n, content, { policyDigest: digest("policy of south's own") });
+        await expect(n.lineage.connect(n.south.account).registerBundle(given))
+          .to.be.revertedWithCustomError(n.lineage, "LineageRegistryKeyNotOwn")
+          .withArgs(n.keyId, n.north.id);
+        const id = ethers.keccak256(encode(["bytes32", "bytes32"], [n.south.id, given.contentDigest]));
+        expect((await n.lineage.artifact(id)).kind).to.equal(Kind.None);
+      }
+      const given = await registration(n, "bundle south", { keyId: own });
+      await n.lineage.connect(n.south.account).registerBundle(given);
+      await expect(registerBundle(n, "second", { keyId: own }))
+        .to.be.revertedWithCustomError(n.lineage, "LineageRegistryKeyNotOwn")
+        .withArgs(own, n.south.id);
+    });
+
+    it("says that the key is not usable before it says that it is not the caller's", async () => {
+      const n = await loadFixture(ready);
+      await n.keys.connect(n.north.account).retire(n.keyId);
+      await expect(n.lineage.connect(n.south.account).registerBundle(await registration(n, "second")))
+        .to.be.revertedWithCustomError(n.lineage, "LineageRegistryKeyNotUsable")
+        .withArgs(n.keyId);
+    });
+
+    it("reverts for a steward that keeps no secret, whosever key it names", async () => {
+      const n = await loadFixture(ready);
+      await govern(n, n.participants, "setRoles", [n.auditor.id, Role.STEWARD]);
+      await expect(n.lineage.connect(n.auditor.account).registerBundle(await registration(n, "second")))
+        .to.be.revertedWithCustomError(n.lineage, "LineageRegistryKeyNotOwn")
+        .withArgs(n.keyId, n.north.id);
     });
   });
 

@@ -96,7 +96,7 @@ abstract contract Network {
 
         VM.prank(_account(STEWARD));
         keys.registerKeyDomain(KEY, "parameters", "public");
-        bundle = _register("bundle");
+        bundle = _register(STEWARD, KEY, "bundle");
         _anchor(1);
         VM.prank(_account(STEWARD));
         budgets.setBudget(bundle, 10_000);
@@ -108,16 +108,16 @@ abstract contract Network {
         manager.setTargetFunctionRole(target, selectors, 1);
     }
 
-    function _register(bytes32 content) internal returns (ArtifactId) {
+    function _register(uint256 steward, KeyId keyId, bytes32 content) internal returns (ArtifactId) {
         ILineageRegistry.BundleRegistration memory registration = ILineageRegistry.BundleRegistration({
             contentDigest: content,
             parents: new ArtifactId[](0),
-            keyId: KEY,
+            keyId: keyId,
             policyDigest: "policy",
             consentScope: PURPOSE,
             retainUntil: uint64(block.timestamp + 3650 days)
         });
-        VM.prank(_account(STEWARD));
+        VM.prank(_account(steward));
         return lineage.registerBundle(registration);
     }
 

@@ -10,11 +10,12 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,11 @@ import trio
 from usufruct import Client
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
-from usufruct.errors import UsufructError
+from usufruct.errors import BlockNotFoundError, UsufructError
 from usufruct.features import Column, Extractor, Features, FeatureSchema
 from usufruct.he.bfv import SecretKey, open_coefficients
 from usufruct.he.kernels import LinearParameters, run
-from usufruct.home import Home, ParticipantFile
+from usufruct.home import ParticipantFile
 from usufruct.job import FeatureBundle, JobParameters
 from usufruct.keys import he_keys, identity
 from usufruct.keys.keystore import KeyStore, read_passphrase
@@ -52,9 +53,12 @@ from usufruct.rights import terms
 from usufruct.verify import ResultManifest
 from usufruct_node.devnet import Devnet
 from usufruct_node.peers import PeerHost, PeerIdentity
+from usufruct_node.peers.identity import peer_id_text
 
 SCOPE = "occupancy-research"
-NOTICE = b"Your features may be used, encrypted, to study how crowded a room is. You may withdraw at any time."
+NOTICE = (
+    b"Your features may be used, encrypted, to study how crowded a room is. You may withdraw at any time."
+)
 CLINICS = ("clinic-north", "clinic-south")
 ROWS, FEATURES, SCALE = 60, 12, 64
 BLOCK_SECONDS = 0.1
@@ -89,13 +93,15 @@ class Consortium:
         self.net = Devnet(root)
         self._uses, self._rho = uses, rho
         self._pool = ThreadPoolExecutor(8)
-        self.net.up(timings=timings, block_interval_s=BLOCK_SECONDS)
         try:
+            self.net.up(timings=timings, block_interval_s=BLOCK_SECONDS)
             names = [member.name for member in self.net.members]
             self.clients = dict(zip(names, self._pool.map(self._open, names), strict=True))
             self._timings = timings
             self.admit(self.net.home("university").root)
-            self.clinics = dict(zip(CLINICS, self.together(*(partial(self._share, c) for c in CLINICS)), strict=True))
+            self.clinics = dict(
+                zip(CLINICS, self.together(*(partial(self._share, c) for c in CLINICS)), strict=True)
+            )
             self.grants = {name: self.grant(name) for name in CLINICS}
             self.until(lambda: len(self.university.grants()) == len(CLINICS))
         except BaseException:
@@ -214,7 +220,9 @@ class Consortium:
         deadline = time.monotonic() + seconds
         while (job := self.ledger.job(job_id)).state not in states:
             if time.monotonic() > deadline or job.state in FINAL_JOB_STATES:
-                raise AssertionError(f"job {job_id.hex()[:12]} is {job.state.name} {job.refusal.name}, not {states}")
+                raise AssertionError(
+                    f"job {job_id.hex()[:12]} is {job.state.name} {job.refusal.name}, not {states}"
+                )
             time.sleep(0.1)
         return job
 
@@ -230,7 +238,9 @@ class Consortium:
 
     # Arithmetic in the open.
 
-    def inputs_of(self, job_id: JobId) -> tuple[FeatureBundle, JobParameters, npt.NDArray[np.bool_], ConsentStatus]:
+    def inputs_of(
+        self, job_id: JobId
+    ) -> tuple[FeatureBundle, JobParameters, npt.NDArray[np.bool_], ConsentStatus]:
         """What an honest executor of a job works with."""
         request = self.ledger.job(job_id).request
         bundle = next(c.bundle for c in self.clinics.values() if c.bundle.artifact_id == request.artifact_id)
@@ -279,7 +289,9 @@ class Consortium:
     def node_keys(self, name: str) -> identity.NodeKeys:
         """Raw keys of an organisation's node."""
         home = self.net.home(name)
-        return identity.load_node_keys(KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase)))
+        return identity.load_node_keys(
+            KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase))
+        )
 
     def as_node(self, name: str) -> Ledger:
         """The ledger, sending as an organisation's node."""
@@ -287,8 +299,8 @@ class Consortium:
         return Ledger.open(network, private_key=self.node_keys(name).ledger_key)
 
     @contextmanager
-    def impersonated(self, *names: str) -> Iterator[None]:
-        """Stop the honest nodes of some organisations, so that attackers can act in their place."""
+    def stopped(self, *names: str) -> Iterator[None]:
+        """Stop nodes for a while."""
         for name in names:
             self.net.stop(name)
         try:
@@ -304,6 +316,22 @@ class Consortium:
                 if name in self.clinics:
                     self.clinics[name].client = self.clients[name]
             self.indexed()
+
+    @contextmanager
+    def warmed(self, *names: str) -> Iterator[None]:
+        """Let nodes keep what a job on north needs, so that the next one goes on while north is held still."""
+        self.reached(self.post(), JobState.RELEASED)
+        for name in names:
+            with EmbeddedBlockStore(self.net.home(name).blocks) as store:
+                for cid in store.cids():
+                    with suppress(BlockNotFoundError):
+                        store.pin(cid, "kept-by-test")
+        try:
+            yield
+        finally:
+            for name in names:
+                with EmbeddedBlockStore(self.net.home(name).blocks) as store:
+                    store.unpin_all("kept-by-test")
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
@@ -343,7 +371,11 @@ def register(
     """Seal, publish and register a bundle whose policy allows what the tests need."""
     published = client.publish(client.seal(features, secret), scope=SCOPE, row_subjects=rows)
     policy = Policy(
-        purposes=(SCOPE,), kernels=("sum", "linear"), min_cohort=20, row_level=True, max_rho_micro_per_job=100 * MICRO
+        purposes=(SCOPE,),
+        kernels=("sum", "linear"),
+        min_cohort=20,
+        row_level=True,
+        max_rho_micro_per_job=100 * MICRO,
     )
     artifact_id = client.register(published, policy=policy, retain_days=30, budget_rho=budget_rho)
     return client.bundle(artifact_id)
@@ -414,8 +446,6 @@ class Impostor:
 
     def fetch(self, ledger: Ledger, holder: str, *cids: Cid) -> list[bytes]:
         """Ask a member for blocks, as any node does."""
-        from usufruct_node.peers.identity import peer_id_text
-
         member = ledger.participant(org_id(holder))
         return trio.from_thread.run(
             self._fetch, peer_id_text(member.peer_id), member.endpoint, cids, trio_token=self._token
@@ -445,7 +475,7 @@ def processes_below(root: Path) -> dict[int, str]:
             continue
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-            place = Path(os.readlink(entry / "cwd"))
+            place = (entry / "cwd").readlink()
             zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
         except (OSError, ValueError):
             continue
@@ -454,12 +484,14 @@ def processes_below(root: Path) -> dict[int, str]:
     return found
 
 
-def run_cli(module: str, *words: str, seconds: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one of the command-line programs and return what it said."""
-    import sys
-
+def run_cli(
+    program: str, *words: str, seconds: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the installed command-line programs, or a module, and return what it said."""
+    script = Path(sys.executable).parent / program
+    start = [str(script)] if script.exists() else [sys.executable, "-m", program]
     return subprocess.run(
-        [sys.executable, "-m", module, *words],
+        [*start, *words],
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -475,6 +507,3 @@ def error_of(call: Callable[[], object]) -> UsufructError:
     except UsufructError as exc:
         return exc
     raise AssertionError("it was not refused")
-
-
-__all__ = ["Clinic", "Consortium", "Home", "Impostor", "error_of", "processes_below", "register", "run_cli"]

@@ -17,7 +17,9 @@ def _walk(node: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_main_job_runs_from_features_to_lineage_and_the_kept_network_is_taken_down(tmp_path: Path) -> None:
+def test_the_main_job_runs_from_features_to_lineage_and_the_kept_network_is_taken_down(
+    tmp_path: Path,
+) -> None:
     place, file = tmp_path / "net", tmp_path / "report.json"
     told = run_cli(
         "usufruct_node.demo", "--dir", str(place), "--json", str(file), "--keep", seconds=280, COLUMNS="120"
@@ -29,30 +31,37 @@ def test_the_main_job_runs_from_features_to_lineage_and_the_kept_network_is_take
         _check_report(report)
 
         states = json.loads(
-            run_cli("usufruct_node", "devnet", "status", "--dir", str(place), "--json").stdout
+            run_cli("usufruct-node", "devnet", "status", "--dir", str(place), "--json").stdout
         )
         assert {row["process"] for row in states} == {
             "chain", "clinic-north", "clinic-south", "university", "compute-1", "auditor"
         }  # fmt: skip
         assert all(row["pid"] for row in states)
         assert {row["health"] for row in states if row["process"] != "chain"} == {"ok"}
-        jobs = json.loads(run_cli("usufruct", "job", "list", "--home", str(place / "auditor"), "--json").stdout)
+        jobs = json.loads(
+            run_cli("usufruct", "job", "list", "--home", str(place / "auditor"), "--json").stdout
+        )
         assert {job["state"] for job in jobs} == {"RELEASED", "DENIED"}
     finally:
-        down = run_cli("usufruct_node", "devnet", "down", "--dir", str(place))
+        down = run_cli("usufruct-node", "devnet", "down", "--dir", str(place))
     assert down.returncode == 0, down.stderr
     assert processes_below(place) == {}
 
 
 def _check_report(report: dict[str, Any]) -> None:
-    assert set(report) == {"schema", "seconds", "steps", "jobs", "checks", "lineage", "rechecked"}
+    assert set(report) == {"schema", "seconds", "steps", "jobs", "checks", "lineage"}
     assert report["schema"] == "usufruct-demo/1"
     assert report["steps"] and all(step["step"] and step["seconds"] >= 0 for step in report["steps"])
 
     failed = [check for check in report["checks"] if not check["held"]]
     assert not failed
     claims = " | ".join(check["claim"] for check in report["checks"])
-    for claim in ("equals plaintext exactly", "within the declared noise", "withdrawn row is absent", "stale"):
+    for claim in (
+        "equals plaintext exactly",
+        "within the declared noise",
+        "withdrawn row is absent",
+        "stale",
+    ):
         assert claim in claims
 
     released = [job for job in report["jobs"] if job["state"] == "RELEASED"]
@@ -65,8 +74,8 @@ def _check_report(report: dict[str, Any]) -> None:
         assert len(job["job_id"]) == 64 and float(job["truth"]) and float(job["released"])
     assert all(job["gas"] > 0 and job["rho"] == 0 for job in denied)
 
-    tree = _walk(report["lineage"])
+    tree = _walk(report["lineage"]["root"])
     assert [node["kind"] for node in tree] == ["RELEASE", "RESULT", "BUNDLE"]
     steps = [step for node in tree for step in node["steps"]]
     assert len(steps) > 5 and all(step for step in steps)
-    assert report["rechecked"]["events"] > 5 and report["rechecked"]["contents"] > 3
+    assert report["lineage"]["checked"]["events"] > 5 and report["lineage"]["checked"]["contents"] > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from usufruct_node.demo.report import Report
 from usufruct_node.demo.story import Story
 from usufruct_node.devnet import Devnet
 
+_PLAIN_WIDTH = 110
+
 
 @guarded
 def demo(
@@ -25,7 +28,7 @@ def demo(
     ),
 ) -> None:
     """Run the main job: two clinics share encrypted face features, a university computes on them, an auditor checks."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     report = Report(console)
     net = Devnet(directory)
     net.down()

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from usufruct.cli import lineage_tree
-from usufruct.lineage import Lineage, LineageNode
+from usufruct.lineage import Lineage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,27 +81,24 @@ class Report:
 
     def show(self) -> None:
         """Print tables and tree."""
-        table = Table(title="jobs", show_lines=False)
-        columns = ("question", "bundle", "kernel", "verified", "truth", "released", "rho", "gas", "s")
-        for column in columns:
-            table.add_column(column, justify="right" if column in ("rho", "gas", "s") else "left")
+        table = Table(title="jobs", box=box.SIMPLE)
+        for column in ("job", "kernel", "verified", "truth", "released", "rho", "gas", "s"):
+            table.add_column(column, justify="right" if column in ("truth", "released", "rho", "gas", "s") else "left")
         for job in self.jobs:
             table.add_row(
-                job.question,
-                job.bundle,
+                f"{job.question}, {job.bundle.removeprefix('clinic-')}",
                 job.kernel,
                 job.level or f"[yellow]{job.state}[/yellow]",
                 job.truth,
                 job.released,
                 f"{job.rho:g}" if job.rho else "",
-                f"{job.gas:,}",
+                f"{job.gas / 1000:,.0f}k",
                 f"{job.seconds:.1f}" if job.seconds else "",
             )
         self.console.print(table)
-        checks = Table("", "check", "detail", title="checks")
         for check in self.checks:
-            checks.add_row("[green]ok[/green]" if check.held else "[red]FAILED[/red]", check.claim, check.detail)
-        self.console.print(checks)
+            mark = "[green]✓[/green]" if check.held else "[red]✗ FAILED[/red]"
+            self.console.print(f"{mark} {check.claim} [dim]({check.detail})[/dim]", highlight=False)
         if self.lineage is not None:
             self.console.print(lineage_tree(self.lineage.root))
 
@@ -112,19 +110,7 @@ class Report:
             "steps": self.steps,
             "jobs": [asdict(job) for job in self.jobs],
             "checks": [asdict(check) for check in self.checks],
-            "lineage": None if self.lineage is None else _lineage(self.lineage.root),
-            "rechecked": None if self.lineage is None else asdict(self.lineage.checked),
+            "lineage": None if self.lineage is None else self.lineage.to_json(),
         }
         path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
-
-def _lineage(node: LineageNode) -> dict[str, Any]:
-    return {
-        "artifact_id": node.artifact_id.hex(),
-        "kind": node.kind,
-        "steward": node.steward,
-        "content": str(node.content),
-        "stale": node.stale,
-        "steps": [asdict(step) for step in node.steps],
-        "parents": [_lineage(parent) for parent in node.parents],
-    }

@@ -99,7 +99,9 @@ class Story:
         with self._report.step("founders vote to admit university"):
             record = ParticipantFile.load(self._net.home("university").root / "participant.json")
             number = clients["auditor"].propose("ParticipantRegistry", "admit", record.to_participant())
-            self._together(lambda: clients["clinic-north"].vote(number), lambda: clients["clinic-south"].vote(number))
+            self._together(
+                lambda: clients["clinic-north"].vote(number), lambda: clients["clinic-south"].vote(number)
+            )
             clients["auditor"].execute(number)
         with self._report.step("clinics compute HOG features where the images are"):
             for name in CLINICS:
@@ -118,11 +120,15 @@ class Story:
         for name in CLINICS:
             bundle = self._clinics[name].bundle
             if bundle is not None:
-                self._report.note(f"{name}: bundle {bundle.artifact_id.hex()[:16]}, {len(bundle.manifest.blocks)} blocks")
+                self._report.note(
+                    f"{name}: bundle {bundle.artifact_id.hex()[:16]}, {len(bundle.manifest.blocks)} blocks"
+                )
 
     def _share(self, name: str) -> None:
         clinic = self._clinics[name]
-        clinic.positions = clinic.client.record_consents(clinic.subjects, scope=SCOPE, notice=NOTICE, days=365)
+        clinic.positions = clinic.client.record_consents(
+            clinic.subjects, scope=SCOPE, notice=NOTICE, days=365
+        )
         clinic.client.anchor_consents(scope=SCOPE)
         published = clinic.client.publish(
             clinic.client.seal(clinic.features, clinic.secret),
@@ -194,7 +200,9 @@ class Story:
             epoch = clinic.client.withdraw_consent(gone, scope=SCOPE)
             self._report.check("withdrawal anchors the next epoch", epoch.epoch == 2, f"epoch {epoch.epoch}")
         with self._report.step("a job against the old epoch is refused"):
-            self._denied("mean features", "clinic-north", "sum", None, expected="CONSENT_EPOCH_STALE", epoch=1)
+            self._denied(
+                "mean features", "clinic-north", "sum", None, expected="CONSENT_EPOCH_STALE", epoch=1
+            )
         with self._report.step("the next mean leaves that row out"):
             job = self._post("mean, one withdrawn", "clinic-north", "sum", None, 1.0)
             self._finish(job)
@@ -210,7 +218,9 @@ class Story:
         )
 
     def _auditor_looks(self, job: Posted) -> None:
-        with self._report.step("auditor walks from a released number to every consent, re-checking each step"):
+        with self._report.step(
+            "auditor walks from a released number to every consent, re-checking each step"
+        ):
             found = self._auditor.lineage(self._auditor.release_artifact(job.job_id))
             self._report.lineage = found
         self._report.note(
@@ -292,7 +302,11 @@ class Story:
         clinic = self._clinics[job.clinic]
         if release is None:
             return
-        rows = np.delete(clinic.features.values, without, axis=0) if without is not None else clinic.features.values
+        rows = (
+            np.delete(clinic.features.values, without, axis=0)
+            if without is not None
+            else clinic.features.values
+        )
         rows = rows.astype(np.int64)
         if model is None:
             truth, scale = rows.sum(axis=0), float(clinic.features.schema.scale)
@@ -317,15 +331,15 @@ class Story:
             f"off by {error:.4f}, bound {bound:.4f}",
         )
         if without is not None:
-            self._report.check("the withdrawn row is absent", release.count == len(rows), f"{release.count} rows")
+            self._report.check(
+                "the withdrawn row is absent", release.count == len(rows), f"{release.count} rows"
+            )
         line = next(line for line in self._report.jobs if line.job_id == job.job_id.hex())
         line.truth = f"{np.linalg.norm(true_mean):.4f}" if true_mean.size > 1 else f"{true_mean[0]:.4f}"
         shown = release.mean()
         line.released = f"{np.linalg.norm(shown):.4f}" if shown.size > 1 else f"{shown[0]:.4f}"
 
-    def _opened(
-        self, job: Posted, clinic: Clinic, *, rows_only: bool, count: int
-    ) -> npt.NDArray[np.int64]:
+    def _opened(self, job: Posted, clinic: Clinic, *, rows_only: bool, count: int) -> npt.NDArray[np.int64]:
         """North and south open the verified ciphertexts with their own keys, as their custodians did."""
         record = clinic.client.ledger.job(job.job_id)
         content = clinic.client.content
@@ -351,4 +365,3 @@ class Story:
     def _together(self, *calls: Callable[[], Outcome]) -> list[Outcome]:
         """Independent people act at the same time."""
         return [future.result() for future in [self._pool.submit(call) for call in calls]]
-

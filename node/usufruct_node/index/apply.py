@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from usufruct.errors import StaleLedgerError
 from usufruct.ledger.abi import args_to_json
-from usufruct.ledger.series import series_of
+from usufruct.ledger.series import event_codec, next_head, series_of
 from usufruct.records import (
     ZERO_32,
     ArtifactKind,
@@ -27,7 +28,16 @@ Handler = Callable[[sqlite3.Connection, LedgerEvent, Args], None]
 
 
 def apply_event(db: sqlite3.Connection, event: LedgerEvent) -> None:
-    """Store an event and what follows from it; the caller owns the transaction."""
+    """Store an event and what follows from it; the caller owns the transaction.
+
+    Raises
+    ------
+    StaleLedgerError
+        If an event of its series is missing before it: the endpoint did not show everything.
+    """
+    series = series_of(event)
+    if series is not None:
+        _continue_series(db, event, series)
     db.execute(
         "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -38,13 +48,31 @@ def apply_event(db: sqlite3.Connection, event: LedgerEvent) -> None:
             event.transaction_hash,
             event.contract,
             event.name,
-            series_of(event),
+            series,
             json.dumps(args_to_json(event.args), separators=(",", ":")),
         ),
     )
     handler = _HANDLERS.get(event.name)
     if handler is not None:
         handler(db, event, event.args)
+
+
+def _continue_series(db: sqlite3.Connection, event: LedgerEvent, series: bytes) -> None:
+    row = db.execute(
+        "SELECT length, head FROM series WHERE contract = ? AND series = ?", (event.contract, series)
+    ).fetchone()
+    length, head = (row[0], row[1]) if row else (0, ZERO_32)
+    codec = event_codec(event.contract, event.name)
+    if event.args["sequence"] != length + 1 or event.args["head"] != next_head(head, codec, event.args):
+        raise StaleLedgerError(
+            f"the endpoint left out an event before {event.name} number {event.args['sequence']}"
+            f" in block {event.block_number}"
+        )
+    db.execute(
+        "INSERT INTO series VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " length = excluded.length, head = excluded.head",
+        (event.contract, series, event.args["sequence"], event.args["head"]),
+    )
 
 
 def to_signed(value: int) -> int:
@@ -88,12 +116,13 @@ def _endpoint(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
 
 def _key_registered(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
     db.execute(
-        "INSERT INTO key_domain VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO key_domain VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             args["keyId"],
             args["custodian"],
             args["parametersId"],
             args["publicDigest"],
+            args["epoch"],
             event.timestamp,
             KeyStatus.ACTIVE,
         ),

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from usufruct.errors import LedgerError, StaleLedgerError
+from usufruct.errors import InputError, LedgerError, StaleLedgerError
 from usufruct.ledger import Head
 from usufruct.records import (
     Artifact,
@@ -42,7 +42,13 @@ from usufruct.records import (
 )
 from usufruct_node.index.apply import apply_event, from_signed
 
-MAX_GRAPH_NODES = 10_000
+MAX_GRAPH_EDGES = 100_000
+
+
+class GraphTooLargeError(InputError):
+    """A lineage has more edges than one answer holds; a partial one would look complete."""
+
+    hint = "ask for the lineage of a single job's release instead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,7 @@ class Index:
             custodian=OrgId(row["custodian"]),
             parameters_id=row["parameters_id"],
             public_digest=row["public_digest"],
+            epoch=row["epoch"],
             registered_at=row["registered_at"],
             status=KeyStatus(row["status"]),
         )
@@ -231,9 +238,9 @@ class Index:
         return None if row is None else _job(row)
 
     def jobs(
-        self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = 1000
+        self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = -1
     ) -> list[JobRow]:
-        """Jobs in any of these states (all when none is given), oldest first."""
+        """Jobs in any of these states (all when none is given), oldest first; a negative limit is none."""
         marks = ",".join(str(int(state)) for state in states or tuple(JobState))
         rows = self._all(
             f"SELECT * FROM job WHERE state IN ({marks}) AND (?1 IS NULL OR artifact_id = ?1)"  # noqa: S608
@@ -283,8 +290,10 @@ class Index:
             f" JOIN reach ON e.{near} = reach.node LIMIT ?2)"
             f" SELECT e.{near}, e.{far} FROM reach CROSS JOIN {table} e ON e.{near} = reach.node LIMIT ?2",
             start,
-            MAX_GRAPH_NODES,
+            MAX_GRAPH_EDGES + 1,
         )
+        if len(rows) > MAX_GRAPH_EDGES:
+            raise GraphTooLargeError(f"more than {MAX_GRAPH_EDGES} edges hang on {start.hex()[:12]}")
         return [(ArtifactId(row[0]), ArtifactId(row[1])) for row in rows]
 
     def events_of_series(self, contract: str, series: bytes) -> list[dict[str, Any]]:
@@ -298,7 +307,16 @@ class Index:
             )
         ]
 
-    def events(self, *names: str, limit: int = 1000) -> list[dict[str, Any]]:
+    def refusals(self, *, limit: int) -> list[dict[str, Any]]:
+        """Newest events that carry a reason to refuse, newest first."""
+        rows = self._all(
+            "SELECT * FROM event WHERE name IN ('JobDenied', 'UsageDenied', 'JobEnded')"
+            " AND json_extract(args, '$.reason') <> 0 ORDER BY block_number DESC, log_index DESC LIMIT ?",
+            limit,
+        )
+        return [_event(row) for row in rows]
+
+    def events(self, *names: str, limit: int = -1) -> list[dict[str, Any]]:
         """Newest events with these names (any when none is given), newest first."""
         marks = ",".join("?" * len(names))
         where = f"WHERE name IN ({marks})" if names else ""
@@ -330,21 +348,25 @@ class Index:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                with self._db:
-                    yield self._db
-            except sqlite3.Error as exc:
-                raise LedgerError(f"the index cannot be written: {exc}") from exc
+        with self._lock, _translated(), self._db:
+            yield self._db
 
     def _one(self, sql: str, *values: object) -> sqlite3.Row | None:
-        with self._lock:
+        with self._lock, _translated():
             row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
             return row
 
     def _all(self, sql: str, *values: object) -> list[sqlite3.Row]:
-        with self._lock:
+        with self._lock, _translated():
             return self._db.execute(sql, values).fetchall()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise LedgerError(f"the index cannot be read or written: {exc}") from exc
 
 
 def _participant(row: sqlite3.Row) -> Participant:

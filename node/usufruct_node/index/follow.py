@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from usufruct.errors import LedgerUnreachableError, StaleLedgerError
+from usufruct.errors import LedgerError, StaleLedgerError
 from usufruct.ledger import Ledger
 from usufruct_node.index.database import Index
 
@@ -54,7 +54,7 @@ async def follow(
     while True:
         try:
             moved = await trio.to_thread.run_sync(catch_up, index, ledger)
-        except (LedgerUnreachableError, StaleLedgerError) as exc:
+        except LedgerError as exc:
             _log.warning("ledger: %s", exc)
             on_trouble(str(exc))
             await trio.sleep(max(poll_s, 1.0))

@@ -18,6 +18,13 @@ CREATE TABLE IF NOT EXISTS event (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS event_series ON event (contract, series) WHERE series IS NOT NULL;
 CREATE INDEX IF NOT EXISTS event_name ON event (name);
+CREATE TABLE IF NOT EXISTS series (
+    contract TEXT NOT NULL,
+    series BLOB NOT NULL,
+    length INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    PRIMARY KEY (contract, series)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS participant (
     org_id BLOB PRIMARY KEY,
     account TEXT NOT NULL,
@@ -33,6 +40,7 @@ CREATE TABLE IF NOT EXISTS key_domain (
     custodian BLOB NOT NULL,
     parameters_id BLOB NOT NULL,
     public_digest BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
     registered_at INTEGER NOT NULL,
     status INTEGER NOT NULL
 ) WITHOUT ROWID;

@@ -1,6 +1,7 @@
 """Runs kernels in worker processes: inputs from the block store, result blocks back. Holds no key.
 
-A worker that dies fails its job's attempt with a typed error; the pool is made anew and the node goes on.
+Workers import the engine and nothing else of the project: no chain, no peer, no SEAL. A worker that dies fails the attempt
+with a typed error; the pool is made anew and the node goes on.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ from usufruct.content import BlockStore, Cid
 from usufruct.errors import UsufructError
 from usufruct.he.kernels import Task, execute, plan
 from usufruct.job import JobInputs
+from usufruct_node.parent import end_with_parent
 
 _WORKER_SECONDS = 3600.0
 
 
 class WorkerDiedError(UsufructError):
     """A worker process ended in the middle of a task."""
-
-
-def _work(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: npt.NDArray[np.bool_]) -> list[bytes]:
-    return execute(task, inputs, mask)
 
 
 class Workers:
@@ -48,7 +46,7 @@ class Workers:
         WorkerDiedError
         """
         try:
-            return self._started().submit(_work, task, inputs, mask).result(_WORKER_SECONDS)
+            return self._started().submit(execute, task, inputs, mask).result(_WORKER_SECONDS)
         except BrokenProcessPool as exc:
             self.close()
             raise WorkerDiedError("a worker process died; the task will be tried again") from exc
@@ -63,7 +61,11 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+                self._pool = ProcessPoolExecutor(
+                    self._count,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=end_with_parent,
+                )
             return self._pool
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -13,11 +13,11 @@ import trio
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, LedgerError, PeerError
+from usufruct.errors import BlockNotFoundError, InputError, LedgerError, PeerError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import Job, JobId, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, Job, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.holdings import Holdings
@@ -31,7 +31,10 @@ log = logging.getLogger("usufruct_node.roles")
 
 Result = TypeVar("Result")
 
-_RECORD_PIN = "record"
+_JOB_PIN = "job:"
+_RESULT_PIN = "result:"
+_SENDING_THREADS = 16
+_COMPUTING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,10 @@ class RoleContext:
     journal: Journal
     host: PeerHost
     workers: Workers
+    sending: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_SENDING_THREADS))
+    """Threads that wait for transactions; apart from the others, so that many jobs cannot starve the block protocol."""
+    computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
+    """Threads that wait for worker processes."""
 
     async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
         """Bring blocks into the local store; those that are there already are only pinned.
@@ -54,14 +61,11 @@ class RoleContext:
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
         """
-        missing = await trio.to_thread.run_sync(self._pin_present, cids, pin)
+        missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
         if not missing:
             return
-        member = self.member(holder)
         batch: list[tuple[Cid, bytes]] = []
-        async with aclosing(
-            self.host.fetch(peer_id_text(member.peer_id), member.endpoint, missing)
-        ) as blocks:
+        async with aclosing(self._sent_by(holder, missing)) as blocks:
             async for cid, data in blocks:
                 batch.append((cid, data))
                 if len(batch) >= 32:
@@ -69,10 +73,33 @@ class RoleContext:
                     batch = []
         await trio.to_thread.run_sync(self._keep, batch, pin)
 
-    async def fetch_record(self, digest: bytes, holder: OrgId) -> dict[str, dag.DagValue]:
+    async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
+        """One block from a member, for somebody who asked; not kept.
+
+        Raises
+        ------
+        BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError
+        """
+        async with aclosing(self._sent_by(holder, [cid])) as blocks:
+            async for _, data in blocks:
+                return data
+        raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
+
+    async def _sent_by(self, holder: OrgId, cids: Sequence[Cid]) -> AsyncGenerator[tuple[Cid, bytes], None]:
+        """Blocks as a member sends them. An address that cannot be dialled is the member's fault, not that of the job."""
+        member = self.member(holder)
+        try:
+            peer_id = peer_id_text(member.peer_id)
+            async with aclosing(self.host.fetch(peer_id, member.endpoint, cids)) as blocks:
+                async for item in blocks:
+                    yield item
+        except InputError as exc:
+            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
+
+    async def fetch_record(self, digest: bytes, holder: OrgId, *, pin: str) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self.fetch([cid], holder, pin=_RECORD_PIN)
+        await self.fetch([cid], holder, pin=pin)
         return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
 
     async def inputs(self, row: JobRow) -> JobInputs:
@@ -91,10 +118,11 @@ class RoleContext:
         policy_digest = self.index.policy_digest(request.artifact_id, request.policy_version)
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
-        manifest = await self.fetch_record(artifact.content_digest, artifact.steward)
-        policy = await self.fetch_record(policy_digest, artifact.steward)
-        status = await self.fetch_record(epoch.status_digest, artifact.steward)
-        parameters = await self.fetch_record(request.parameters_digest, row.job.requester)
+        pin = job_pin(row.job_id)
+        manifest = await self.fetch_record(artifact.content_digest, artifact.steward, pin=pin)
+        policy = await self.fetch_record(policy_digest, artifact.steward, pin=pin)
+        status = await self.fetch_record(epoch.status_digest, artifact.steward, pin=pin)
+        parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
         return check_job(
             request,
             artifact,
@@ -114,7 +142,8 @@ class RoleContext:
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         await self.fetch(needed, artifact.steward, pin=pin)
         blocks = await trio.to_thread.run_sync(
-            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin))
+            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin)),
+            limiter=self.computing,
         )
         return self.result_manifest(row, blocks)
 
@@ -138,7 +167,9 @@ class RoleContext:
 
     async def transact(self, function: str, job_id: JobId, *arguments: object) -> None:
         """One call of the job ledger, final when it returns."""
-        await trio.to_thread.run_sync(self.ledger.transact, "JobLedger", function, job_id, *arguments)
+        await trio.to_thread.run_sync(
+            self.ledger.transact, "JobLedger", function, job_id, *arguments, limiter=self.sending
+        )
         log.info("%s %s", function, job_id.hex()[:12])
 
     def member(self, org: OrgId) -> Participant:
@@ -163,7 +194,26 @@ class RoleContext:
         """Bytes of local blocks, each checked against its CID."""
         return [self.store.get(cid) for cid in cids]
 
-    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
+    def pin(self, cids: Sequence[Cid], reason: str) -> None:
+        """Keep local blocks for one more reason."""
+        for cid in cids:
+            self.store.pin(cid, reason)
+
+    def tidy(self) -> int:
+        """Let go of what was only needed for jobs that have ended; returns how many blocks went.
+
+        Results of released jobs stay with their executor, and releases with their custodian: they answer for them.
+        """
+        for prefix, kept in ((_JOB_PIN, False), (_RESULT_PIN, True)):
+            for reason in self.store.reasons(prefix):
+                row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(prefix))))
+                if row is None or row.job.state not in FINAL_JOB_STATES:
+                    continue
+                if not (kept and row.job.state == JobState.RELEASED):
+                    self.store.unpin_all(reason)
+        return self.store.gc()
+
+    def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
             try:
@@ -181,7 +231,12 @@ class RoleContext:
 
 def job_pin(job_id: JobId) -> str:
     """Pin under which a job's blocks are kept."""
-    return f"job:{job_id.hex()}"
+    return _JOB_PIN + job_id.hex()
+
+
+def result_pin(job_id: JobId) -> str:
+    """Pin under which an executor keeps a job's result, and a custodian its release."""
+    return _RESULT_PIN + job_id.hex()
 
 
 def overdue(job: Job, now: int) -> bool:

@@ -24,12 +24,13 @@ from usufruct.errors import (
 )
 from usufruct.he.bfv import SecretKey
 from usufruct.job import JobInputs
-from usufruct.records import JobState, KeyId, Refusal
+from usufruct.keys import hpke
+from usufruct.records import JobState, KeyId, Participant, Refusal
 from usufruct.release import add_noise, decrypt_result, make_envelope, sigma_micro
 from usufruct.verify import ResultManifest, check_possessions
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
-from usufruct_node.roles.context import RoleContext, job_pin, log, overdue
+from usufruct_node.roles.context import RoleContext, job_pin, log, overdue, result_pin
 from usufruct_node.roles.journal import OwnRelease
 
 
@@ -62,7 +63,9 @@ class Custodian:
 
     async def _open(self, row: JobRow) -> None:
         try:
-            await self._check(row)
+            inputs, _ = await self._check(row)
+            inputs.status.check_in_force(self._context.now())
+            await trio.to_thread.run_sync(self._rehearse, row)
         except ReleaseRefusedError as exc:
             await self._refuse(row, Refusal[exc.reason], exc)
         except VerificationError as exc:
@@ -81,6 +84,9 @@ class Custodian:
     async def _check(self, row: JobRow) -> tuple[JobInputs, list[bytes]]:
         """Everything that the ledger cannot check: inputs, result blocks, proofs of possession."""
         context = self._context
+        artifact = context.index.artifact(row.job.request.artifact_id)
+        if artifact is None or artifact.steward != context.org:
+            raise ReleaseRefusedError(Refusal.ARTIFACT_MISMATCH.name)
         inputs = await context.inputs(row)
         record = await self._result_record(row)
         result = ResultManifest.from_record(record)
@@ -109,16 +115,25 @@ class Custodian:
             inputs, blocks = await self._check(row)
             made = await trio.to_thread.run_sync(self._make, row, inputs, blocks)
             kept = await trio.to_thread.run_sync(context.journal.keep_release, row.job_id, made)
+        await trio.to_thread.run_sync(context.pin, [kept.envelope], result_pin(row.job_id))
         await trio.to_thread.run_sync(
             context.holdings.add, [kept.envelope], Purpose.RELEASE, bytes(row.job_id)
         )
         await context.transact("recordRelease", row.job_id, kept.envelope.digest, kept.sigma_micro)
 
-    def _make(self, row: JobRow, inputs: JobInputs, blocks: list[bytes]) -> OwnRelease:
-        context = self._context
-        recipient = context.index.participant(row.job.requester)
+    def _rehearse(self, row: JobRow) -> None:
+        """Whatever could fail after the budget is spent is tried before: the secret, and the partner's key."""
+        self._secret_of(row.job.key_id)
+        hpke.seal_to(self._recipient(row).hpke_key, b"rehearsal", b"usufruct/rehearsal")
+
+    def _recipient(self, row: JobRow) -> Participant:
+        recipient = self._context.index.participant(row.job.requester)
         if recipient is None:
             raise LedgerError("the index lacks the job's requester")
+        return recipient
+
+    def _make(self, row: JobRow, inputs: JobInputs, blocks: list[bytes]) -> OwnRelease:
+        context = self._context
         opened = decrypt_result(inputs, blocks, self._secret_of(row.job.key_id))
         noised, sigma = add_noise(opened, inputs, rho_micro=row.job.request.rho_micro)
         envelope = make_envelope(
@@ -128,7 +143,7 @@ class Custodian:
             inputs,
             noised,
             sigma,
-            recipient=recipient,
+            recipient=self._recipient(row),
             signing_key=self._signing_key,
         )
         cid = context.store.put(envelope, Codec.DAG_CBOR, pin=job_pin(row.job_id))

@@ -14,8 +14,23 @@ from usufruct.records import JobId
 from usufruct_node.index import JobRow
 
 _log = logging.getLogger(__name__)
-_PAUSE_SECONDS = 2.0
+_LOOK_SECONDS = 2.0
+"""Longest time between two looks at the jobs."""
+
+_FIRST_PAUSE = 0.25
+"""Before the first repetition: most failures are a peer that is a block behind."""
+
 _LONGEST_PAUSE = 60.0
+_MOVED_ON = frozenset(
+    {
+        "JobLedgerWrongState",
+        "JobLedgerDeadlinePassed",
+        "JobLedgerDeadlineNotPassed",
+        "JobLedgerAlreadyCommitted",
+        "JobLedgerAlreadyRevealed",
+    }
+)
+"""Refusals that only say that somebody else was quicker, or that a block has passed."""
 
 
 class Role(Protocol):
@@ -48,14 +63,36 @@ class Dispatcher:
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
+                wanted: set[tuple[int, JobId]] = set()
                 for number, role in enumerate(self._roles):
-                    for row in await trio.to_thread.run_sync(role.wanted):
+                    for row in await self._wanted(role):
                         key = (number, row.job_id)
+                        wanted.add(key)
                         if key not in self._busy and self._rested(key):
                             self._busy.add(key)
                             nursery.start_soon(self._step, key, role, row)
-                with trio.move_on_after(_PAUSE_SECONDS):
+                self._forget_all_but(wanted | self._busy)
+                with trio.move_on_after(self._rest()):
                     await self._changed.wait()
+
+    async def _wanted(self, role: Role) -> list[JobRow]:
+        try:
+            return await trio.to_thread.run_sync(role.wanted)
+        except UsufructError as exc:
+            _log.warning("%s cannot look for work: %s", type(role).__name__, exc)
+            return []
+
+    def _forget_all_but(self, current: set[tuple[int, JobId]]) -> None:
+        """A job that went on without this node, or is over, is no trouble any more."""
+        self._failures = {key: held for key, held in self._failures.items() if key in current}
+        jobs = {job_id.hex() for _, job_id in current}
+        for job in [job for job in self.troubles if job not in jobs]:
+            del self.troubles[job]
+
+    def _rest(self) -> float:
+        """Seconds until something may be tried again, if nothing changes before."""
+        due = min((at for _, at in self._failures.values()), default=float("inf"))
+        return min(_LOOK_SECONDS, max(_FIRST_PAUSE, due - time.monotonic()))
 
     def _rested(self, key: tuple[int, JobId]) -> bool:
         return key not in self._failures or time.monotonic() >= self._failures[key][1]
@@ -64,18 +101,19 @@ class Dispatcher:
         job = row.job_id.hex()
         try:
             await role.handle(row)
-        except TransactionRevertedError as exc:
-            _log.info("job %s: the ledger has moved on (%s)", job[:12], exc)
-            self._failures[key] = (0, time.monotonic() + _PAUSE_SECONDS / 4)
         except Exception as exc:
+            if isinstance(exc, TransactionRevertedError) and exc.name in _MOVED_ON:
+                _log.info("job %s: the ledger has moved on (%s)", job[:12], exc)
+                self._failures[key] = (0, time.monotonic() + 2 * _FIRST_PAUSE)
+                return
             # Jobs carry other members' data: whatever one of them provokes must not take the node down.
             if not isinstance(exc, (UsufructError, OSError)):
                 _log.exception("job %s: unexpected error", job[:12])
             tries = self._failures.get(key, (0, 0.0))[0] + 1
-            pause = min(_PAUSE_SECONDS * 2 ** min(tries - 1, 5), _LONGEST_PAUSE)
+            pause = min(_FIRST_PAUSE * 2 ** min(tries - 1, 8), _LONGEST_PAUSE)
             self._failures[key] = (tries, time.monotonic() + pause)
             self.troubles[job] = f"{type(role).__name__.lower()}: {exc}"
-            _log.warning("job %s: %s; again in %.0f s", job[:12], exc, pause)
+            _log.warning("job %s: %s; again in %.2g s", job[:12], exc, pause)
         else:
             self._failures.pop(key, None)
             self.troubles.pop(job, None)

@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from usufruct.content import Codec, dag
+from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
     BlockMismatchError,
     InputError,
@@ -18,46 +18,57 @@ from usufruct.errors import (
 from usufruct.records import JobId, JobState
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
-from usufruct_node.roles.context import RoleContext, job_pin, log, overdue
+from usufruct_node.roles.context import RoleContext, log, overdue, result_pin
 
 
 class Executor:
     """Role of a compute node."""
 
-    def __init__(self, context: RoleContext) -> None:
+    def __init__(self, context: RoleContext, *, room: int) -> None:
         self._context = context
+        self._room = room
+        """Most jobs under way at once; others may have the rest."""
         self._unfit: set[JobId] = set()
 
     def wanted(self) -> list[JobRow]:
-        """Jobs on which this node has something to do."""
+        """Jobs on which this node has something to do: those it has claimed, and as many more as it has room for."""
         org, now = self._context.org, self._context.now()
-        return [
+        rows = [
             row
             for row in self._context.index.jobs(JobState.POSTED, JobState.CLAIMED)
-            if row.job_id not in self._unfit
-            and not overdue(row.job, now)
-            and (row.job.requester != org if row.job.state == JobState.POSTED else row.job.executor == org)
+            if row.job_id not in self._unfit and not overdue(row.job, now)
         ]
+        claimed = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
+        posted = [row for row in rows if row.job.state == JobState.POSTED and row.job.requester != org]
+        return claimed + posted[: max(0, self._room - len(claimed))]
 
     async def handle(self, row: JobRow) -> None:
         """One step: claim, or compute and commit."""
-        context = self._context
         try:
-            inputs = await context.inputs(row)
+            if row.job.state == JobState.POSTED:
+                await self._claim(row)
+            else:
+                await self._execute(row)
         except BlockMismatchError:
             raise
         except (InputError, IntegrityError, ReleaseRefusedError, WrongKeyDomainError) as exc:
             log.warning("job %s cannot be executed: %s", row.job_id.hex()[:12], exc)
             self._unfit.add(row.job_id)
-            return
-        if row.job.state == JobState.POSTED:
-            await context.transact("claimJob", row.job_id)
-            return
-        result = await context.execute(row, inputs)
+
+    async def _claim(self, row: JobRow) -> None:
+        inputs = await self._context.inputs(row)
+        inputs.status.check_in_force(self._context.now())
+        await self._context.transact("claimJob", row.job_id)
+
+    async def _execute(self, row: JobRow) -> None:
+        context = self._context
+        result = await context.execute(row, await context.inputs(row))
         data = dag.encode(result.to_record())
-        cid = await trio.to_thread.run_sync(
-            partial(context.store.put, data, Codec.DAG_CBOR, pin=job_pin(row.job_id))
+        cid = Cid.of(data, Codec.DAG_CBOR)
+        await trio.to_thread.run_sync(
+            partial(context.store.put, data, Codec.DAG_CBOR, pin=result_pin(row.job_id))
         )
+        await trio.to_thread.run_sync(context.pin, result.blocks, result_pin(row.job_id))
         await trio.to_thread.run_sync(
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )

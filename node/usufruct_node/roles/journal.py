@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from usufruct.content import Cid
 from usufruct.records import JobId
+from usufruct_node.local import open_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +32,14 @@ class Journal:
     """Durable, thread-safe; every write is on disk when the call returns."""
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600, exist_ok=True)
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        with self._lock, self._db:
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS verdict (job_id BLOB PRIMARY KEY, result_digest BLOB NOT NULL,"
-                " possession BLOB NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID"
-            )
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS release (job_id BLOB PRIMARY KEY, envelope BLOB NOT NULL,"
-                " sigma_micro INTEGER NOT NULL) WITHOUT ROWID"
-            )
+        self._db = open_local(
+            path,
+            "CREATE TABLE IF NOT EXISTS verdict (job_id BLOB PRIMARY KEY, result_digest BLOB NOT NULL,"
+            " possession BLOB NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS release (job_id BLOB PRIMARY KEY, envelope BLOB NOT NULL,"
+            " sigma_micro INTEGER NOT NULL) WITHOUT ROWID",
+        )
 
     def keep_verdict(self, job_id: JobId, verdict: OwnVerdict) -> OwnVerdict:
         """Keep a verdict; the first one kept for a job stands, and is returned."""

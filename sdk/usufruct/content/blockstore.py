@@ -73,6 +73,12 @@ class BlockStore(Protocol):
     def unpin(self, cid: Cid, reason: str) -> None:
         """Drop the pin for `reason`, if there is one."""
 
+    def unpin_all(self, reason: str) -> int:
+        """Drop the pins of every block for `reason`; returns how many there were."""
+
+    def reasons(self, prefix: str) -> list[str]:
+        """Return the reasons in use that begin with `prefix`."""
+
     def pins(self, cid: Cid) -> frozenset[str]:
         """Return the reasons for which the block is kept."""
 

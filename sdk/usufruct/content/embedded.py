@@ -177,11 +177,19 @@ class EmbeddedBlockStore:
 
     def unpin(self, cid: Cid, reason: str) -> None:
         """Drop the pin for `reason`, if there is one."""
-        try:
-            self._unpin(cid, reason)
-        except StoreFullError:
-            self._reserve.unlink(missing_ok=True)
-            self._unpin(cid, reason)
+        self._drop_pins("cid = ? AND reason = ?", (bytes(cid), reason))
+
+    def unpin_all(self, reason: str) -> int:
+        """Drop the pins of every block for `reason`; returns how many there were."""
+        return self._drop_pins("reason = ?", (reason,))
+
+    def reasons(self, prefix: str) -> list[str]:
+        """Return the reasons in use that begin with `prefix`."""
+        with _translated("the catalogue cannot be read"), self._lock:
+            rows = self._db.execute(
+                "SELECT DISTINCT reason FROM pins WHERE substr(reason, 1, ?) = ?", (len(prefix), prefix)
+            ).fetchall()
+        return [row[0] for row in rows]
 
     def pins(self, cid: Cid) -> frozenset[str]:
         """Return the reasons for which the block is kept."""
@@ -315,9 +323,17 @@ class EmbeddedBlockStore:
             raise
         return True
 
-    def _unpin(self, cid: Cid, reason: str) -> None:
+    def _drop_pins(self, where: str, values: tuple[object, ...]) -> int:
+        """Delete rows of the pin table, if need be with the room that is put aside for a full disk."""
+        try:
+            return self._delete_pins(where, values)
+        except StoreFullError:
+            self._reserve.unlink(missing_ok=True)
+            return self._delete_pins(where, values)
+
+    def _delete_pins(self, where: str, values: tuple[object, ...]) -> int:
         with _translated("the pin could not be dropped"), self._transaction():
-            self._db.execute("DELETE FROM pins WHERE cid = ? AND reason = ?", (bytes(cid), reason))
+            return self._db.execute(f"DELETE FROM pins WHERE {where}", values).rowcount  # noqa: S608
 
     def _collect(self) -> int:
         with _translated("garbage collection failed"):

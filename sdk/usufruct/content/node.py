@@ -15,6 +15,7 @@ from usufruct.content import dag
 from usufruct.content.cid import Cid, Codec
 from usufruct.errors import (
     BlockNotFoundError,
+    ConfigurationError,
     ContentError,
     InputError,
     NodeUnreachableError,
@@ -38,11 +39,16 @@ class NodeContent:
     """Blocking client of one node's HTTP interface."""
 
     def __init__(self, url: str, token_file: Path, *, timeout_s: float = 120.0) -> None:
+        """Raises ConfigurationError if the token cannot be read."""
+        try:
+            token = token_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigurationError(
+                f"the node's token {token_file} cannot be read: {exc}",
+                hint="`usufruct-node run` makes one; only the account that runs the node may read it",
+            ) from exc
         self._client = httpx.Client(
-            base_url=url,
-            timeout=timeout_s,
-            headers={"Authorization": f"Bearer {token_file.read_text('ascii').strip()}"},
-            trust_env=False,
+            base_url=url, timeout=timeout_s, headers={"Authorization": f"Bearer {token}"}, trust_env=False
         )
 
     def close(self) -> None:
@@ -105,7 +111,7 @@ class NodeContent:
             return response
         try:
             answer = response.json()
-            message = f"{answer.get('error', '')}: {answer.get('detail', '')}".strip(": ")
-        except (ValueError, AttributeError):
-            message = response.text[:200]
-        raise _ERRORS.get(response.status_code, ContentError)(message or f"HTTP {response.status_code}")
+            message, hint = str(answer["detail"]), str(answer.get("hint", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, hint = response.text[:200] or f"HTTP {response.status_code}", ""
+        raise _ERRORS.get(response.status_code, ContentError)(message, hint=hint)

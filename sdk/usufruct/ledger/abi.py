@@ -19,7 +19,7 @@ import eth_abi.exceptions
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
-from usufruct.errors import TransactionRevertedError
+from usufruct.errors import InputError, TransactionRevertedError
 
 Record = TypeVar("Record")
 
@@ -113,8 +113,17 @@ class FunctionCodec:
     output_types: tuple[str, ...]
 
     def encode(self, arguments: Sequence[object]) -> bytes:
-        """Call data."""
-        return self.selector + eth_abi.abi.encode(self.input_types, [to_abi(a) for a in arguments])
+        """Call data.
+
+        Raises
+        ------
+        InputError
+            If an argument does not fit its type: a number too large, an address that is none.
+        """
+        try:
+            return self.selector + eth_abi.abi.encode(self.input_types, [to_abi(a) for a in arguments])
+        except (eth_abi.exceptions.EncodingError, UnicodeEncodeError, TypeError) as exc:
+            raise InputError(f"{self.name}: {exc}") from exc
 
     def decode(self, data: bytes) -> tuple[Any, ...]:
         """Returned words."""
@@ -211,7 +220,8 @@ def decode_revert(data: bytes) -> TransactionRevertedError:
             values = eth_abi.abi.decode([_wire_type(entry) for entry in inputs], body)
             return TransactionRevertedError(name, _named(inputs, values))
         if selector == _ERROR:
-            return TransactionRevertedError("Error", {"message": eth_abi.abi.decode(["string"], body)[0]})
+            message = eth_abi.abi.decode(["bytes"], body)[0].decode("utf-8", "backslashreplace")
+            return TransactionRevertedError("Error", {"message": message})
         if selector == _PANIC:
             return TransactionRevertedError("Panic", {"code": eth_abi.abi.decode(["uint256"], body)[0]})
     except eth_abi.exceptions.DecodingError:

@@ -51,7 +51,9 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
         if name in CONTRACTS and "authority" in load_abi(name).functions:
             (authority,) = ledger.read(name, "authority")
             if authority.lower() != manager.lower():
-                raise WrongContractCodeError(f"{name} obeys another authority than the network's AccessManager")
+                raise WrongContractCodeError(
+                    f"{name} obeys another authority than the network's AccessManager"
+                )
         rows.append({"contract": name, "address": address, "size_bytes": len(code), "outcome": "as shipped"})
     return rows
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import requests
+from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 from web3 import HTTPProvider
@@ -58,7 +61,13 @@ class Endpoint:
         for attempt in self._attempts():
             with attempt:
                 answer = self._post(method, params)
-        return self._unwrap(method, cast(dict[str, Any], answer))
+        return self._unwrap(method, answer)
+
+    def quantity(self, method: str, *params: object) -> int:
+        """One request whose result is a number; errors as in `call`."""
+        answer = self.call(method, *params)
+        with well_formed(self.url):
+            return int(answer, 16)
 
     def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
         """Several requests in one round trip; results in order; raises for the first that failed."""
@@ -109,12 +118,15 @@ class Endpoint:
         block = self.call("eth_getBlockByNumber", tag, False)
         if block is None:
             raise LedgerError(f"{self.url} has no block {tag}")
-        return Head(int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16))
+        with well_formed(self.url):
+            return Head(
+                int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16)
+            )
 
     def _attempts(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception_type(LedgerUnreachableError),
-            wait=wait_exponential_jitter(initial=0.1, max=2.0),
+            wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
             stop=stop_after_delay(self._patience),
             reraise=True,
         )
@@ -128,6 +140,8 @@ class Endpoint:
     def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
         try:
             answers = self._provider.make_batch_request([(RPCEndpoint(m), list(p)) for m, p in calls])
+        except (TypeError, KeyError) as exc:
+            raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response") from exc
         except (requests.RequestException, OSError, ValueError) as exc:
             raise LedgerUnreachableError(f"{self.url} does not answer a batch: {_brief(exc)}") from exc
         if not isinstance(answers, list) or len(answers) != len(calls):
@@ -135,17 +149,28 @@ class Endpoint:
         return cast(list[dict[str, Any]], answers)
 
     @staticmethod
-    def _unwrap(method: str, answer: dict[str, Any]) -> Any:
+    def _unwrap(method: str, answer: object) -> Any:
+        if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
+            raise LedgerError(f"{method}: the answer is no JSON-RPC response")
         error = answer.get("error")
         if error is None:
             return answer.get("result")
         data = error.get("data") if isinstance(error, dict) else None
-        if isinstance(data, str) and data.startswith("0x") and len(data) >= 10:
+        if isinstance(data, str) and re.fullmatch(r"0x([0-9a-fA-F]{2}){4,}", data):
             raise decode_revert(bytes.fromhex(data[2:]))
         message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
         if "revert" in message.lower():
             raise TransactionRevertedError("Reverted", {"message": message})
         raise LedgerError(f"{method}: {message}")
+
+
+@contextlib.contextmanager
+def well_formed(source: str) -> Iterator[None]:
+    """Translate what a malformed answer of an endpoint raises when it is taken apart."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, DecodingError) as exc:
+        raise LedgerError(f"{source} gave a malformed answer: {exc!r}") from exc
 
 
 def transaction_hash(raw: bytes) -> bytes:

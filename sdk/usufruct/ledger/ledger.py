@@ -14,7 +14,7 @@ from usufruct.errors import (
 )
 from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
 from usufruct.ledger.compile import compare_runtime, load_artifact
-from usufruct.ledger.endpoint import Endpoint, Head
+from usufruct.ledger.endpoint import Endpoint, Head, well_formed
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
 from usufruct.records import (
@@ -126,17 +126,26 @@ class Ledger:
         """Address and call data of a call: for proposals to the council and for batches."""
         return self.network.contracts[contract], load_abi(contract).functions[function].encode(arguments)
 
-    def transact_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000) -> list[Receipt]:
+    def transact_many(
+        self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000
+    ) -> list[Receipt]:
         """Send independent calls as one pre-signed batch; see `Sender.transact_many`."""
         return self._require_sender().transact_many(calls, gas=gas)
 
     def events(self, first: int, last: int) -> list[LedgerEvent]:
-        """Decoded events of all contracts in finalised blocks first..last, in order."""
+        """Decoded events of all contracts in finalised blocks first..last, in order.
+
+        Raises
+        ------
+        LedgerUnreachableError, LedgerError
+            If the endpoint does not answer, or not in a form that makes sense.
+        """
         logs = self.endpoint.logs([self.network.contracts[name] for name in CONTRACTS], first, last)
-        missing = sorted({log["blockNumber"] for log in logs if "blockTimestamp" not in log})
-        blocks = self.endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in missing])
-        times = {block["number"]: block["timestamp"] for block in blocks}
-        return [self._event(log, log.get("blockTimestamp") or times[log["blockNumber"]]) for log in logs]
+        with well_formed(self.endpoint.url):
+            missing = sorted({log["blockNumber"] for log in logs if "blockTimestamp" not in log})
+            blocks = self.endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in missing])
+            times = {block["number"]: block["timestamp"] for block in blocks}
+            return [self._event(log, log.get("blockTimestamp") or times[log["blockNumber"]]) for log in logs]
 
     def events_of(self, receipt: Receipt) -> list[LedgerEvent]:
         """Decoded events of one transaction."""
@@ -201,6 +210,12 @@ class Ledger:
     def job(self, job_id: JobId) -> Job:
         """A job; state NONE when unknown."""
         return self._record(Job, "JobLedger", "job", job_id)
+
+    def series_head(self, contract: str, key: bytes) -> tuple[int, bytes]:
+        """Number of events in a series, and its rolling hash; `key` as in `usufruct.ledger.series.series_of`."""
+        words = [key[i : i + 32] for i in range(0, len(key), 32)]
+        length, head = self.read(contract, "seriesHead", *words)
+        return int(length), bytes(head)
 
     def timings(self) -> Timings:
         """Seconds that each job state may last."""

@@ -14,7 +14,12 @@ from typing import Any
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from usufruct.errors import LedgerError, TransactionLostError, TransactionRevertedError
+from usufruct.errors import (
+    LedgerError,
+    LedgerUnreachableError,
+    TransactionLostError,
+    TransactionRevertedError,
+)
 from usufruct.ledger.endpoint import Endpoint, transaction_hash
 
 _POLL_SECONDS = 0.1
@@ -80,7 +85,7 @@ class Sender:
         gas = self._estimate(to, data)
         with self._nonces():
             raw = self._sign(to, data, gas, self._next_nonce(), self._gas_price())
-            self._submit(raw)
+            self._submit([raw])
         return self._settled(transaction_hash(raw), to, data)
 
     def transact_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int) -> list[Receipt]:
@@ -96,7 +101,7 @@ class Sender:
         with self._nonces():
             price, first = self._gas_price(), self._next_nonce()
             raws = [self._sign(to, data, gas, first + i, price) for i, (to, data) in enumerate(calls)]
-            self._endpoint.batch([("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in raws])
+            self._submit(raws)
         return [
             Pending(transaction_hash=transaction_hash(raw), nonce=first + i, to=to, data=data)
             for i, (raw, (to, data)) in enumerate(zip(raws, calls, strict=True))
@@ -117,13 +122,13 @@ class Sender:
                 yield
 
     def _next_nonce(self) -> int:
-        return int(self._endpoint.call("eth_getTransactionCount", self.address, "pending"), 16)
+        return self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
 
     def _gas_price(self) -> int:
-        return int(self._endpoint.call("eth_gasPrice"), 16)
+        return self._endpoint.quantity("eth_gasPrice")
 
     def _estimate(self, to: str | None, data: bytes) -> int:
-        return int(int(self._endpoint.call("eth_estimateGas", self._message(to, data)), 16) * _GAS_MARGIN)
+        return int(self._endpoint.quantity("eth_estimateGas", self._message(to, data)) * _GAS_MARGIN)
 
     def _message(self, to: str | None, data: bytes) -> dict[str, str]:
         message = {"from": self.address, "data": "0x" + data.hex()}
@@ -142,11 +147,19 @@ class Sender:
             fields["to"] = to
         return bytes(self._account.sign_transaction(fields).raw_transaction)
 
-    def _submit(self, raw: bytes) -> None:
+    def _submit(self, raws: Sequence[bytes]) -> None:
+        """Hand signed transactions over; a refusal counts only when the chain does not have them already.
+
+        A reply that was lost makes the endpoint repeat the request, and the repetition is refused: the transaction is
+        known, or its nonce used.
+        """
         try:
-            self._endpoint.call("eth_sendRawTransaction", "0x" + raw.hex())
-        except LedgerError as exc:
-            if "already" not in str(exc):
+            self._endpoint.batch([("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in raws])
+        except LedgerUnreachableError:
+            raise
+        except LedgerError:
+            lookups = [("eth_getTransactionByHash", ["0x" + transaction_hash(raw).hex()]) for raw in raws]
+            if any(found is None for found in self._endpoint.batch(lookups)):
                 raise
 
     def _settled(self, tx_hash: bytes, to: str | None, data: bytes) -> Receipt:

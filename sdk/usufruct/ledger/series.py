@@ -11,8 +11,8 @@ from typing import Any
 import eth_abi.abi
 from eth_utils.crypto import keccak
 
-from usufruct.errors import MissingEventError
-from usufruct.ledger.abi import EventCodec, load_abi
+from usufruct.errors import MissingEventError, VerificationError
+from usufruct.ledger.abi import CONTRACTS, EventCodec, load_abi
 from usufruct.records import LedgerEvent
 
 _SERIES_KEYS = {
@@ -24,8 +24,18 @@ _SERIES_KEYS = {
 
 
 def event_codec(contract: str, name: str) -> EventCodec:
-    """The codec of an event by name."""
-    return next(codec for codec in load_abi(contract).events.values() if codec.name == name)
+    """The codec of an event by name.
+
+    Raises
+    ------
+    VerificationError
+        If no contract of the network has such an event.
+    """
+    if contract in CONTRACTS:
+        for codec in load_abi(contract).events.values():
+            if codec.name == name:
+                return codec
+    raise VerificationError(f"no contract {contract!r} with an event {name!r}")
 
 
 def series_of(event: LedgerEvent) -> bytes | None:

@@ -1,0 +1,52 @@
+"""`usufruct`: the steps of the path as commands, the same verbs as in the library. `--json` prints for machines.
+
+Errors go to stderr: what happened, and what to do. Exit codes: 2 input, 3 integrity, 4 keys, 5 content, 6 ledger, 7 denied,
+8 verification.
+"""
+
+import typer
+
+from usufruct.cli.jobs import (
+    bundles,
+    denials,
+    impact,
+    job_app,
+    kernels,
+    lineage_command,
+    lineage_tree,
+    release,
+    verify,
+)
+from usufruct.cli.network import members_app, network_app
+from usufruct.cli.rights import rights_app
+from usufruct.cli.steward import consent_app, features_command, freeze, key_domain_app, publish
+from usufruct.cli.terminal import HomeOption, JsonOption, guarded, print_json
+
+__all__ = ["HomeOption", "JsonOption", "app", "guarded", "lineage_tree", "main", "print_json"]
+
+app = typer.Typer(
+    help="Use each other's sensitive data without seeing it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(key_domain_app, name="key-domain")
+app.command("features")(features_command)
+app.command("publish")(publish)
+app.command("freeze")(freeze)
+app.add_typer(consent_app, name="consent")
+app.command("bundles")(bundles)
+app.command("kernels")(kernels)
+app.add_typer(rights_app, name="rights")
+app.add_typer(job_app, name="job")
+app.command("verify")(verify)
+app.command("release")(release)
+app.command("lineage")(lineage_command)
+app.command("impact")(impact)
+app.command("denials")(denials)
+app.add_typer(members_app, name="members")
+app.add_typer(network_app, name="network")
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,268 @@
+"""Commands about jobs and what they leave behind: post, follow, verify, open, trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.tree import Tree
+
+from usufruct.cli.terminal import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    PassphraseOption,
+    done,
+    err,
+    guarded,
+    out,
+    print_json,
+    read_text,
+    show,
+)
+from usufruct.client import Client
+from usufruct.errors import InputError
+from usufruct.he.kernels import KERNELS
+from usufruct.lineage import LineageNode
+from usufruct.privacy import MICRO
+from usufruct.records import ArtifactId, JobId, JobState
+
+job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
+
+
+@guarded
+def bundles(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List registered bundles."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    rows = [entry | {"rho_left": _left(entry["budget"])} for entry in client.content.query("/bundles")]
+    columns = {
+        "artifact": "artifact_id",
+        "steward": "steward",
+        "scope": "scope",
+        "consent epoch": "consent_epoch",
+        "cohort at least": "cohort_floor",
+        "rho left": "rho_left",
+    }
+    show("bundles", rows, columns, as_json=as_json)
+
+
+def _left(budget: dict[str, int]) -> float:
+    return (budget["total"] - budget["reserved"] - budget["spent"]) / MICRO
+
+
+@guarded
+def kernels(as_json: JsonOption = False) -> None:
+    """List the registered kernels."""
+    rows = [
+        {"name": k.name, "version": k.version, "class": k.kernel_class, "kernel_id": k.kernel_id.hex()}
+        for k in KERNELS.values()
+    ]
+    show(
+        "kernels",
+        rows,
+        {"name": "name", "version": "version", "class": "class", "id": "kernel_id"},
+        as_json=as_json,
+    )
+
+
+@job_app.command("post")
+@guarded
+def job_post(
+    artifact: str,
+    kernel: Annotated[str, typer.Option(help="Kernel to run.")],
+    rho: Annotated[float, typer.Option(help="Privacy to spend; decides the noise.")],
+    parameters: Annotated[
+        Path | None, typer.Option(help="JSON file with the kernel's integer parameters.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the release and print it.")] = True,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Post a job; exit code 7 when it is denied."""
+    try:
+        given = {} if parameters is None else json.loads(read_text(parameters))
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise InputError(f"{parameters} is no JSON: {exc}") from exc
+    client = Client.open(home, passphrase_file=passphrase_file)
+    job_id = client.post(
+        client.bundle(ArtifactId(client.find_id("artifact", artifact))), kernel, given, rho=rho
+    )
+    if not wait:
+        done(f"job {job_id.hex()}", {"job_id": job_id.hex()}, as_json=as_json)
+        return
+    with err.status("posted") as line:
+        client.wait(job_id, on_state=lambda state: line.update(state.name.lower()))
+    _print_release(client, job_id, as_json=as_json)
+
+
+@job_app.command("list")
+@guarded
+def job_list(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    if state is not None and state.upper() not in JobState.__members__:
+        raise InputError(f"{state!r} is no job state", hint=f"states are {', '.join(JobState.__members__)}")
+    client = Client.open(home, passphrase_file=passphrase_file)
+    rows = client.content.query("/jobs", **({"state": state} if state else {}))
+    columns = {
+        "job": "job_id",
+        "kernel": "kernel",
+        "requester": "requester",
+        "artifact": "artifact_id",
+        "state": "state",
+        "level": "level",
+        "refusal": "refusal",
+    }
+    show("jobs", rows, columns, as_json=as_json)
+
+
+@job_app.command("show")
+@guarded
+def jobshow(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None) -> None:
+    """Print one job with its verdicts and every event of its life, as JSON."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    print_json(client.content.query(f"/jobs/{client.find_id('job', job).hex()}"))
+
+
+@guarded
+def verify(
+    job: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Step 8: check a job's result blocks against the ledger, and the verifiers' proofs that they held them."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    job_id = JobId(client.find_id("job", job))
+    proven = client.verify(job_id)
+    done(
+        f"result as committed; {proven} verifiers proved that they held it",
+        {"job_id": job_id.hex(), "proofs_of_possession": proven},
+        as_json=as_json,
+    )
+
+
+@guarded
+def release(
+    job: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Step 9: open the release of one's own job."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    _print_release(client, JobId(client.find_id("job", job)), as_json=as_json)
+
+
+def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
+    opened = client.open_release(job_id)
+    answer = {
+        "job_id": job_id.hex(),
+        "artifact_id": client.release_artifact(job_id).hex(),
+        "kernel": opened.kernel,
+        "count": opened.count,
+        "rho": opened.rho_micro / MICRO,
+        "epsilon_at_delta_1e-6": opened.epsilon(),
+        "mean": opened.mean(),
+        "mean_error_bound_1e-6": opened.mean_error(),
+        "values": opened.natural(),
+    }
+    if as_json:
+        print_json(answer)
+        return
+    for key, value in answer.items():
+        out.print(f"{key}: {np.round(value, 4) if isinstance(value, np.ndarray) else value}", highlight=False)
+
+
+@guarded
+def lineage_command(
+    artifact: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Step 10: walk from an artifact to every consent, re-checking events and contents, and print the tree."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    with err.status("checking") as line:
+        found = client.lineage(ArtifactId(client.find_id("artifact", artifact)), progress=line.update)
+    if as_json:
+        print_json(found.to_json())
+        return
+    out.print(lineage_tree(found.root))
+    checked = found.checked
+    out.print(
+        f"re-checked {checked.events} events in {checked.series} series and {checked.contents} contents"
+        f" ({checked.bytes} bytes)"
+    )
+
+
+def lineage_tree(node: LineageNode) -> Tree:
+    """A lineage as a tree for the terminal."""
+    title = f"[bold]{node.kind.lower()}[/bold] {node.artifact_id.hex()[:16]} by {node.steward}"
+    if node.stale is not None:
+        title += " [red](consent no longer in force)[/red]" if node.stale else " (consent in force)"
+    tree = Tree(title)
+    tree.add(f"content {node.content}")
+    if node.job:
+        tree.add(
+            f"job {node.job['job_id'][:16]}: {node.job['kernel']} for {node.job['requester']}, {node.job['level']}"
+        )
+        tree.add(f"policy version {node.policy['version']}, {node.policy['digest'][:16]}")
+        tree.add(
+            f"consent epoch {node.consent['epoch']} of {node.consent['steward']} for {node.consent['scope']},"
+            f" root {node.consent['consent_root'][:16]}"
+        )
+    steps = tree.add("ledger")
+    for step in node.steps:
+        steps.add(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}")
+    for parent in node.parents:
+        tree.children.append(lineage_tree(parent))
+    return tree
+
+
+@guarded
+def impact(
+    artifact: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what rests on a bundle, and which of it used a consent epoch that is no longer in force."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    rows = client.impact(ArtifactId(client.find_id("artifact", artifact)))
+    columns = {
+        "artifact": "artifact_id",
+        "kind": "kind",
+        "requester": "requester",
+        "kernel": "kernel",
+        "epoch": "consent_epoch",
+        "stale": "stale",
+    }
+    show("impact", rows, columns, as_json=as_json)
+
+
+@guarded
+def denials(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List every refusal on the ledger with its reason."""
+    rows = Client.open(home, passphrase_file=passphrase_file).denials()
+    columns = {
+        "what": "what",
+        "id": "id",
+        "reason": "reason",
+        "requester": "requester",
+        "kernel": "kernel",
+        "block": "block_number",
+    }
+    show("denials", rows, columns, as_json=as_json)

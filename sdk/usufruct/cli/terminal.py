@@ -1,0 +1,135 @@
+"""What every command shares: options, error handling, tables and JSON on the terminal."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from usufruct.errors import InputError, UsufructError
+from usufruct.home import Home
+from usufruct.keys.keystore import KeyStore, read_passphrase
+
+out = Console()
+err = Console(stderr=True)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="USUFRUCT_HOME", help="The organisation's home directory.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+PassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help="File of mode 0600 with the authority's passphrase; default: the home's, or a prompt.",
+    ),
+]
+NodePassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--node-passphrase-file",
+        help="File of mode 0600 with the passphrase of the node's keys; default: the home's, or a prompt.",
+    ),
+]
+DEFAULT_HOME = Path("~/.usufruct")
+
+
+def guarded(command: Command) -> Command:
+    """Print errors of the tree on stderr with their hint, and exit with their code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: object, **kwargs: object) -> object:
+        try:
+            return command(*args, **kwargs)
+        except UsufructError as exc:
+            err.print(Text.assemble((type(exc).__name__, "red"), f": {printable(str(exc))}"), soft_wrap=True)
+            if exc.hint:
+                err.print(Text(f"  {printable(exc.hint)}"), soft_wrap=True)
+            raise typer.Exit(exc.exit_code) from exc
+        except KeyboardInterrupt as exc:
+            raise typer.Exit(130) from exc
+
+    return cast(Command, wrapped)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.integer | np.floating):
+        return value.item()
+    return str(value)
+
+
+def done(text: str, answer: dict[str, Any], *, as_json: bool) -> None:
+    """What a command did: a line for people, or a JSON document."""
+    print_json(answer) if as_json else out.print(text, highlight=False, markup=False)
+
+
+def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_json: bool) -> None:
+    """A list of records as a table, or whole as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(key))) for key in columns.values()))
+    if not rows:
+        out.print(f"no {title}")
+        return
+    out.print(table)
+
+
+def cell(value: object) -> str:
+    """A value in a table; ids are shortened to as many digits as commands need."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
+    return text[:12] + "…" if len(text) == 64 else printable(text)
+
+
+def printable(text: str) -> str:
+    """Text that others may have chosen, with what could steer a terminal escaped."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def node_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+    """The node's keys: a steward seals with the homomorphic secret that its custodian keeps there."""
+    default = home.node_passphrase if home.node_passphrase.is_file() else None
+    prompt = f"Passphrase of {home.node_keystore}: "
+    return KeyStore.open(home.node_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+
+
+def hex32(text: str, what: str) -> bytes:
+    """A 32-byte id from all its hex digits."""
+    try:
+        raw = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as exc:
+        raise InputError(f"{text!r} is no {what}", hint="ids are 64 hex digits") from exc
+    if len(raw) != 32:
+        raise InputError(f"{text!r} is no {what}", hint="ids are 64 hex digits")
+    return raw
+
+
+def read_text(path: Path) -> str:
+    """A text file that the user named."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} cannot be read: {exc}") from exc

@@ -1,0 +1,372 @@
+"""The index against the contracts: a network that goes through every state, then the same record from both sides."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import trio
+from ledger_story import ALL, HOSTILE_ENDPOINT, SCOPE, Story
+
+from chain_fixture import FAR, KERNEL, Consortium, word
+from usufruct.errors import LedgerError, LedgerUnreachableError, MissingEventError, StaleLedgerError
+from usufruct.ledger import Head, Ledger
+from usufruct.ledger.endpoint import Endpoint
+from usufruct.ledger.series import check_series, series_of
+from usufruct.records import (
+    ArtifactKind,
+    GrantStatus,
+    JobRequest,
+    JobState,
+    LedgerEvent,
+    MemberStatus,
+)
+from usufruct_node.index import Index, catch_up, follow
+
+WHOLE = (1 << 64) - 1
+
+
+@pytest.fixture
+def index(story: Story, tmp_path: Path) -> Iterator[Index]:
+    built = Index(tmp_path / "index.db")
+    catch_up(built, story.net.reader)
+    yield built
+    built.close()
+
+
+def tables(path: Path) -> dict[str, list[tuple]]:
+    """Every row of every table."""
+    with sqlite3.connect(path) as db:
+        names = [
+            row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        ]
+        return {name: sorted(map(repr, db.execute(f"SELECT * FROM {name}"))) for name in names}
+
+
+def ids_of(story: Story, event: str, key: str) -> set[bytes]:
+    return {bytes(e.args[key]) for e in story.net.events([event])}
+
+
+# The scenario did what it says.
+
+
+def test_every_end_of_a_job_was_reached_as_the_contracts_tell_it(story: Story) -> None:
+    reached = {name: story.net.reader.job(job) for name, job in story.jobs.items()}
+    assert {name: (job.state, job.refusal) for name, job in reached.items()} == story.expected
+    assert {job.state for job in reached.values()} == set(JobState) - {JobState.NONE}
+
+
+# The same record from both sides.
+
+
+def test_index_and_registry_agree_on_every_participant(story: Story, index: Index) -> None:
+    told = story.net.reader.participants()
+    assert index.participants() == sorted(told, key=lambda member: member.id)
+    assert {member.status for member in told} == {MemberStatus.ACTIVE, MemberStatus.REMOVED}
+    for member in told:
+        assert index.participant_by_peer(member.peer_id) == member
+
+
+def test_index_and_contracts_agree_on_every_key_domain(story: Story, index: Index) -> None:
+    for key_id in story.keys.values():
+        assert index.key_domain(key_id) == story.net.reader.key_domain(key_id)
+    assert len({index.key_domain(key).status for key in story.keys.values()}) == 3
+
+
+def test_index_and_contracts_agree_on_every_artifact(story: Story, index: Index) -> None:
+    known = [item for kind in ArtifactKind if kind for item in index.artifacts(kind)]
+    assert {artifact_id for artifact_id, _ in known} == (
+        ids_of(story, "BundleRegistered", "artifactId") | ids_of(story, "DerivedRecorded", "artifactId")
+    )
+    for artifact_id, record in known:
+        assert record == story.net.reader.artifact(artifact_id)
+        assert index.artifact(artifact_id) == record
+    assert {record.frozen for _, record in known} == {0, 1, 2}
+    assert {record.kind for _, record in known} == set(ArtifactKind) - {ArtifactKind.NONE}
+
+
+def test_index_and_contracts_agree_on_every_consent_epoch(story: Story, index: Index) -> None:
+    for event in story.net.events(["ConsentEpochAnchored"]):
+        steward, scope, epoch = (event.args[key] for key in ("steward", "scope", "epoch"))
+        kept = index.consent_epoch(steward, scope, epoch)
+        assert kept is not None
+        assert (kept.consent_root, kept.status_digest) == (
+            event.args["consentRoot"],
+            event.args["statusDigest"],
+        )
+        assert index.consent_epoch(steward, scope) == story.net.reader.consent_epoch(steward, scope)
+
+
+def test_index_and_contracts_agree_on_every_grant(story: Story, index: Index) -> None:
+    told = {
+        grant_id: story.net.reader.grant(grant_id) for grant_id in ids_of(story, "UsageRequested", "grantId")
+    }
+    assert told.keys() == set(story.grants.values())
+    for grant_id, grant in told.items():
+        assert index.grant(grant_id) == grant
+    assert {grant.status for grant in told.values()} == set(GrantStatus) - {GrantStatus.NONE}
+    of_rival = index.grants(grantee=story.net["rival"].id, steward=story.net["south"].id)
+    assert {grant.status for _, grant, _ in of_rival} == {GrantStatus.REVOKED, GrantStatus.GRANTED}
+
+
+def test_index_and_contracts_agree_on_every_budget(story: Story, index: Index) -> None:
+    accounts = {name: story.net.reader.budget(bundle) for name, bundle in story.bundles.items()}
+    assert {name: index.budget(bundle) for name, bundle in story.bundles.items()} == accounts
+    assert accounts["north"].spent == 4 * 1000, "released twice, opened twice"
+    assert accounts["north"].reserved > 0
+
+
+def test_index_and_contracts_agree_on_every_job(story: Story, index: Index) -> None:
+    told = {job_id: story.net.reader.job(job_id) for job_id in story.jobs.values()}
+    assert {row.job_id: row.job for row in index.jobs(limit=10_000)} == told
+    for state in JobState:
+        assert index.job_count(state) == sum(job.state == state for job in told.values())
+        if state:
+            assert {row.job_id for row in index.jobs(state)} == {
+                i for i, job in told.items() if job.state == state
+            }
+    sigma = {index.job(story.jobs[name]).sigma_micro for name in ("released", "released-rows")}
+    assert sigma == {1_500_000, 2_500_000}
+
+
+def test_index_knows_what_each_verifier_committed_and_revealed(story: Story, index: Index) -> None:
+    verdicts = {verdict.verifier: verdict for verdict in index.verdicts(story.jobs["disputed"])}
+    assert {name: verdicts[story.net[name].id].agrees for name in ALL} == {
+        "north": True,
+        "south": True,
+        "auditor": False,
+    }
+    silent = index.verdicts(story.jobs["revealing"])
+    assert len(silent) == 3
+    assert all(v.agrees is None and v.result_digest is None and v.possession is None for v in silent)
+
+
+def test_every_series_of_the_run_is_without_a_gap(story: Story) -> None:
+    series: dict[tuple[str, bytes], list[LedgerEvent]] = {}
+    for event in story.net.events():
+        key = series_of(event)
+        if key is not None:
+            series.setdefault((event.contract, key), []).append(event)
+    assert {contract for contract, _ in series} == {
+        "ConsentRegistry",
+        "JobLedger",
+        "LineageRegistry",
+        "UsageRights",
+    }
+    for events in series.values():
+        head = check_series(events)
+        assert check_series(events, final_head=head) == head
+        if len(events) > 1:
+            with pytest.raises(MissingEventError):
+                check_series(events[1:])
+            with pytest.raises(MissingEventError):
+                check_series(events[:-1], final_head=head)
+
+
+def test_lineage_reaches_from_a_release_to_its_bundle_and_back(story: Story, index: Index) -> None:
+    result, release = index.derived(story.jobs["released"])
+    north = story.bundles["north"]
+    assert index.ancestors(release) == [(release, result), (result, north)]
+    assert (north, result) in index.descendants(north)
+    assert (result, release) in index.descendants(north)
+    assert set(index.ancestors(story.bundles["leaked"])) == {
+        (story.bundles["leaked"], story.bundles["south"]),
+        (story.bundles["south"], north),
+        (story.bundles["south"], story.bundles["stale"]),
+    }
+    assert index.artifact_job(release) == story.jobs["released"]
+    assert index.artifact_job(north) is None
+
+
+def test_policies_of_all_versions_are_kept(story: Story, index: Index) -> None:
+    changed = story.bundles["changed"]
+    digests = [index.policy_digest(changed, version) for version in (1, 2, 3)]
+    assert len(set(digests)) == 3
+    assert digests[2] == story.net.reader.artifact(changed).policy_digest
+    assert index.policy_digest(changed, 4) is None
+
+
+def test_hostile_bytes_in_an_endpoint_do_not_stop_the_index(story: Story, index: Index) -> None:
+    rival = index.participant(story.net["rival"].id)
+    assert rival.endpoint == HOSTILE_ENDPOINT.decode("utf-8", "backslashreplace")
+    assert rival.endpoint == story.net.reader.participant(rival.id).endpoint
+
+
+# However it was built, the index is the same.
+
+
+def by_block(story: Story) -> list[tuple[list[LedgerEvent], Head]]:
+    groups = [list(group) for _, group in groupby(story.net.events(), key=lambda e: e.block_number)]
+    return [(g, Head(g[0].block_number, g[0].block_hash, g[0].timestamp)) for g in groups]
+
+
+def test_index_that_followed_block_by_block_equals_one_built_from_scratch(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    followed = Index(tmp_path / "followed.db")
+    for events, head in by_block(story):
+        followed.advance(events, head)
+    followed.advance([], index.cursor())
+    followed.close()
+    assert tables(tmp_path / "followed.db") == tables(tmp_path / "index.db")
+
+
+class Deadly(list):
+    """Events that kill the process when the one with this number is asked for."""
+
+    def __init__(self, events: list[LedgerEvent], fatal: int) -> None:
+        super().__init__(events)
+        self._fatal = fatal
+
+    def __iter__(self) -> Iterator[LedgerEvent]:
+        for number, event in enumerate(super().__iter__()):
+            if number == self._fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield event
+
+
+def killed_while_advancing(path: Path, batch: list[LedgerEvent], head: Head, fatal: int) -> None:
+    child = os.fork()
+    if child == 0:
+        Index(path).advance(Deadly(batch, fatal), head)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_index_killed_in_the_middle_of_a_step_loses_nothing_and_doubles_nothing(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    path = tmp_path / "killed.db"
+    blocks = by_block(story)
+    for start in range(0, len(blocks), 7):
+        batch = [event for events, _ in blocks[start : start + 7] for event in events]
+        head = blocks[min(start + 6, len(blocks) - 1)][1]
+        killed_while_advancing(path, batch, head, fatal=len(batch) * (start % 3 + 1) // 4)
+        resumed = Index(path)
+        assert resumed.cursor() == (blocks[start - 1][1] if start else None)
+        resumed.advance(batch, head)
+        resumed.close()
+    resumed = Index(path)
+    resumed.advance([], index.cursor())
+    resumed.close()
+    assert tables(path) == tables(tmp_path / "index.db")
+
+
+def test_reorg_rollback_an_older_or_another_head_is_refused(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    before, cursor = tables(tmp_path / "index.db"), index.cursor()
+    with pytest.raises(StaleLedgerError, match="older"):
+        index.advance([], Head(cursor.number - 1, word(), cursor.timestamp))
+
+    class Behind(Endpoint):
+        def finalised(self) -> Head:
+            return self.block(cursor.number - 1)
+
+    class Forked(Endpoint):
+        def block(self, number: int) -> Head:
+            return Head(number, word(), 0)
+
+    for fault, said in ((Behind, "is at block"), (Forked, "another block")):
+        network = story.net.network
+        ledger = Ledger(network, fault(network.rpc_urls[0]))
+        with pytest.raises(StaleLedgerError, match=said):
+            catch_up(index, ledger)
+    assert tables(tmp_path / "index.db") == before
+
+
+def test_follower_reports_trouble_and_goes_on_when_the_endpoint_recovers(
+    story: Story, tmp_path: Path
+) -> None:
+    faults: list[LedgerError] = [
+        LedgerUnreachableError("nobody answers"),
+        LedgerError("eth_getLogs: limit exceeded"),
+    ]
+    network = story.net.network
+
+    class Flaky(Endpoint):
+        def finalised(self) -> Head:
+            if faults:
+                raise faults.pop(0)
+            return super().finalised()
+
+    async def run() -> list[str | None]:
+        index = Index(tmp_path / "followed.db")
+        seen: list[str | None] = []
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    lambda: follow(
+                        index,
+                        Ledger(network, Flaky(network.rpc_urls[0])),
+                        poll_s=0.01,
+                        on_advance=nursery.cancel_scope.cancel,
+                        on_trouble=seen.append,
+                    )
+                )
+        assert index.cursor() is not None
+        return seen
+
+    assert trio.run(run) == ["nobody answers", "eth_getLogs: limit exceeded", None]
+
+
+# Hostile numbers.
+
+
+def test_largest_numbers_of_the_ledger_are_indexed_exactly(chain_url: str, tmp_path: Path) -> None:
+    net = Consortium(chain_url)
+    key = net.key_domain("north")
+    bundle = net.bundle("north", key, scope=SCOPE, budget=WHOLE, retain_until=WHOLE)
+    epoch = net.epoch("north", SCOPE, cohort=2_000_000_000)
+    grant = net.granted(
+        "university",
+        "north",
+        bundle,
+        SCOPE,
+        rho_micro=WHOLE,
+        expires_at=WHOLE,
+        uses=(1 << 32) - 1,
+        min_cohort=1,
+    )
+    usual = JobRequest(
+        artifact_id=bundle,
+        grant_id=grant,
+        kernel_id=KERNEL,
+        parameters_digest=word(),
+        purpose=SCOPE,
+        consent_epoch=epoch,
+        policy_version=1,
+        rho_micro=(1 << 63) - 1,
+        row_level=False,
+        nonce=WHOLE,
+    )
+    jobs = net.post(
+        "university",
+        [
+            usual,
+            replace(usual, nonce=WHOLE - 1),
+            replace(usual, nonce=1 << 63, rho_micro=1),
+            replace(usual, nonce=0, consent_epoch=WHOLE, rho_micro=WHOLE, policy_version=(1 << 32) - 1),
+            replace(usual, nonce=1, consent_epoch=WHOLE),
+        ],
+    )
+    index = Index(tmp_path / "index.db")
+    catch_up(index, net.reader)
+    states = [JobState.POSTED] * 3 + [JobState.DENIED] * 2
+    for job, state in zip(jobs, states, strict=True):
+        assert index.job(job).job == net.reader.job(job)
+        assert index.job(job).job.state == state
+    assert index.artifact(bundle) == net.reader.artifact(bundle)
+    assert index.artifact(bundle).retain_until == WHOLE
+    assert index.budget(bundle) == net.reader.budget(bundle)
+    assert index.budget(bundle).reserved == WHOLE
+    assert index.budget(bundle).available == 0
+    assert index.grant(grant) == net.reader.grant(grant)
+    assert index.grant(grant).terms.expires_at > FAR
+    index.close()

@@ -1,0 +1,348 @@
+"""The command line: every command explains itself; bad input is one clear line on stderr, its exit code, nothing done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from bundle_fixture import SCHEMA
+from usufruct.cli import app
+from usufruct.cli.terminal import cell, printable
+from usufruct.errors import UsufructError
+from usufruct.home import Home
+from usufruct_node.cli import app as node_app
+
+ID = "ab" * 32
+
+
+def run(*words: object, of: typer.Typer = app) -> Result:
+    return CliRunner().invoke(of, [str(word) for word in words])
+
+
+def commands(of: typer.Typer) -> list[tuple[str, ...]]:
+    def walk(command: click.Command, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        inner = getattr(command, "commands", {})
+        return [path, *(found for name, sub in inner.items() for found in walk(sub, (*path, name)))]
+
+    return walk(typer.main.get_command(of), ())
+
+
+@pytest.mark.parametrize("path", commands(app), ids=" ".join)
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    answer = run(*path, "--help")
+    assert answer.exit_code == 0
+    assert "Usage" in answer.output
+
+
+@pytest.mark.parametrize("path", commands(node_app), ids=" ".join)
+def test_every_command_of_the_node_has_help(path: tuple[str, ...]) -> None:
+    assert run(*path, "--help", of=node_app).exit_code == 0
+
+
+def refused(answer: Result, code: int, *said: str) -> None:
+    """One error on stderr, nothing on stdout, the documented exit code, no traceback."""
+    assert isinstance(answer.exception, SystemExit), repr(answer.exception)
+    assert answer.exit_code == code, answer.stderr
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    for words in said:
+        assert words in answer.stderr
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA.to_dict()))
+    return path
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    path = tmp_path / "matrix.npy"
+    np.save(path, np.zeros((5, 2)))
+    return path
+
+
+# Step 1 needs no node.
+
+
+def test_a_sound_matrix_is_accepted(matrix: Path, schema: Path, tmp_path: Path) -> None:
+    answer = run("features", matrix, "--schema", schema, "--json")
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout) == {"rows": 5, "features": 2, "max_abs": 100}
+    (tmp_path / "m.csv").write_text("y,x\n0.1,0.2\n0.3,0.4\n")
+    assert json.loads(run("features", tmp_path / "m.csv", "--schema", schema, "--json").stdout)["rows"] == 2
+
+
+def test_a_pickle_is_never_loaded(schema: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    refused(run("features", tmp_path / "trap.npy", "--schema", schema), 2, "cannot be read as a matrix")
+    assert not (tmp_path / "sprung").exists()
+
+
+BAD_MATRICES = {
+    "NaN": np.array([[np.nan, 0.0]]),
+    "infinity": np.array([[np.inf, 0.0]]),
+    "out of range": np.array([[1.5, 0.0]]),
+    "pixels": np.zeros((5, 2), dtype=np.uint8),
+    "an image": np.zeros((5, 5, 3)),
+    "text": np.array([["a", "b"]]),
+    "a column too many": np.zeros((5, 3)),
+    "one dimension": np.zeros(5),
+    "complex": np.zeros((5, 2), dtype=complex),
+}
+
+
+@pytest.mark.parametrize("what", BAD_MATRICES)
+def test_a_matrix_that_breaks_its_schema_is_refused(what: str, schema: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "bad.npy", BAD_MATRICES[what])
+    refused(run("features", tmp_path / "bad.npy", "--schema", schema), 2)
+
+
+def test_raw_imagery_is_refused_with_advice(schema: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", BAD_MATRICES["pixels"])
+    answer = run("features", tmp_path / "pixels.npy", "--schema", schema)
+    refused(answer, 2, "RawImageryRejectedError", "extract features where the images are")
+
+
+def test_files_that_are_absent_or_of_another_kind_are_refused(
+    schema: Path, matrix: Path, tmp_path: Path
+) -> None:
+    refused(run("features", tmp_path / "absent.npy", "--schema", schema), 2, "absent.npy")
+    refused(run("features", matrix, "--schema", tmp_path / "absent.json"), 2, "absent.json")
+    refused(run("features", schema, "--schema", schema), 2, "neither .npy nor .csv")
+    refused(run("features", tmp_path, "--schema", schema), 2)
+    for content in ("", "[]", "{", "null", "1", '{"name": 1}', "[" * 100_000, "\x00"):
+        schema.write_text(content)
+        refused(run("features", matrix, "--schema", schema), 2)
+    schema.write_bytes(b"\xff\xfe")
+    refused(run("features", matrix, "--schema", schema), 2)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_a_damaged_matrix_file_never_leaves_the_error_tree(
+    matrix: Path, schema: Path, data: st.DataObject
+) -> None:
+    sound = matrix.read_bytes()
+    kind = data.draw(st.sampled_from(["cut", "flip", "junk", "zip"]))
+    at = data.draw(st.integers(0, len(sound) - 1))
+    forged = {
+        "cut": sound[:at],
+        "flip": sound[:at] + bytes([sound[at] ^ data.draw(st.integers(1, 255))]) + sound[at + 1 :],
+        "junk": data.draw(st.binary(max_size=50)),
+        "zip": b"PK\x03\x04" + data.draw(st.binary(max_size=50)),
+    }[kind]
+    path = matrix.with_name("forged.npy")
+    path.write_bytes(forged)
+    answer = run("features", path, "--schema", schema)
+    assert answer.exit_code in (0, 2), repr(answer.exception)
+    assert answer.exception is None or isinstance(answer.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "x,y", "x,y\n", "x,y\n1", "x,y\na,b", "x,z\n0,0", "x,x\n0,0", "x,y\n0,0,0", "x,y\nnan,0"]
+)
+def test_a_malformed_csv_is_refused(content: str, schema: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text(content)
+    refused(run("features", tmp_path / "bad.csv", "--schema", schema), 2)
+
+
+# A file name is not an instruction to the terminal.
+
+
+@pytest.mark.parametrize("name", ["[/red].npy", "[bold]x[/italic].npy", "\x1b[2J.npy", "a\nb.npy"])
+def test_hostile_names_are_shown_and_not_obeyed(name: str, schema: Path, tmp_path: Path) -> None:
+    answer = run("features", tmp_path / name, "--schema", schema)
+    refused(answer, 2)
+    assert "\x1b" not in answer.stderr
+
+
+@given(st.text(max_size=30))
+def test_nothing_that_steers_a_terminal_is_left_in_a_cell(text: str) -> None:
+    assert all(char.isprintable() or char == "\n" for char in printable(text))
+    assert "\x1b" not in cell([text])
+
+
+# Homes.
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bundles",),
+        ("job", "list"),
+        ("job", "show", ID),
+        ("rights", "list"),
+        ("denials",),
+        ("members", "list"),
+        ("lineage", ID),
+        ("verify", ID),
+        ("release", ID),
+        ("consent", "withdraw", "ada", "--scope", "x"),
+        ("network", "verify"),
+    ],
+    ids=" ".join,
+)
+def test_a_directory_that_is_no_home_is_refused_with_what_to_type(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    refused(run(*words, "--home", tmp_path), 2, "is not a home directory", "usufruct-node init")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_passphrase_is_refused(node_home: Home, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("not the passphrase")
+    wrong.chmod(0o600)
+    refused(run("bundles", "--home", node_home.root, "--passphrase-file", wrong), 4, "WrongPassphraseError")
+    wrong.chmod(0o644)
+    refused(run("bundles", "--home", node_home.root, "--passphrase-file", wrong), 4)
+
+
+# With a running node.
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("bundles",), ("job", "list"), ("rights", "list"), ("denials",), ("members", "list"), ("kernels",)],
+    ids=" ".join,
+)
+def test_lists_are_json_for_machines(node_home: Home, words: tuple[str, ...]) -> None:
+    place = () if words == ("kernels",) else ("--home", node_home.root)
+    answer = run(*words, "--json", *place)
+    assert answer.exit_code == 0, answer.stderr
+    assert isinstance(json.loads(answer.stdout), list)
+    assert run(*words, *place).exit_code == 0
+
+
+BAD = {
+    "malformed job id": (("job", "show", "xyz"), 2),
+    "malformed artifact": (("lineage", "zz" * 32), 2),
+    "malformed grant": (("rights", "deny", "12", "--reason", "PURPOSE_NOT_GRANTED"), 2),
+    "unknown reason": (("rights", "deny", ID, "--reason", "WHIM"), 2),
+    "unknown job": (("job", "show", ID), 5),
+    "unknown lineage": (("lineage", ID), 5),
+    "unknown impact": (("impact", ID), 5),
+    "unknown verify": (("verify", ID), 2),
+    "unknown release": (("release", ID), 2),
+    "unknown state": (("job", "list", "--state", "flying"), 2),
+    "unknown kernel": (("rights", "grant", ID, "--kernel", "cube"), 2),
+    "uses overflow": (("rights", "grant", ID, "--kernel", "sum", "--uses", 1 << 32), 2),
+    "uses zero": (("rights", "grant", ID, "--kernel", "sum", "--uses", 0), 2),
+    "rho nan": (("rights", "grant", ID, "--kernel", "sum", "--rho", "nan"), 2),
+    "rho infinite": (("rights", "grant", ID, "--kernel", "sum", "--rho", "inf"), 2),
+    "rho negative": (("rights", "grant", ID, "--kernel", "sum", "--rho", "-1"), 2),
+    "rho overflow": (("rights", "grant", ID, "--kernel", "sum", "--rho", "1e30"), 2),
+    "days nan": (("rights", "grant", ID, "--kernel", "sum", "--days", "nan"), 2),
+    "days infinite": (("rights", "grant", ID, "--kernel", "sum", "--days", "inf"), 2),
+    "unknown grant": (("rights", "grant", ID, "--kernel", "sum"), 6),
+    "nothing to revoke": (("rights", "revoke"), 2),
+    "two to revoke": (("rights", "revoke", ID, "--grantee", "south"), 2),
+    "unknown subject": (("consent", "withdraw", "nobody", "--scope", "study"), 2),
+    "malformed scope": (("consent", "receipt", "nobody", "--scope", "Not A Label"), 2),
+    "unknown proposal": (("members", "vote", 99), 6),
+    "unknown status": (("members", "set-status", "north", "--status", "happy"), 2),
+    "malformed name": (("members", "set-status", "[/red]", "--status", "suspended"), 2),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_and_nothing_is_sent(node_home: Home, what: str) -> None:
+    words, code = BAD[what]
+    before = sent(node_home)
+    refused(run(*words, "--home", node_home.root), code)
+    assert sent(node_home) == before
+
+
+def sent(home: Home) -> int:
+    """Transactions of the authority so far."""
+    from usufruct.client import Client
+
+    client = Client.open(home)
+    return int(client.ledger.endpoint.call("eth_getTransactionCount", client.ledger.address, "pending"), 16)
+
+
+def test_a_hostile_participant_file_is_refused(node_home: Home, tmp_path: Path) -> None:
+    sound = json.loads((node_home.root / "participant.json").read_text())
+    changes = [
+        {"account": "0x12"},
+        {"account": "[/red]"},
+        {"hpke_key": "zz"},
+        {"roles": ["emperor"]},
+        {"name": "Not A Label"},
+        {"name": "١"},
+        {"surprise": 1},
+        {"endpoint": None},
+    ]
+    path = tmp_path / "participant.json"
+    before = sent(node_home)
+    for change in changes:
+        path.write_text(json.dumps(sound | change))
+        refused(run("members", "admit", path, "--home", node_home.root), 2)
+    for content in ("", "[]", "{"):
+        path.write_text(content)
+        refused(run("members", "admit", path, "--home", node_home.root), 2)
+    assert sent(node_home) == before
+
+
+def test_consents_are_recorded_once(node_home: Home, tmp_path: Path) -> None:
+    (tmp_path / "subjects").write_text("ada\nbob\n\n")
+    (tmp_path / "notice").write_text("You may withdraw.")
+    words = (
+        "consent",
+        "record",
+        tmp_path / "subjects",
+        "--scope",
+        "cli-study",
+        "--notice",
+        tmp_path / "notice",
+    )
+    answer = run(*words, "--home", node_home.root)
+    assert answer.exit_code == 0, answer.stderr
+    assert "2 receipts, epoch 1" in answer.stdout
+    refused(run(*words, "--home", node_home.root), 2, "already")
+    receipt = run("consent", "receipt", "ada", "--scope", "cli-study", "--home", node_home.root)
+    assert json.loads(receipt.stdout)["scope"] == "cli-study"
+    gone = run("consent", "withdraw", "ada", "--scope", "cli-study", "--home", node_home.root)
+    assert "epoch 2" in gone.stdout
+
+
+def test_the_programs_start_and_exit_codes_reach_the_shell(tmp_path: Path) -> None:
+    script = "from usufruct.cli import main; main()"
+    answer = subprocess.run(
+        [sys.executable, "-c", script, "bundles", "--home", str(tmp_path)], capture_output=True, text=True
+    )
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert "is not a home directory" in answer.stderr
+
+
+def test_exit_codes_of_the_tree_are_those_documented() -> None:
+    def tree(error: type[UsufructError]) -> list[type[UsufructError]]:
+        return [error, *(found for sub in error.__subclasses__() for found in tree(sub))]
+
+    codes = {error.__name__: error.exit_code for error in tree(UsufructError)}
+    assert codes["InputError"] == 2
+    assert codes["IntegrityError"] == 3
+    assert codes["KeyStoreError"] == 4
+    assert codes["ContentError"] == 5
+    assert codes["LedgerError"] == 6
+    assert codes["DeniedError"] == 7
+    assert codes["VerificationError"] == 8
+    assert set(codes.values()) <= set(range(1, 9))

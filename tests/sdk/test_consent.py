@@ -1,0 +1,363 @@
+"""Step 5: receipts, pseudonyms, Merkle proofs, status bitstrings, and epochs on a real chain."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eth_utils.crypto import keccak
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chain_fixture import FAR, Consortium, word
+from usufruct.consent import (
+    MAX_STATUS_BITS,
+    ConsentBook,
+    ConsentStatus,
+    anchor_epoch,
+    check_merkle_proof,
+    check_receipt,
+    cohort_floor,
+    consent_leaf,
+    merkle_levels,
+    merkle_proof,
+    pseudonym_of,
+    receipt_digest,
+)
+from usufruct.content import Cid, dag
+from usufruct.errors import (
+    ConfigurationError,
+    InputError,
+    ManifestError,
+    ReleaseRefusedError,
+    VerificationError,
+)
+from usufruct.records import label, org_id
+
+SCOPE, OTHER = "consent-study", "other-study"
+NORTH = org_id("north")
+WORDS = st.binary(min_size=32, max_size=32)
+
+
+class Kept:
+    """Stands where the organisation's node stands: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, tuple[str, object]] = {}
+
+    def put_record(self, kind: str, record: object) -> Cid:
+        cid = dag.cid_of(record)
+        self.records[cid.digest] = (kind, record)
+        return cid
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> ConsentBook:
+    return ConsentBook(tmp_path / "consent.db", steward=NORTH, pseudonym_key=b"\x07" * 32)
+
+
+def record(
+    book: ConsentBook, consortium: Consortium, subjects: list[str], **changes: object
+) -> dict[str, int]:
+    given_ = {"scope": SCOPE, "notice": b"you may withdraw", "expires_at": FAR}
+    north = consortium["north"]
+    return book.record(subjects, ledger=north.ledger, signing_key=north.authority_key, **(given_ | changes))
+
+
+# Pseudonyms.
+
+
+def test_pseudonyms_of_one_subject_differ_by_purpose_controller_and_key() -> None:
+    seen = {
+        pseudonym_of(key, subject, controller, scope)
+        for key in (b"\x01" * 32, b"\x02" * 32)
+        for subject in ("ada", "bob")
+        for controller in (NORTH, org_id("south"))
+        for scope in (SCOPE, OTHER)
+    }
+    assert len(seen) == 16
+    assert pseudonym_of(b"k", "ada", NORTH, SCOPE) == pseudonym_of(b"k", "ada", NORTH, SCOPE)
+
+
+# Merkle trees.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=40, unique=True))
+def test_every_leaf_is_proven_under_the_root_and_nothing_else_is(leaves: list[bytes]) -> None:
+    levels = merkle_levels(leaves)
+    (root,) = levels[-1]
+    for leaf in leaves:
+        proof = merkle_proof(levels, leaf)
+        check_merkle_proof(root, leaf, proof)
+        for forged in ([*proof, bytes(32)], [bytes(32), *proof]):
+            with pytest.raises(VerificationError):
+                check_merkle_proof(root, leaf, forged)
+        if proof:
+            with pytest.raises(VerificationError):
+                check_merkle_proof(root, leaf, proof[:-1])
+    stranger = keccak(b"".join(leaves))
+    with pytest.raises(VerificationError):
+        check_merkle_proof(root, stranger, merkle_proof(levels, leaves[0]))
+
+
+@given(st.lists(WORDS, max_size=12, unique=True), st.randoms())
+def test_the_root_says_nothing_about_the_order_of_leaves(leaves: list[bytes], random: object) -> None:
+    shuffled = leaves.copy()
+    random.shuffle(shuffled)
+    assert merkle_levels(leaves)[-1] == merkle_levels(shuffled)[-1]
+
+
+def test_no_leaves_give_a_root_that_no_leaf_has() -> None:
+    (root,) = merkle_levels([])[-1]
+    assert root == keccak(bytes(32))
+    assert root != merkle_levels([bytes(32)])[-1][0]
+
+
+# What the ledger learns of the cohort.
+
+
+@given(st.integers(0, 10**9))
+def test_cohort_floor_is_the_largest_step_not_above_the_count(count: int) -> None:
+    steps = [0, *(factor * 10**power for power in range(1, 10) for factor in (1, 2, 5))]
+    assert cohort_floor(count) == max(step for step in steps if step <= count)
+
+
+@pytest.mark.parametrize(
+    ("count", "floor"),
+    [(0, 0), (9, 0), (10, 10), (19, 10), (20, 20), (49, 20), (50, 50), (99, 50), (100, 100), (4096, 2000)],
+)
+def test_cohort_floor_at_its_steps(count: int, floor: int) -> None:
+    assert cohort_floor(count) == floor
+
+
+# The status bitstring.
+
+
+def test_positions_are_read_in_the_order_of_the_w3c_bitstring() -> None:
+    """Position 0 is the left-most bit of the first byte (Bitstring Status List v1.0, section 3.2)."""
+    status = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"\x80\x01")
+    withdrawn = np.flatnonzero(~status.consenting()).tolist()
+    assert withdrawn == [0, 15]
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 400), max_size=30))
+def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(
+    bits: bytes, positions: list[int]
+) -> None:
+    mask = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=bits).row_mask(
+        np.array(positions, dtype=np.int64)
+    )
+    expected = [p < 8 * len(bits) and not (bits[p // 8] >> (7 - p % 8)) & 1 for p in positions]
+    assert mask.tolist() == expected
+
+
+def test_positions_beyond_the_bitstring_do_not_consent() -> None:
+    status = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"\x00")
+    assert status.row_mask(np.array([7, 8, 1 << 23])).tolist() == [True, False, False]
+    assert (
+        not ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"").row_mask(np.array([0])).any()
+    )
+
+
+STATUS = ConsentStatus(scope=SCOPE, epoch=3, valid_until=1 << 40, bits=b"\x0f").to_record()
+
+
+def test_a_status_record_comes_back() -> None:
+    assert ConsentStatus.from_record(STATUS).to_record() == STATUS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "usufruct/status/2"},
+        {"scope": 1},
+        {"scope": None},
+        {"epoch": "3"},
+        {"epoch": True},
+        {"epoch": 0},
+        {"epoch": -1},
+        {"epoch": 3.0},
+        {"valid_until": -1},
+        {"valid_until": None},
+        {"valid_until": 1.0},
+        {"bits": "0f"},
+        {"bits": [15]},
+        {"bits": bytes(MAX_STATUS_BITS // 8 + 1)},
+        {"extra": 1},
+        *({name: ...} for name in STATUS),
+    ],
+    ids=repr,
+)
+def test_a_malformed_status_record_is_refused(change: dict) -> None:
+    record_ = {key: value for key, value in (STATUS | change).items() if value is not ...}
+    with pytest.raises(ManifestError):
+        ConsentStatus.from_record(record_)
+
+
+# The book of receipts.
+
+
+def test_receipts_are_signed_by_the_authority_and_a_tampered_one_is_refused(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada", "bob"])
+    receipt = book.receipt("ada", scope=SCOPE)
+    ledger = consortium.reader
+    check_receipt(receipt, NORTH, ledger)
+    for change in (
+        {"pseudonym": word()},
+        {"scope": OTHER},
+        {"notice_digest": word()},
+        {"given_at": receipt.given_at + 1},
+        {"expires_at": receipt.expires_at + 1},
+        {"signature": receipt.signature[:-1]},
+        {"signature": book.receipt("bob", scope=SCOPE).signature},
+    ):
+        with pytest.raises(VerificationError):
+            check_receipt(replace(receipt, **change), NORTH, ledger)
+    with pytest.raises(VerificationError):
+        check_receipt(receipt, consortium["south"].id, ledger)
+
+
+def test_positions_are_drawn_at_random_and_filled_without_gaps(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    subjects = [f"subject-{i:03d}" for i in range(40)]
+    positions = record(book, consortium, subjects)
+    assert sorted(positions.values()) == list(range(40))
+    assert [positions[subject] for subject in subjects] != list(range(40)), "one chance in 40! of this"
+    later = record(book, consortium, ["late-1", "late-2"])
+    assert sorted(later.values()) == [40, 41]
+    assert record(book, consortium, ["subject-000"], scope=OTHER) == {"subject-000": 0}
+    assert {book.receipt(s, scope=SCOPE).position for s in subjects} == set(range(40))
+
+
+def test_recording_a_subject_twice_is_refused_and_nothing_is_written(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada"])
+    before = book.receipts(SCOPE)
+    for subjects in (["bob", "ada"], ["carl", "carl"]):
+        with pytest.raises(InputError):
+            record(book, consortium, subjects)
+    assert book.receipts(SCOPE) == before
+    with pytest.raises(InputError, match="no receipt"):
+        book.receipt("bob", scope=SCOPE)
+
+
+def test_the_book_is_private_and_holds_no_pseudonym_key(
+    tmp_path: Path, book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada"])
+    path = tmp_path / "consent.db"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert b"\x07" * 32 not in path.read_bytes()
+
+
+def test_withdrawn_and_expired_receipts_do_not_consent_from_the_second_on(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    positions = record(book, consortium, ["ada", "bob"]) | record(book, consortium, ["eve"], expires_at=1000)
+    status, live = book.status(SCOPE, 1, now=999)
+    rows = np.array([positions[name] for name in ("ada", "bob", "eve")])
+    assert status.row_mask(rows).tolist() == [True, True, True]
+    assert len(live) == 3
+    status, live = book.status(SCOPE, 2, now=1000)
+    assert status.row_mask(rows).tolist() == [True, True, False]
+    book.withdraw("bob", scope=SCOPE)
+    status, live = book.status(SCOPE, 3, now=1000)
+    assert status.row_mask(rows).tolist() == [True, False, False]
+    assert [receipt.position for receipt in live] == [positions["ada"]]
+    assert not status.consenting()[3:].any(), "positions never given out do not consent"
+
+
+def test_a_withdrawal_noted_twice_changes_nothing_and_one_without_a_receipt_is_refused(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada"])
+    book.withdraw("ada", scope=SCOPE)
+    withdrawn = book.receipt("ada", scope=SCOPE)
+    assert withdrawn.withdrawn_at is not None
+    book.withdraw("ada", scope=SCOPE)
+    for subject, scope in (("nobody", SCOPE), ("ada", OTHER)):
+        with pytest.raises(InputError):
+            book.withdraw(subject, scope=scope)
+    assert book.receipt("ada", scope=SCOPE) == withdrawn
+
+
+def test_who_withdrew_may_consent_again_and_keeps_the_position(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    positions = record(book, consortium, ["ada", "bob"])
+    book.withdraw("ada", scope=SCOPE)
+    former = book.receipt("ada", scope=SCOPE)
+    assert record(book, consortium, ["ada"]) == {"ada": positions["ada"]}
+    again = book.receipt("ada", scope=SCOPE)
+    assert again.withdrawn_at is None
+    assert again.salt != former.salt
+    status, live = book.status(SCOPE, 2, now=1)
+    assert len(live) == 2
+    assert status.row_mask(np.array([positions["ada"]])).all()
+
+
+def test_an_epoch_is_void_from_the_second_that_its_first_consent_expires(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    record(book, consortium, ["ada"])
+    record(book, consortium, ["eve"], expires_at=1000)
+    status, _ = book.status(SCOPE, 1, now=999)
+    assert status.valid_until == 1000
+    status.check_in_force(999)
+    with pytest.raises(ReleaseRefusedError, match="CONSENT_EPOCH_STALE"):
+        status.check_in_force(1000)
+
+
+def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    north, node = consortium["north"], Kept()
+    record(book, consortium, [f"subject-{i}" for i in range(25)])
+    book.withdraw("subject-3", scope=SCOPE)
+    epoch = anchor_epoch(book, north.ledger, node, scope=SCOPE)
+    assert (epoch.epoch, epoch.cohort_floor) == (1, 20)
+    assert epoch == consortium.reader.consent_epoch(NORTH, label(SCOPE))
+    kind, published = node.records[epoch.status_digest]
+    assert kind == "status"
+    assert ConsentStatus.from_record(published) == book.status(SCOPE, 1, now=1)[0]
+    _, live = book.status(SCOPE, 1, now=1)
+    leaves = {r.position: consent_leaf(r, receipt_digest(r, NORTH, north.ledger)) for r in live}
+    levels = merkle_levels(list(leaves.values()))
+    for leaf in leaves.values():
+        check_merkle_proof(epoch.consent_root, leaf, merkle_proof(levels, leaf))
+    gone = book.receipt("subject-3", scope=SCOPE)
+    withdrawn_leaf = consent_leaf(gone, receipt_digest(gone, NORTH, north.ledger))
+    with pytest.raises(VerificationError):
+        check_merkle_proof(epoch.consent_root, withdrawn_leaf, merkle_proof(levels, levels[0][0]))
+    assert anchor_epoch(book, north.ledger, node, scope=SCOPE) == epoch, "nothing changed, nothing to anchor"
+    book.withdraw("subject-4", scope=SCOPE)
+    assert anchor_epoch(book, north.ledger, node, scope=SCOPE).epoch == 2
+
+
+def test_chain_linkability_neither_subjects_nor_pseudonyms_reach_the_ledger_or_the_status_record(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    node = Kept()
+    record(book, consortium, ["patient-x"], scope=OTHER)
+    anchor_epoch(book, consortium["north"].ledger, node, scope=OTHER)
+    pseudonym = book.receipt("patient-x", scope=OTHER).pseudonym
+    told = repr(consortium.events()) + repr(node.records)
+    assert "patient-x" not in told
+    assert repr(pseudonym)[2:-1] not in told
+    assert pseudonym.hex() not in told
+
+
+def test_a_book_that_is_no_database_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "consent.db"
+    path.write_bytes(b"not a database, but somebody's only copy" * 100)
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        ConsentBook(path, steward=NORTH, pseudonym_key=b"k")
+    assert path.read_bytes().startswith(b"not a database")

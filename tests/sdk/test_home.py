@@ -1,0 +1,146 @@
+"""A home directory: what is missing or malformed is said in one typed error."""
+
+from __future__ import annotations
+
+import fcntl
+import stat
+from pathlib import Path
+
+import pytest
+
+from usufruct.client import Client, micro, seconds
+from usufruct.errors import (
+    ConfigurationError,
+    InputError,
+    KeyStoreError,
+    NodeUnreachableError,
+    UsufructError,
+    WrongPassphraseError,
+)
+from usufruct.home import Home, Organisation, write_private
+from usufruct.records import Role
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    (tmp_path / "organisation.json").write_text('{"name": "clinic", "roles": ["steward", "verifier"]}')
+    return Home.at(tmp_path)
+
+
+def test_an_organisation_is_read_with_its_roles(home: Home) -> None:
+    organisation = home.organisation()
+    assert organisation.role_bits == Role.STEWARD | Role.VERIFIER
+    assert organisation.id.rstrip(b"\0") == b"clinic"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": 1, "roles": []}', '{"name": "a", "roles": "x"}',
+                                     '{"name": "a", "roles": [], "key": 1}', "\x00"])  # fmt: skip
+def test_a_malformed_organisation_is_refused(home: Home, content: str) -> None:
+    (home.root / "organisation.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"organisation\.json"):
+        home.organisation()
+
+
+def test_unknown_roles_and_names_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="emperor"):
+        _ = Organisation(name="a", roles=["emperor"]).role_bits
+    with pytest.raises(InputError):
+        _ = Organisation(name="A B", roles=[]).id
+
+
+def test_a_directory_that_is_no_home_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigurationError, match="not a home directory") as caught:
+            Home.at(path)
+        assert "usufruct-node init" in caught.value.hint
+
+
+def test_a_node_that_does_not_run_is_said_so(home: Home) -> None:
+    with pytest.raises(NodeUnreachableError, match="no node runs"):
+        home.node_address()
+    (home.root / "api.json").write_text("{}")
+    with pytest.raises(NodeUnreachableError, match="no node runs"):
+        home.node_address()
+    with (home.root / "node.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError):
+            home.node_address()
+
+
+def test_private_files_are_written_whole_and_readable_by_the_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    write_private(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(OSError, match="directory"):
+        write_private(tmp_path / "absent" / "secret", b"x")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "full").touch()
+    with pytest.raises(OSError, match="taken"):
+        write_private(tmp_path / "taken", b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["secret", "taken"], "no temporary file is left"
+
+
+# Opening a client.
+
+
+def test_a_client_of_a_running_node_opens_and_asks(node_home: Home) -> None:
+    client = Client.open(node_home)
+    assert client.name == "north"
+    assert client.bundles() == []
+    assert client.denials() == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "said"),
+    [
+        ("authority.keys", KeyStoreError, "authority.keys"),
+        ("network.json", ConfigurationError, "network.json"),
+        ("api.json", NodeUnreachableError, "no node runs"),
+        ("api.token", ConfigurationError, "api.token"),
+        ("organisation.json", ConfigurationError, "not a home directory"),
+    ],
+)
+def test_a_home_that_lacks_a_file_is_refused(
+    node_home: Home, tmp_path: Path, missing: str, error: type[UsufructError], said: str
+) -> None:
+    for path in node_home.root.iterdir():
+        if (
+            path.is_file()
+            and path.name != missing
+            and path.suffix in (".json", ".keys", ".token", ".passphrase")
+        ):
+            write_private(tmp_path / path.name, path.read_bytes())
+    with (tmp_path / "node.lock").open("a") as running, pytest.raises(error, match=said):
+        fcntl.flock(running, fcntl.LOCK_EX)
+        Client.open(tmp_path)
+
+
+def test_a_wrong_or_public_passphrase_file_is_refused(node_home: Home, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    write_private(wrong, b"not it")
+    with pytest.raises(WrongPassphraseError):
+        Client.open(node_home, passphrase_file=wrong)
+    right = tmp_path / "right"
+    right.write_bytes(node_home.authority_passphrase.read_bytes())
+    right.chmod(0o644)
+    with pytest.raises(KeyStoreError):
+        Client.open(node_home, passphrase_file=right)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), -float("inf")])
+def test_budgets_and_durations_are_positive_finite_numbers(value: float) -> None:
+    for convert in (micro, seconds):
+        with pytest.raises(InputError):
+            convert(value)
+    assert (micro(1.5), micro(1e-12), seconds(0.5)) == (1_500_000, 1, 43_200)
+
+
+def test_ids_are_found_by_their_first_digits_only_when_they_are_unambiguous(node_home: Home) -> None:
+    client = Client.open(node_home)
+    assert client.find_id("job", "0x" + "ab" * 32) == b"\xab" * 32
+    for text in ("", "abc", "zzzz", "ab" * 33, "zz" * 32, "../..", "abcd"):
+        with pytest.raises(InputError):
+            client.find_id("job", text)

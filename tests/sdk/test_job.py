@@ -1,0 +1,362 @@
+"""Step 7: every check that executor, verifiers and custodian make for themselves, and posting on a real chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle_fixture import MODEL, ROWS, SCOPE, SmallBundle
+from chain_fixture import FAR, TERMS, Consortium
+from usufruct.consent import ConsentStatus
+from usufruct.content import Cid, dag
+from usufruct.errors import (
+    InputError,
+    JobDeniedError,
+    JobFailedError,
+    KernelBoundError,
+    KernelParameterError,
+    ManifestError,
+    ReleaseRefusedError,
+    TransactionRevertedError,
+    UnknownKernelError,
+    UsufructError,
+    WrongKeyDomainError,
+)
+from usufruct.he.kernels import KERNELS
+from usufruct.job import (
+    FeatureBundle,
+    JobParameters,
+    check_job,
+    estimate,
+    job_parameters,
+    post_job,
+    wait_for_job,
+)
+from usufruct.privacy import sigma_for
+from usufruct.records import ArtifactId, GrantId, JobId, JobState, KeyId, label
+
+
+@dataclass
+class Kept:
+    """Stands where the organisation's node stands: keeps what it is given."""
+
+    records: list[tuple[str, object]] = field(default_factory=list)
+
+    def put_record(self, kind: str, record: object) -> Cid:
+        self.records.append((kind, record))
+        return dag.cid_of(record)
+
+
+def featured(bundle: SmallBundle, artifact_id: ArtifactId = ArtifactId(b"\1" * 32)) -> FeatureBundle:
+    return FeatureBundle(
+        artifact_id=artifact_id,
+        artifact=bundle.artifact,
+        steward="north",
+        manifest=bundle.manifest,
+        policy=bundle.policy,
+    )
+
+
+# What everybody checks.
+
+
+def checked(bundle: SmallBundle, parameters: JobParameters, **changes: object) -> object:
+    request = changes.pop("request", None) or bundle.request(parameters)
+    given_ = {
+        "manifest": bundle.manifest,
+        "policy": bundle.policy,
+        "status": bundle.status,
+        "parameters": parameters,
+        "min_cohort": 10,
+    }
+    artifact = changes.pop("artifact", bundle.artifact)
+    return check_job(request, artifact, **(given_ | changes))
+
+
+def test_a_sound_job_passes_with_the_mask_of_consenting_rows(bundle: SmallBundle) -> None:
+    inputs = checked(bundle, bundle.parameters("linear"))
+    assert np.flatnonzero(~inputs.mask).tolist() == [3, 20]
+    assert inputs.bounds.value_bound <= inputs.bounds.value_limit
+
+
+REFUSALS = {
+    "CONSENT_EPOCH_STALE": lambda b: {"status": replace(b.status, epoch=2)},
+    "PURPOSE_NOT_GRANTED": lambda b: {"policy": replace(b.policy, purposes=("other",))},
+    "KERNEL_NOT_GRANTED": lambda b: {"policy": replace(b.policy, kernels=("sum",))},
+    "ROW_LEVEL_NOT_GRANTED": lambda b: {"policy": replace(b.policy, row_level=False)},
+    "BUDGET_EXCEEDED": lambda b: {"policy": replace(b.policy, max_rho_micro_per_job=499_999)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_what_the_policy_does_not_allow_is_refused_by_name(bundle: SmallBundle, reason: str) -> None:
+    with pytest.raises(ReleaseRefusedError) as caught:
+        checked(bundle, bundle.parameters("linear"), **REFUSALS[reason](bundle))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("bound", ["grant", "policy"])
+def test_a_cohort_one_below_either_minimum_is_refused_and_one_at_it_is_not(
+    bundle: SmallBundle, bound: str
+) -> None:
+    def ask(minimum: int) -> object:
+        if bound == "grant":
+            return checked(bundle, bundle.parameters(), min_cohort=minimum)
+        return checked(bundle, bundle.parameters(), policy=replace(bundle.policy, min_cohort=minimum))
+
+    ask(ROWS - 2)
+    with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
+        ask(ROWS - 1)
+
+
+def test_the_cohort_counts_subjects_and_not_their_rows(bundle: SmallBundle) -> None:
+    repeated = replace(bundle.manifest, row_subjects=np.array([0, 1] * (ROWS // 2)))
+    with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
+        checked(bundle, bundle.parameters(), manifest=repeated, min_cohort=3)
+    checked(
+        bundle,
+        bundle.parameters(),
+        manifest=repeated,
+        min_cohort=2,
+        policy=replace(bundle.policy, min_cohort=2),
+    )
+
+
+def test_nobody_consenting_is_refused(bundle: SmallBundle) -> None:
+    nobody = replace(bundle.status, bits=b"\xff" * 3)
+    with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
+        checked(bundle, bundle.parameters(), status=nobody, min_cohort=1)
+
+
+MISFITS = {
+    "kernel": (
+        KernelParameterError,
+        lambda b, p: {"request": b.request(p, kernel_id=KERNELS["sum"].kernel_id)},
+    ),
+    "row level": (KernelParameterError, lambda b, p: {"request": b.request(p, row_level=False)}),
+    "key domain": (
+        WrongKeyDomainError,
+        lambda b, p: {"artifact": replace(b.artifact, key_id=KeyId(bytes(32)))},
+    ),
+    "scope of the bundle": (ManifestError, lambda b, p: {"manifest": replace(b.manifest, scope="other")}),
+    "scope on the ledger": (
+        ManifestError,
+        lambda b, p: {"artifact": replace(b.artifact, consent_scope=label("other"))},
+    ),
+    "scope of the status": (ManifestError, lambda b, p: {"status": replace(b.status, scope="other")}),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_blocks_that_do_not_fit_each_other_are_refused(bundle: SmallBundle, what: str) -> None:
+    error, change = MISFITS[what]
+    parameters = bundle.parameters("linear")
+    with pytest.raises(error):
+        checked(bundle, parameters, **change(bundle, parameters))
+
+
+def test_a_purpose_on_the_ledger_that_the_policy_does_not_name_is_refused(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    with pytest.raises(ReleaseRefusedError, match="PURPOSE_NOT_GRANTED"):
+        checked(bundle, parameters, request=bundle.request(parameters, purpose=b"\xff" * 32))
+
+
+def test_a_model_that_could_overflow_is_refused_by_everybody_and_before_posting(bundle: SmallBundle) -> None:
+    huge = {"output": "rows", "weights": [[10**6, 10**6]], "bias": [0]}
+    with pytest.raises(KernelBoundError):
+        job_parameters(featured(bundle), "linear", huge)
+    with pytest.raises(KernelBoundError):
+        checked(bundle, bundle.parameters("linear", **huge))
+    with pytest.raises(KernelBoundError):
+        estimate(featured(bundle), bundle.parameters("linear", **huge), rho_micro=1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "parameters", "error"),
+    [
+        ("cube", {}, UnknownKernelError),
+        ("sum", {"weights": []}, KernelParameterError),
+        ("sum", [1], KernelParameterError),
+        ("linear", {}, KernelParameterError),
+        ("linear", MODEL | {"weights": [[1, 2, 3]], "bias": [0]}, KernelParameterError),
+        ("linear", MODEL | {"weights": [[1.5, 2]], "bias": [0]}, KernelParameterError),
+    ],
+    ids=repr,
+)
+def test_parameters_that_do_not_fit_are_refused(
+    bundle: SmallBundle, kernel: str, parameters: dict, error: type
+) -> None:
+    with pytest.raises(error):
+        job_parameters(featured(bundle), kernel, parameters)
+
+
+def test_an_estimate_says_what_noise_a_budget_buys(bundle: SmallBundle) -> None:
+    parameters = job_parameters(featured(bundle), "sum", {})
+    told = estimate(featured(bundle), parameters, rho_micro=500_000)
+    assert told.sensitivity == parameters.sensitivity(bundle.manifest)
+    assert told.sigma == pytest.approx(sigma_for(500_000, told.sensitivity) / 100 / ROWS)
+    assert estimate(featured(bundle), parameters, rho_micro=2_000_000).sigma == pytest.approx(told.sigma / 2)
+    assert told.value_bound <= told.value_limit
+    assert told.margin_bits >= 8
+
+
+# The block of parameters.
+
+
+def test_job_parameters_come_back_from_their_record(bundle: SmallBundle) -> None:
+    for kernel in ("sum", "linear"):
+        given_ = bundle.parameters(kernel)
+        assert JobParameters.from_record(dag.decode_map(dag.encode(given_.to_record()))) == given_
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "usufruct/parameters/2"},
+        {"kernel": ...},
+        {"kernel": "sum"},
+        {"kernel": bytes(32)},
+        {"kernel": b""},
+        {"parameters": ...},
+        {"parameters": []},
+        {"parameters": {"weights": []}},
+        {"result_scale": ...},
+        {"result_scale": 100},
+        {"result_scale": True},
+        {"result_scale": 0.0},
+        {"result_scale": -1.0},
+        {"result_scale": float("nan")},
+        {"result_scale": float("inf")},
+        {"extra": None},
+    ],
+    ids=repr,
+)
+def test_a_malformed_record_of_parameters_is_refused(bundle: SmallBundle, change: dict) -> None:
+    record = bundle.parameters("linear").to_record() | change
+    with pytest.raises((ManifestError, UnknownKernelError, KernelParameterError)):
+        JobParameters.from_record({key: value for key, value in record.items() if value is not ...})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["output", "weights", "bias", "x"]),
+        st.one_of(
+            st.none(),
+            st.integers(),
+            st.text(max_size=4),
+            st.floats(),
+            st.lists(st.one_of(st.integers(), st.none(), st.lists(st.integers(), max_size=3)), max_size=3),
+        ),
+    )
+)
+def test_hostile_model_parameters_never_leave_the_error_tree(bundle: SmallBundle, parameters: dict) -> None:
+    try:
+        job_parameters(featured(bundle), "linear", parameters)
+    except UsufructError:
+        return
+    assert set(parameters) == {"output", "weights", "bias"}
+
+
+# Posting, on a chain.
+
+
+@dataclass
+class Shared:
+    net: Consortium
+    bundle: FeatureBundle
+    grant_id: GrantId
+
+
+@pytest.fixture(scope="module")
+def shared(consortium: Consortium, bundle: SmallBundle) -> Shared:
+    scope = label(SCOPE)
+    artifact_id = consortium.bundle("north", consortium.key_domain("north"), scope=scope)
+    consortium.epoch("north", scope)
+    kernels = tuple(kernel.kernel_id for kernel in KERNELS.values())
+    grant_id = consortium.granted("university", "north", artifact_id, scope, kernels=kernels, expires_at=FAR)
+    return Shared(consortium, featured(bundle, artifact_id), grant_id)
+
+
+def post(shared: Shared, parameters: JobParameters, **changes: object) -> JobId:
+    given_ = {"grant_id": shared.grant_id, "rho_micro": 1000}
+    ledger = shared.net["university"].ledger
+    return post_job(ledger, Kept(), shared.bundle, parameters, **(given_ | changes))
+
+
+def test_a_posted_job_fixes_everything_by_hash(shared: Shared, bundle: SmallBundle) -> None:
+    node, parameters = Kept(), bundle.parameters("linear", output="sum")
+    ledger = shared.net["university"].ledger
+    job_id = post_job(ledger, node, shared.bundle, parameters, grant_id=shared.grant_id, rho_micro=77)
+    job = shared.net.reader.job(job_id)
+    assert job.state == JobState.POSTED
+    assert [kind for kind, _ in node.records] == ["parameters"]
+    assert job.request.parameters_digest == dag.cid_of(parameters.to_record()).digest
+    assert (job.request.kernel_id, job.request.rho_micro) == (parameters.kernel.kernel_id, 77)
+    assert job.request.purpose == label(SCOPE)
+
+
+def test_the_same_nonce_twice_gives_a_typed_error_and_one_job(shared: Shared, bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    first = post(shared, parameters, nonce=7)
+    before = len(shared.net.events(["JobPosted", "JobDenied"]))
+    with pytest.raises(TransactionRevertedError, match="JobLedgerDuplicate") as caught:
+        post(shared, parameters, nonce=7, rho_micro=2000)
+    assert caught.value.values == {"jobId": first}
+    assert shared.net.reader.job(first).request.rho_micro == 1000
+    assert len(shared.net.events(["JobPosted", "JobDenied"])) == before
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("CONSENT_EPOCH_STALE", {"consent_epoch": 99}),
+        ("GRANT_UNKNOWN", {"grant_id": GrantId(bytes(32))}),
+        ("PURPOSE_NOT_GRANTED", {"purpose": label("other")}),
+        ("BUDGET_EXCEEDED", {"rho_micro": TERMS.rho_micro + 1}),
+    ],
+)
+def test_a_denial_is_raised_with_the_reason_that_stands_on_the_ledger(
+    shared: Shared, bundle: SmallBundle, reason: str, changes: dict
+) -> None:
+    with pytest.raises(JobDeniedError) as caught:
+        post(shared, bundle.parameters(), **changes)
+    assert caught.value.reason == reason
+    job = shared.net.reader.job(JobId(caught.value.job_id))
+    assert (job.state, job.refusal.name) == (JobState.DENIED, reason)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rho_micro": 0}, {"rho_micro": -5}, {"rho_micro": 1 << 64}, {"nonce": 1 << 64}, {"nonce": -1}],
+)
+def test_numbers_that_do_not_fit_are_refused_before_anything_is_sent(
+    shared: Shared, bundle: SmallBundle, changes: dict
+) -> None:
+    before = len(shared.net.events(["JobPosted", "JobDenied"]))
+    with pytest.raises(InputError):
+        post(shared, bundle.parameters(), **changes)
+    assert len(shared.net.events(["JobPosted", "JobDenied"])) == before
+
+
+def test_waiting_for_a_job_that_cannot_end_well_raises(shared: Shared, bundle: SmallBundle) -> None:
+    reader, states = shared.net.reader, []
+    waiting = post(shared, bundle.parameters())
+    with pytest.raises(JobFailedError, match="POSTED after") as caught:
+        wait_for_job(reader, waiting, timeout_s=0.3, poll_s=0.05, on_state=states.append)
+    assert states == [JobState.POSTED]
+    assert "job show" in caught.value.hint
+    with pytest.raises(JobDeniedError) as denied:
+        post(shared, bundle.parameters(), consent_epoch=99)
+    with pytest.raises(JobFailedError, match=r"DENIED \(CONSENT_EPOCH_STALE\)"):
+        wait_for_job(reader, JobId(denied.value.job_id), timeout_s=5)
+
+
+def test_an_empty_status_leaves_nobody(bundle: SmallBundle) -> None:
+    nobody = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"")
+    with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
+        checked(bundle, bundle.parameters(), status=nobody, min_cohort=1)

@@ -1,0 +1,248 @@
+"""Step 10: a walk from a release to its consents passes when all is true, and fails on any lie of the index."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from bundle_fixture import SCOPE, SmallBundle
+from chain_fixture import Consortium, Vote, word
+from usufruct.content import Cid, Codec, dag
+from usufruct.errors import BlockMismatchError, MissingEventError, VerificationError
+from usufruct.lineage import Lineage, lineage_of
+from usufruct.records import ArtifactId, JobRequest, label
+from usufruct.verify import ResultManifest
+from usufruct_node.index import Index, catch_up
+from usufruct_node.queries import Queries
+
+Lie = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Told:
+    """The index and the store of a node that may lie: `lie` changes the answer before it is given."""
+
+    answer: dict[str, Any]
+    blocks: dict[Cid, bytes]
+    lie: Lie = field(default=lambda answer: None)
+
+    def query(self, path: str) -> Any:
+        answer = copy.deepcopy(self.answer)
+        self.lie(answer)
+        return json.loads(json.dumps(answer))
+
+    def get(self, cid: Cid, *, holder: str) -> bytes:
+        data = self.blocks[cid]
+        cid.check(data)
+        return data
+
+
+@dataclass
+class Scene:
+    net: Consortium
+    told: Told
+    release: ArtifactId
+    other: dict[str, Any]
+    """What the index tells of another release of the same bundle."""
+
+    def walk(self, lie: Lie = lambda answer: None) -> Lineage:
+        node = Told(self.told.answer, self.told.blocks, lie)
+        return lineage_of(self.net.reader, node, self.release)
+
+
+@pytest.fixture(scope="module")
+def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    net, scope = Consortium(chain_url), label(SCOPE)
+    blocks: dict[Cid, bytes] = {Cid.of(block, Codec.RAW): block for block in bundle.blocks}
+
+    def kept(record: object) -> Cid:
+        data = dag.encode(record)
+        blocks[Cid.of(data, Codec.DAG_CBOR)] = data
+        return Cid.of(data, Codec.DAG_CBOR)
+
+    manifest, status = kept(bundle.record), kept(bundle.status.to_record())
+    policies = [kept(bundle.policy.to_record() | {"min_cohort": number}) for number in (1, 2)]
+    key = net.key_domain("north")
+    artifact = net.bundle(
+        "north", key, scope=scope, content_digest=manifest.digest, policy_digest=policies[0].digest
+    )
+    north = net["north"].ledger
+    north.transact("LineageRegistry", "setPolicy", artifact, policies[1].digest)
+    north.transact("ConsentRegistry", "anchorEpoch", scope, 1, word(), status.digest, 20)
+    parameters = bundle.parameters("linear")
+    cid = kept(parameters.to_record())
+    grant = net.granted("university", "north", artifact, scope, kernels=(parameters.kernel.kernel_id,))
+    request = {
+        "artifact_id": artifact,
+        "grant_id": grant,
+        "kernel_id": parameters.kernel.kernel_id,
+        "parameters_digest": cid.digest,
+        "purpose": scope,
+        "consent_epoch": 1,
+        "policy_version": 2,
+        "rho_micro": 5,
+        "row_level": False,
+    }
+    jobs = net.post("university", [JobRequest(**request, nonce=nonce) for nonce in (1, 2)])
+    results = {}
+    for job in jobs:
+        result = ResultManifest(
+            job_id=job,
+            kernel_id=parameters.kernel.kernel_id,
+            bundle=manifest,
+            status=status,
+            parameters=cid,
+            blocks=tuple(bundle.manifest.blocks),
+        )
+        results[job] = kept(result.to_record()).digest
+    net.claim(jobs)
+    net.commit(results)
+    votes = [Vote.of(net[v], job, results[job]) for job in jobs for v in ("north", "south", "auditor")]
+    net.together(vote.commit_move(net.network) for vote in votes)
+    net.together(vote.reveal_move() for vote in votes)
+    node = net["north"].node
+    net.together((node, "JobLedger", "openRelease", job) for job in jobs)
+    for number, job in enumerate(jobs):
+        node.transact("JobLedger", "recordRelease", job, kept({"sealed": number}).digest, 3)
+    index = Index(tmp_path_factory.mktemp("index") / "index.db")
+    catch_up(index, net.reader)
+    releases = [index.derived(job)[1] for job in jobs]
+    answers = [Queries(index, net.network.contracts).lineage(release, "ancestors") for release in releases]
+    index.close()
+    return Scene(net, Told(answers[0], blocks), releases[0], answers[1])
+
+
+def test_an_honest_lineage_reaches_the_bundle_and_re_checks_everything(scene: Scene) -> None:
+    found = scene.walk()
+    kinds, node = [], found.root
+    while True:
+        kinds.append(node.kind)
+        if not node.parents:
+            break
+        (node,) = node.parents
+    assert kinds == ["RELEASE", "RESULT", "BUNDLE"]
+    assert found.root.stale is False
+    assert found.checked.series == 6, "release, result, bundle, job, grant, consent"
+    assert found.checked.events > 15
+    assert found.checked.contents > 5
+
+
+def entry(answer: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(artifact for artifact in answer["artifacts"] if artifact["kind"] == kind)
+
+
+def flipped(digest: str) -> str:
+    return ("0" if digest[0] != "0" else "1") + digest[1:]
+
+
+LIES: dict[str, Callable[[Scene], Lie]] = {
+    "artifact left out": lambda s: lambda a: a["artifacts"].remove(entry(a, "BUNDLE")),
+    "edge left out": lambda s: lambda a: a["edges"].pop(),
+    "edge made up": lambda s: lambda a: a["edges"].append([a["root"], entry(a, "BUNDLE")["artifact_id"]]),
+    "circle": lambda s: lambda a: a["edges"].append([entry(a, "BUNDLE")["artifact_id"], a["root"]]),
+    "no events": lambda s: lambda a: entry(a, "RESULT")["events"].clear(),
+    "no job events": lambda s: lambda a: entry(a, "RELEASE")["job"]["events"].clear(),
+    "no grant events": lambda s: lambda a: entry(a, "RELEASE")["grant"]["events"].clear(),
+    "no consent events": lambda s: lambda a: entry(a, "RELEASE")["consent"]["events"].clear(),
+    "first policy hidden": lambda s: lambda a: entry(a, "BUNDLE")["events"].pop(),
+    "events of another release": lambda s: (
+        lambda a: entry(a, "RELEASE").update(events=entry(s.other, "RELEASE")["events"])
+    ),
+    "another release": lambda s: (
+        lambda a: entry(a, "RELEASE").update(
+            {k: v for k, v in entry(s.other, "RELEASE").items() if k != "artifact_id"}
+        )
+    ),
+    "job of another release": lambda s: (
+        lambda a: entry(a, "RELEASE").update(job=entry(s.other, "RELEASE")["job"])
+    ),
+    "events of another job": lambda s: (
+        lambda a: entry(a, "RELEASE")["job"].update(events=entry(s.other, "RELEASE")["job"]["events"])
+    ),
+    "kind": lambda s: lambda a: entry(a, "RELEASE").update(kind="RESULT"),
+    "steward": lambda s: lambda a: entry(a, "BUNDLE").update(steward="south"),
+    "content": lambda s: (
+        lambda a: entry(a, "BUNDLE").update(content_digest=entry(a, "RESULT")["content_digest"])
+    ),
+    "policy of the bundle": lambda s: (
+        lambda a: entry(a, "BUNDLE").update(policy_digest=flipped(entry(a, "BUNDLE")["policy_digest"]))
+    ),
+    "policy in force": lambda s: (
+        lambda a: entry(a, "RELEASE")["policy"].update(
+            digest=flipped(entry(a, "RELEASE")["policy"]["digest"])
+        )
+    ),
+    "policy version": lambda s: lambda a: entry(a, "RELEASE")["policy"].update(version=1),
+    "consent epoch": lambda s: lambda a: entry(a, "RELEASE")["consent"].update(epoch=2),
+    "consent root": lambda s: lambda a: entry(a, "RELEASE")["consent"].update(consent_root="00" * 32),
+    "consent status": lambda s: (
+        lambda a: entry(a, "RELEASE")["consent"].update(status_digest=entry(a, "RELEASE")["policy"]["digest"])
+    ),
+    "consent scope": lambda s: lambda a: entry(a, "RELEASE")["consent"].update(scope="other"),
+    "requester": lambda s: lambda a: entry(a, "RESULT")["job"].update(requester="south"),
+    "parameters": lambda s: (
+        lambda a: entry(a, "RESULT")["job"].update(parameters_digest=entry(a, "RESULT")["policy"]["digest"])
+    ),
+    "level": lambda s: lambda a: entry(a, "RESULT")["job"].update(level="REPLICATED(9/9)"),
+    "job without an end": lambda s: (
+        lambda a: [e["job"].update(events=e["job"]["events"][:3]) for e in a["artifacts"] if "job" in e]
+    ),
+    "unknown contract": lambda s: lambda a: entry(a, "BUNDLE")["events"][0].update(contract="../../secret"),
+    "unknown event": lambda s: lambda a: entry(a, "BUNDLE")["events"][0].update(name="BundleBlessed"),
+    "another block": lambda s: lambda a: entry(a, "BUNDLE")["events"][0].update(block_number=1),
+    "another place": lambda s: lambda a: entry(a, "BUNDLE")["events"][0].update(log_index=99),
+    "malformed id": lambda s: lambda a: a["artifacts"][0].update(content_digest="zz"),
+    "no artifacts": lambda s: lambda a: a.pop("artifacts"),
+    "no edges": lambda s: lambda a: a.update(edges=None),
+    "events of another kind": lambda s: lambda a: entry(a, "RELEASE").update(events=[1, 2]),
+    "missing argument": lambda s: lambda a: entry(a, "BUNDLE")["events"][0]["args"].pop("steward"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_whatever_the_index_tells_otherwise_than_the_chain_is_found(scene: Scene, lie: str) -> None:
+    with pytest.raises(VerificationError):
+        scene.walk(LIES[lie](scene))
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_an_event_left_out_of_the_middle_is_named_as_missing(scene: Scene, gone: int) -> None:
+    def lie(answer: dict[str, Any]) -> None:
+        for artifact in answer["artifacts"]:
+            if "job" in artifact:
+                del artifact["job"]["events"][gone]
+
+    with pytest.raises(MissingEventError, match=f"event {gone + 1}"):
+        scene.walk(lie)
+
+
+def test_any_content_with_one_byte_changed_is_found(scene: Scene) -> None:
+    superseded = entry(scene.told.answer, "BUNDLE")["events"][0]["args"]["registration"]["policyDigest"][2:]
+    others = entry(scene.other, "RELEASE")["content_digest"], entry(scene.other, "RESULT")["content_digest"]
+    walked = [cid for cid in scene.told.blocks if cid.digest.hex() not in (superseded, *others)]
+    assert len(walked) >= 7
+    for cid in walked:
+        data = scene.told.blocks[cid]
+        forged = scene.told.blocks | {cid: data[:-1] + bytes([data[-1] ^ 1])}
+        with pytest.raises(BlockMismatchError):
+            lineage_of(scene.net.reader, Told(scene.told.answer, forged), scene.release)
+
+
+def test_a_withdrawal_after_the_release_shows_even_when_the_index_hides_it(scene: Scene) -> None:
+    assert scene.walk().root.stale is False
+    scene.net.epoch("north", label(SCOPE))
+    found = scene.walk()
+    assert found.root.stale is True
+    (result,) = found.root.parents
+    assert result.stale is True
+
+
+def test_a_walk_does_not_visit_an_artifact_twice(scene: Scene) -> None:
+    seen: list[str] = []
+    lineage_of(scene.net.reader, scene.told, scene.release, progress=seen.append)
+    assert len(seen) == len(set(seen)) == 3

@@ -1,0 +1,136 @@
+"""Steps 4 and 6: policies, key domains, bundles and rights, on a real chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from bundle_fixture import SCOPE, SmallBundle
+from chain_fixture import FAR, Consortium
+from usufruct.content import Cid, dag
+from usufruct.errors import (
+    InputError,
+    ManifestError,
+    TransactionRevertedError,
+    UnknownKernelError,
+    WrongKeyDomainError,
+)
+from usufruct.keys.he_keys import create_key_domain
+from usufruct.publish import PublishedBundle
+from usufruct.records import ArtifactKind, KeyStatus, label
+from usufruct.register import Policy, change_policy, register_bundle, register_key_domain
+
+
+@dataclass
+class Kept:
+    """Stands where the organisation's node stands: keeps what it is given."""
+
+    records: list[tuple[str, object]] = field(default_factory=list)
+
+    def put_record(self, kind: str, record: object) -> Cid:
+        self.records.append((kind, record))
+        return dag.cid_of(record)
+
+
+POLICY = Policy(
+    purposes=(SCOPE,), kernels=("sum",), min_cohort=10, row_level=False, max_rho_micro_per_job=1_000_000
+)
+
+
+def test_a_policy_comes_back_from_its_record() -> None:
+    assert Policy.from_record(dag.decode_map(dag.encode(POLICY.to_record()))) == POLICY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: ...} for name in POLICY.to_record()),
+        {"type": "usufruct/policy/2"},
+        {"purposes": SCOPE},
+        {"purposes": [1]},
+        {"kernels": None},
+        {"kernels": [b"sum"]},
+        {"min_cohort": 0},
+        {"min_cohort": -1},
+        {"min_cohort": True},
+        {"min_cohort": 10.0},
+        {"row_level": 0},
+        {"row_level": None},
+        {"max_rho_micro_per_job": 0},
+        {"max_rho_micro_per_job": "1"},
+        {"extra": 1},
+    ],
+    ids=repr,
+)
+def test_a_malformed_policy_is_refused(change: dict) -> None:
+    record = {key: value for key, value in (POLICY.to_record() | change).items() if value is not ...}
+    with pytest.raises(ManifestError):
+        Policy.from_record(record)
+
+
+@pytest.fixture(scope="module")
+def published(consortium: Consortium, bundle: SmallBundle) -> PublishedBundle:
+    """The small bundle under a key domain of `north`."""
+    key_id = consortium.key_domain("north")
+    manifest = replace(bundle.manifest, shape=replace(bundle.manifest.shape, key_id=key_id))
+    return PublishedBundle(cid=dag.cid_of({"bundle": bytes(key_id)}), manifest=manifest, size_bytes=1)
+
+
+def test_a_key_domain_is_registered_with_the_digest_of_its_public_record(consortium: Consortium) -> None:
+    secret, public = create_key_domain()
+    node, ledger = Kept(), consortium["north"].ledger
+    key_id = register_key_domain(ledger, node, public)
+    domain = consortium.reader.key_domain(key_id)
+    assert key_id == secret.key_id
+    assert (domain.custodian, domain.status) == (consortium["north"].id, KeyStatus.ACTIVE)
+    assert domain.public_digest == dag.cid_of(node.records[0][1]).digest
+    with pytest.raises(TransactionRevertedError, match="KeyRegistryAlreadyKnown"):
+        register_key_domain(ledger, Kept(), public)
+    with pytest.raises(TransactionRevertedError, match="KeyRegistryParametersNotAllowed"):
+        register_key_domain(ledger, Kept(), public | {"parameters_id": bytes(32)})
+    with pytest.raises(InputError):
+        register_key_domain(ledger, Kept(), public | {"key_id": None})
+
+
+def test_a_bundle_is_registered_with_policy_and_budget(
+    consortium: Consortium, published: PublishedBundle
+) -> None:
+    node, ledger = Kept(), consortium["north"].ledger
+    artifact_id = register_bundle(
+        ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=77
+    )
+    record = consortium.reader.artifact(artifact_id)
+    assert (record.kind, record.content_digest) == (ArtifactKind.BUNDLE, published.cid.digest)
+    assert record.policy_digest == dag.cid_of(POLICY.to_record()).digest
+    assert record.consent_scope == label(SCOPE)
+    assert consortium.reader.budget(artifact_id).total == 77
+    repeated = register_bundle(ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=78)
+    assert repeated == artifact_id
+    assert consortium.reader.budget(artifact_id).total == 78
+    again = replace(POLICY, min_cohort=20)
+    cid = change_policy(ledger, node, artifact_id, again)
+    changed = consortium.reader.artifact(artifact_id)
+    assert (changed.policy_version, changed.policy_digest) == (2, cid.digest)
+    with pytest.raises(InputError, match="registered already"):
+        register_bundle(ledger, Kept(), published, policy=POLICY, retain_until=FAR, budget_rho_micro=1)
+    with pytest.raises(TransactionRevertedError, match="LineageRegistryNotSteward"):
+        change_policy(consortium["south"].ledger, Kept(), artifact_id, again)
+
+
+def test_what_cannot_be_registered_is_refused_before_anything_is_sent(
+    consortium: Consortium, published: PublishedBundle
+) -> None:
+    north, south = consortium["north"].ledger, consortium["south"].ledger
+    fresh = replace(published, cid=dag.cid_of("another"))
+    for ledger, policy, error in (
+        (north, replace(POLICY, kernels=("cube",)), UnknownKernelError),
+        (north, replace(POLICY, purposes=("other",)), InputError),
+        (south, POLICY, WrongKeyDomainError),
+    ):
+        node = Kept()
+        with pytest.raises(error):
+            register_bundle(ledger, node, fresh, policy=policy, retain_until=FAR, budget_rho_micro=1)
+        assert not node.records
+    with pytest.raises(TransactionRevertedError, match="LineageRegistryInvalidRegistration"):
+        register_bundle(north, Kept(), fresh, policy=POLICY, retain_until=1, budget_rho_micro=1)

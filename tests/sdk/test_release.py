@@ -1,0 +1,337 @@
+"""Step 9: exact before noise, sane noise, and an envelope that opens for one partner, one job, one custodian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle_fixture import JOB_ID, ROWS, SmallBundle
+from chain_fixture import Organisation
+from usufruct import release as release_module
+from usufruct.content import dag
+from usufruct.errors import (
+    ContainerError,
+    EnvelopeError,
+    ManifestError,
+    UsufructError,
+    VerificationError,
+    WrongKeyDomainError,
+)
+from usufruct.he.bfv import generate_secret_key
+from usufruct.keys import hpke
+from usufruct.ledger import Network, typed_data
+from usufruct.ledger.abi import CONTRACTS
+from usufruct.privacy import MICRO, sigma_for
+from usufruct.records import Job, JobId, Role
+from usufruct.release import (
+    ENVELOPE_TYPE,
+    PAYLOAD_TYPE,
+    Release,
+    add_noise,
+    decrypt_result,
+    make_envelope,
+    open_envelope,
+    sigma_micro,
+)
+
+NETWORK = Network(
+    chain_id=881812,
+    genesis_hash="0x" + "00" * 32,
+    rpc_urls=("http://127.0.0.1:1",),
+    address_book="0x" + "01" * 20,
+    contracts={name: f"0x{number:040x}" for number, name in enumerate(CONTRACTS, start=2)},
+    deployed_at_block=0,
+)
+NORTH = Organisation("north", Role.CUSTODIAN)
+SOUTH = Organisation("south", Role.CUSTODIAN)
+PARTNER = Organisation("university", Role.PARTNER)
+RIVAL = Organisation("rival", Role.PARTNER)
+
+
+# Decryption.
+
+
+@pytest.mark.parametrize(("kernel", "output"), [("sum", "sum"), ("linear", "sum"), ("linear", "rows")])
+def test_opened_values_are_exact_before_noise(bundle: SmallBundle, kernel: str, output: str) -> None:
+    parameters = bundle.parameters(kernel, output=output)
+    opened = decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    assert opened.dtype == np.int64
+    assert np.array_equal(opened, bundle.truth(parameters))
+
+
+def test_withdrawn_rows_are_never_opened(bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters, asked = bundle.parameters("linear"), []
+    honest = release_module.open_coefficients
+
+    def watched(block: bytes, secret: object, coefficients: list[int]) -> list[int]:
+        asked.extend(coefficients)
+        return honest(block, secret, coefficients)
+
+    monkeypatch.setattr(release_module, "open_coefficients", watched)
+    opened = decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    assert opened.shape == (ROWS - 2, 2)
+    assert set(asked) == set(range(ROWS)) - {3, 20}
+
+
+def test_an_aggregate_opens_one_coefficient_of_each_block(
+    bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters, asked = bundle.parameters(), []
+    honest = release_module.open_coefficients
+    monkeypatch.setattr(
+        release_module, "open_coefficients", lambda b, s, c: asked.append(list(c)) or honest(b, s, c)
+    )
+    decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    assert asked == [[0], [0]]
+
+
+def test_too_few_or_too_many_result_blocks_are_refused(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    inputs, blocks = bundle.inputs(parameters), bundle.result(parameters)
+    for wrong in ([], blocks[:1], [*blocks, blocks[0]]):
+        with pytest.raises(VerificationError, match="result blocks"):
+            decrypt_result(inputs, wrong, bundle.secret)
+
+
+def test_foreign_key_a_result_of_another_domain_is_refused(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    with pytest.raises(WrongKeyDomainError):
+        decrypt_result(bundle.inputs(parameters), bundle.result(parameters), generate_secret_key())
+
+
+def test_garbage_in_place_of_a_result_block_is_refused(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    blocks = bundle.result(parameters)
+    for garbage in (b"", b"\0" * 100, blocks[0][:-1], blocks[0] + b"\0"):
+        with pytest.raises(ContainerError):
+            decrypt_result(bundle.inputs(parameters), [garbage, blocks[1]], bundle.secret)
+
+
+# Noise.
+
+
+def test_noise_has_mean_zero_and_the_deviation_that_the_budget_buys(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters()
+    inputs = bundle.inputs(parameters)
+    sigma = sigma_for(500_000, parameters.sensitivity(bundle.manifest))
+    drawn = []
+    for _ in range(5):
+        noised, told = add_noise(np.zeros(400, dtype=np.int64), inputs, rho_micro=500_000)
+        assert told == sigma
+        drawn.extend(noised.tolist())
+    n = len(drawn)
+    assert abs(np.mean(drawn)) < 5 * sigma / np.sqrt(n)
+    assert abs(np.std(drawn) / sigma - 1) < 5 / np.sqrt(2 * n)
+    assert len(set(drawn)) > 100
+
+
+def test_values_outside_the_static_bound_are_clipped_before_noise(bundle: SmallBundle) -> None:
+    """Poisoned bundle: whatever the ciphertext holds, it moves a release by no more than the bound."""
+    inputs = bundle.inputs(bundle.parameters())
+    bound = inputs.bounds.value_bound
+    noised, sigma = add_noise(np.array([10**12, -(10**12)]), inputs, rho_micro=10**15)
+    assert np.abs(noised - np.array([bound, -bound])).max() <= 10 * sigma + 1
+
+
+def test_rows_come_back_in_another_order(bundle: SmallBundle) -> None:
+    parameters = bundle.parameters("linear")
+    rows = np.arange(2 * (ROWS - 2)).reshape(-1, 2) * 1000 - 20_000
+    inputs = replace(
+        bundle.inputs(parameters), bounds=replace(bundle.inputs(parameters).bounds, value_bound=10**9)
+    )
+    noised, _ = add_noise(rows, inputs, rho_micro=10**15)
+    nearest = np.rint((noised + 20_000) / 1000).astype(int)
+    assert sorted(map(tuple, nearest)) == [(2 * i, 2 * i + 1) for i in range(ROWS - 2)]
+    assert nearest[:, 0].tolist() != sorted(nearest[:, 0]), "one chance in 22! of this"
+
+
+@given(st.floats(1e-3, 1e6))
+def test_the_logged_noise_scale_is_never_below_the_true_one(sigma: float) -> None:
+    assert sigma <= sigma_micro(sigma) / MICRO * (1 + 1e-12)
+    assert sigma_micro(sigma) - sigma * MICRO < 1 + 1e-3
+
+
+# The envelope.
+
+
+@pytest.fixture(scope="module")
+def job(bundle: SmallBundle) -> Job:
+    return bundle.job(bundle.parameters())
+
+
+@pytest.fixture(scope="module")
+def envelope(bundle: SmallBundle, job: Job) -> bytes:
+    return sealed(bundle, job)
+
+
+def sealed(bundle: SmallBundle, job: Job, **changes: object) -> bytes:
+    parameters = bundle.parameters("linear") if job.request.row_level else bundle.parameters()
+    inputs = bundle.inputs(parameters)
+    noised, sigma = add_noise(bundle.truth(parameters), inputs, rho_micro=job.request.rho_micro)
+    given_ = {"network": NETWORK, "recipient": PARTNER.record, "signing_key": NORTH.node_key} | changes
+    network = given_.pop("network")
+    return make_envelope(network, JOB_ID, job, inputs, noised, sigma, **given_)
+
+
+def opened(job: Job, data: bytes, **changes: object) -> Release:
+    given_ = {"custodian": NORTH.record, "hpke_private": PARTNER.hpke_private} | changes
+    network, job_id = given_.pop("network", NETWORK), given_.pop("job_id", JOB_ID)
+    return open_envelope(network, job_id, job, data, **given_)
+
+
+def test_the_partner_opens_what_the_custodian_sealed(bundle: SmallBundle, job: Job, envelope: bytes) -> None:
+    found = opened(job, envelope)
+    truth = bundle.truth(bundle.parameters())
+    assert (found.kernel, found.count, found.rho_micro) == ("sum", ROWS - 2, 500_000)
+    assert np.abs(found.values - truth).max() <= 12 * found.sigma
+    assert np.allclose(found.mean(), found.values / (100 * found.count))
+    assert np.abs(found.mean() - truth / (100 * found.count)).max() <= found.mean_error(1e-12)
+    assert not found.row_level
+
+
+def test_row_level_releases_have_one_row_per_consenting_row(bundle: SmallBundle) -> None:
+    job = bundle.job(bundle.parameters("linear"))
+    found = opened(job, sealed(bundle, job))
+    assert found.values.shape == (ROWS - 2, 2)
+    assert found.row_level
+    truth = bundle.truth(bundle.parameters("linear")).sum(axis=0) / (100 * found.count)
+    assert np.abs(found.mean() - truth).max() <= found.mean_error(1e-12)
+
+
+def test_only_the_partner_opens_it(job: Job, envelope: bytes) -> None:
+    for key in (RIVAL.hpke_private, NORTH.hpke_private):
+        with pytest.raises(EnvelopeError):
+            opened(job, envelope, hpke_private=key)
+
+
+def test_another_custodians_signature_is_refused(bundle: SmallBundle, job: Job, envelope: bytes) -> None:
+    with pytest.raises(VerificationError, match="signed by"):
+        opened(job, envelope, custodian=SOUTH.record)
+    for forger in (SOUTH.node_key, NORTH.authority_key, PARTNER.node_key):
+        with pytest.raises(VerificationError, match="signed by"):
+            opened(job, sealed(bundle, job, signing_key=forger))
+
+
+def test_signature_replay_for_another_job_result_budget_or_network_is_refused(
+    job: Job, envelope: bytes
+) -> None:
+    with pytest.raises(VerificationError, match="another job"):
+        opened(job, envelope, job_id=JobId(b"\x0c" * 32))
+    dearer = replace(job, request=replace(job.request, rho_micro=1))
+    for changed in (replace(job, result_digest=b"\x0c" * 32), dearer):
+        with pytest.raises(VerificationError):
+            opened(changed, envelope)
+    moved = NETWORK.model_copy(update={"chain_id": 5})
+    with pytest.raises(VerificationError):
+        opened(job, envelope, network=moved)
+
+
+@pytest.mark.parametrize("field", ["type", "job", "sealed", "sigma_micro", "signature"])
+def test_a_tampered_byte_in_any_field_is_refused(job: Job, envelope: bytes, field: str) -> None:
+    record = dag.decode_map(envelope)
+    value = record[field]
+    if isinstance(value, bytes):
+        forged = [
+            value[:i] + bytes([value[i] ^ 1]) + value[i + 1 :] for i in {0, len(value) // 2, len(value) - 1}
+        ]
+    else:
+        forged = [value + 1] if isinstance(value, int) else [value + "0"]
+    for changed in forged:
+        with pytest.raises(UsufructError):
+            opened(job, dag.encode(record | {field: changed}))
+    with pytest.raises(ManifestError):
+        opened(job, dag.encode({key: kept for key, kept in record.items() if key != field}))
+    with pytest.raises(ManifestError):
+        opened(job, dag.encode(record | {"extra": 1}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_flipped_or_missing_byte_of_the_envelope_is_refused(
+    job: Job, envelope: bytes, data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, len(envelope) - 1))
+    flipped = envelope[:at] + bytes([envelope[at] ^ data.draw(st.integers(1, 255))]) + envelope[at + 1 :]
+    for forged in (flipped, envelope[:at], envelope + b"\0"):
+        with pytest.raises(UsufructError):
+            opened(job, forged)
+
+
+PAYLOAD = {
+    "type": PAYLOAD_TYPE,
+    "job": bytes(JOB_ID),
+    "kernel": "sum",
+    "values": np.array([1, 2], dtype="<i8").tobytes(),
+    "columns": 0,
+    "count": 22,
+    "result_scale": 100.0,
+    "sigma_micro": 5,
+    "rho_micro": 500_000,
+}
+
+
+def signed(job: Job, payload: object) -> bytes:
+    """What a custodian that does not keep to the format could seal and sign."""
+    box = hpke.seal_to(PARTNER.record.hpke_key, dag.encode(payload), release_module._info(NETWORK, JOB_ID))
+    values = release_module._signed_values(JOB_ID, job, box, 5)
+    domain = release_module._domain(NETWORK)
+    signature = typed_data.sign(NORTH.node_key, typed_data.RELEASE, values, **domain)
+    return dag.encode(
+        {"type": ENVELOPE_TYPE, "job": bytes(JOB_ID), "sealed": box, "sigma_micro": 5, "signature": signature}
+    )
+
+
+def test_a_payload_as_it_should_be_opens(job: Job) -> None:
+    assert opened(job, signed(job, PAYLOAD)).values.tolist() == [1, 2]
+    rows = PAYLOAD | {"columns": 1, "count": 2}
+    assert opened(job, signed(job, rows)).values.tolist() == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: ...} for name in PAYLOAD),
+        {"extra": 1},
+        {"type": "usufruct/release/2"},
+        {"job": bytes(32)},
+        {"kernel": 1},
+        {"values": b""},
+        {"values": [1, 2]},
+        {"values": "12345678"},
+        {"values": bytes(15)},
+        {"values": bytes(17)},
+        {"columns": -1},
+        {"columns": True},
+        {"columns": 3},
+        {"columns": 1},
+        {"count": 0},
+        {"count": -22},
+        {"count": 22.0},
+        {"result_scale": 0.0},
+        {"result_scale": -1.0},
+        {"result_scale": 100},
+        {"sigma_micro": 4},
+        {"rho_micro": 1},
+    ],
+    ids=repr,
+)
+def test_a_malformed_payload_is_refused_even_when_the_custodian_signed_it(job: Job, change: dict) -> None:
+    payload = {key: value for key, value in (PAYLOAD | change).items() if value is not ...}
+    with pytest.raises((ManifestError, VerificationError)):
+        opened(job, signed(job, payload))
+
+
+def test_a_payload_that_is_no_map_is_refused(job: Job) -> None:
+    for payload in ([], None, 1, "text"):
+        with pytest.raises(ManifestError):
+            opened(job, signed(job, payload))
+
+
+def test_two_envelopes_of_one_release_share_no_ciphertext(bundle: SmallBundle, job: Job) -> None:
+    make = partial(sealed, bundle, job)
+    assert dag.decode_map(make())["sealed"] != dag.decode_map(make())["sealed"]

@@ -1,0 +1,151 @@
+"""Step 6: rights are asked for, granted, denied and taken back on a real chain; nothing is allowed by default."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from chain_fixture import FAR, TERMS, Consortium
+from usufruct.errors import InputError, TransactionRevertedError, UnknownKernelError
+from usufruct.he.kernels import KERNELS
+from usufruct.records import ArtifactId, GrantId, GrantStatus, Level, Refusal, label
+from usufruct.rights import (
+    deny_usage,
+    grant_usage,
+    request_usage,
+    revoke_artifact,
+    revoke_grantee,
+    revoke_usage,
+    terms,
+)
+
+SCOPE = "rights-study"
+WANTED = terms(kernels=("sum",), uses=3, expires_at=FAR, rho_micro=5)
+
+
+@dataclass
+class Desk:
+    net: Consortium
+    artifact: ArtifactId
+
+    def asked(self) -> GrantId:
+        return request_usage(self.net["university"].ledger, self.artifact, purpose=SCOPE, wanted=WANTED)
+
+    def granted(self) -> GrantId:
+        grant_id = self.asked()
+        grant_usage(self.net["north"].ledger, grant_id, WANTED)
+        return grant_id
+
+    def standing(self, grant_id: GrantId) -> Refusal:
+        return self.net.reader.grant_standing(grant_id)
+
+
+@pytest.fixture
+def desk(consortium: Consortium) -> Desk:
+    key_id = consortium.key_domain("north")
+    return Desk(consortium, consortium.bundle("north", key_id, scope=label(SCOPE)))
+
+
+def test_terms_name_kernels_and_ask_for_replication() -> None:
+    assert WANTED.kernels == (KERNELS["sum"].kernel_id,)
+    assert (WANTED.level, WANTED.replicas, WANTED.row_level) == (Level.REPLICATED, 2, False)
+    with pytest.raises(UnknownKernelError):
+        terms(kernels=("cube",), uses=1, expires_at=1, rho_micro=1)
+
+
+@pytest.mark.parametrize("name", ["uses", "rho_micro", "replicas", "min_cohort"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_terms_below_one_are_refused(name: str, value: int) -> None:
+    usual = {"kernels": ("sum",), "uses": 1, "expires_at": FAR, "rho_micro": 1}
+    with pytest.raises(InputError):
+        terms(**(usual | {name: value}))
+
+
+def test_nothing_is_allowed_until_the_steward_grants(desk: Desk) -> None:
+    assert desk.standing(GrantId(bytes(32))) == Refusal.GRANT_UNKNOWN
+    grant_id = desk.asked()
+    assert desk.standing(grant_id) == Refusal.GRANT_NOT_OPEN
+    assert desk.net.reader.grant(grant_id).terms.uses == 0
+    own = terms(kernels=("linear",), uses=1, expires_at=FAR, rho_micro=1, min_cohort=99)
+    grant_usage(desk.net["north"].ledger, grant_id, own)
+    record = desk.net.reader.grant(grant_id)
+    assert (record.status, record.terms) == (GrantStatus.GRANTED, own)
+    assert desk.standing(grant_id) == Refusal.NONE
+
+
+def test_a_denial_stands_and_cannot_be_granted_later(desk: Desk) -> None:
+    grant_id, north = desk.asked(), desk.net["north"].ledger
+    with pytest.raises(TransactionRevertedError, match="UsageRightsReasonMissing"):
+        deny_usage(north, grant_id, Refusal.NONE)
+    deny_usage(north, grant_id, Refusal.PURPOSE_NOT_GRANTED)
+    with pytest.raises(TransactionRevertedError, match="UsageRightsNotRequested") as caught:
+        grant_usage(north, grant_id, WANTED)
+    assert caught.value.values["status"] == GrantStatus.DENIED
+
+
+def test_only_the_bundles_steward_answers(desk: Desk) -> None:
+    grant_id, south = desk.asked(), desk.net["south"].ledger
+    for call in (
+        lambda: grant_usage(south, grant_id, WANTED),
+        lambda: deny_usage(south, grant_id, Refusal.PURPOSE_NOT_GRANTED),
+        lambda: revoke_artifact(south, desk.artifact),
+    ):
+        with pytest.raises(TransactionRevertedError, match="UsageRightsNotSteward"):
+            call()
+    with pytest.raises(TransactionRevertedError, match="MissingRole"):
+        request_usage(south, desk.artifact, purpose=SCOPE, wanted=WANTED)
+
+
+def test_another_purpose_than_the_subjects_consented_to_cannot_be_asked_for(desk: Desk) -> None:
+    with pytest.raises(TransactionRevertedError, match="UsageRightsInvalidPurpose"):
+        request_usage(desk.net["university"].ledger, desk.artifact, purpose="marketing", wanted=WANTED)
+
+
+def test_rights_are_taken_back_one_by_one_by_bundle_or_by_partner(desk: Desk) -> None:
+    north = desk.net["north"].ledger
+    one, other = desk.granted(), desk.granted()
+    revoke_usage(north, one)
+    assert (desk.standing(one), desk.standing(other)) == (Refusal.GRANT_REVOKED, Refusal.NONE)
+    with pytest.raises(TransactionRevertedError, match="UsageRightsNotGranted"):
+        revoke_usage(north, one)
+    revoke_artifact(north, desk.artifact)
+    assert desk.standing(other) == Refusal.GRANT_REVOKED
+    later = desk.granted()
+    revoke_grantee(north, desk.net["university"].id)
+    assert desk.standing(later) == Refusal.GRANT_REVOKED
+    assert desk.standing(desk.granted()) == Refusal.NONE
+
+
+def test_grant_is_void_from_the_second_it_expires(desk: Desk) -> None:
+    expires_at = desk.net.reader.finalised().timestamp + 3
+    grant_id = desk.asked()
+    brief = terms(kernels=("sum",), uses=1, expires_at=expires_at, rho_micro=1)
+    grant_usage(desk.net["north"].ledger, grant_id, brief)
+    seen = {}
+    deadline = time.monotonic() + 20
+    while Refusal.GRANT_EXPIRED not in seen.values():
+        assert time.monotonic() < deadline
+        before = desk.net.reader.finalised().timestamp
+        standing = desk.standing(grant_id)
+        if desk.net.reader.finalised().timestamp == before:
+            seen[before] = standing
+        time.sleep(0.1)
+    for now, standing in seen.items():
+        assert standing == (Refusal.NONE if now < expires_at else Refusal.GRANT_EXPIRED)
+    with pytest.raises(TransactionRevertedError, match="UsageRightsInvalidTerms"):
+        grant_usage(desk.net["north"].ledger, desk.asked(), brief)
+
+
+def test_terms_that_overflow_the_ledgers_numbers_are_refused_before_anything_is_sent(desk: Desk) -> None:
+    grant_id = desk.asked()
+    for name, value in {
+        "uses": 1 << 32,
+        "expires_at": 1 << 64,
+        "rho_micro": 1 << 64,
+        "replicas": 256,
+    }.items():
+        fields = {f: getattr(TERMS, f) for f in TERMS.__dataclass_fields__} | {name: value}
+        with pytest.raises(InputError, match="grantUsage"):
+            grant_usage(desk.net["north"].ledger, grant_id, type(TERMS)(**fields))
