@@ -31,9 +31,9 @@ from usufruct.he.kernels import (
     BundleShape,
     Kernel,
     KernelParameters,
-    LinearParameters,
     kernel_by_id,
     kernel_by_name,
+    linear_form,
 )
 from usufruct.ledger import Ledger
 from usufruct.privacy import linear_sensitivity, sigma_for, sum_sensitivity
@@ -74,7 +74,7 @@ class JobParameters:
     @property
     def row_level(self) -> bool:
         """Whether the result has one value per row."""
-        return isinstance(self.parameters, LinearParameters) and self.parameters.output == "rows"
+        return self.parameters.row_level
 
     def validate(self, shape: BundleShape) -> Bounds:
         """Prove the worst case of values, noise and sizes, before anything is sent, computed or decrypted.
@@ -133,12 +133,11 @@ class JobParameters:
     def sensitivity(self, manifest: BundleManifest) -> int:
         """L2 sensitivity of the result to one subject, in integer units of the result."""
         shape = manifest.shape
-        if isinstance(self.parameters, LinearParameters):
-            per_row = linear_sensitivity(
-                self.parameters.weights, self.parameters.bias, shape.max_abs, shape.max_l2
-            )
-        else:
+        linear = linear_form(self.parameters, shape)
+        if linear is None:
             per_row = sum_sensitivity(shape.max_l2)
+        else:
+            per_row = linear_sensitivity(linear.weights, linear.bias, shape.max_abs, shape.max_l2)
         return per_row * manifest.max_rows_per_subject
 
 

@@ -15,6 +15,7 @@ from usufruct.errors import (
     ContainerError,
     KernelBoundError,
     KernelParameterError,
+    KeyStoreError,
     UnknownKernelError,
     WrongKeyDomainError,
 )
@@ -22,17 +23,22 @@ from usufruct.he import kernels
 from usufruct.he.bfv import SecretKey, encrypt_columns, generate_secret_key, open_coefficients
 from usufruct.he.container import Form, parse
 from usufruct.he.kernels import (
+    DISTANCE,
+    IDENTIFY,
     KERNELS,
     LINEAR,
     MARGIN_BITS,
     SUM,
+    VERIFY,
     BundleShape,
     Kernel,
+    KernelParameters,
     LinearParameters,
     SumParameters,
     execute,
     kernel_by_id,
     kernel_by_name,
+    norm_columns,
     outputs,
     plan,
     quantise_model,
@@ -172,6 +178,31 @@ def test_tasks_are_independent_and_run_in_other_processes_to_the_same_bytes(
         for i, b in zip(task.outputs, blocks, strict=True)
     }
     assert there == here
+
+
+@pytest.mark.parametrize("output", ["rows", "sum"])
+def test_compiled_lanes_and_blas_give_the_same_blocks(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    parameters = model(output, [[1, -2, 0, 3, 1], [0, 0, 0, 0, -1], [1, 1, 1, 1, 1]], [1, -2, 0])
+    small = replace(bundle.shape, max_l2=20)
+    by_blas = list(run(LINEAR, parameters, small, bundle.block, bundle.mask))
+    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
+    monkeypatch.setattr(kernels, "_PANEL_FEATURES", 2)
+    monkeypatch.setattr(kernels, "combine", None)
+    assert list(run(LINEAR, parameters, small, bundle.block, bundle.mask)) == by_blas
+
+
+def test_weights_too_wide_for_the_lanes_run_on_blas_to_the_right_scores(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
+    parameters = model("rows", [[0, 40_000, 0, 0, 0]], [0])
+    tiny = replace(bundle.shape, max_abs=12)
+    values = bundle.values % 12
+    blocks = {(c, f): b for c, f, b in encrypt_columns(values, bundle.secret)}
+    results = dict(run(LINEAR, parameters, tiny, lambda c, f: blocks[c, f], bundle.mask))
+    assert open_coefficients(results[0], bundle.secret, range(N)) == (values[:N, 1] * 40_000).tolist()
 
 
 def test_every_output_belongs_to_exactly_one_task_and_unweighted_columns_are_not_read() -> None:
@@ -326,6 +357,189 @@ def test_unknown_kernels_are_refused_by_name_and_by_id() -> None:
         kernel_by_id(bytes(32))
     for name, kernel in KERNELS.items():
         assert kernel_by_name(name) is kernel_by_id(kernel.kernel_id) is kernel
+
+
+def opened_rows(
+    kernel: Kernel, parameters: KernelParameters, bundle: Bundle, shape: BundleShape
+) -> np.ndarray:
+    """Every per-row result, shape (n_rows, m)."""
+    results = dict(run(kernel, parameters, shape, bundle.block, bundle.mask))
+    columns: dict[int, list[int]] = {}
+    for output in outputs(kernel, parameters, shape):
+        assert parse(results[output.index]).form is output.form is Form.CIPHERTEXT
+        opened = open_coefficients(results[output.index], bundle.secret, range(output.coefficients))
+        columns.setdefault(output.column, []).extend(opened)
+    return np.array([columns[column] for column in sorted(columns)]).T
+
+
+def test_distances_are_the_squared_distances_to_every_centroid() -> None:
+    """Three features and two norm columns; the numbers are those of numpy on plaintext."""
+    rng = np.random.default_rng(21)
+    features = rng.integers(-20, 21, (N + 9, 3))
+    bundle = Bundle()
+    bundle.values = np.hstack([features, norm_columns(features, 40)])
+    assert bundle.values.max() <= 40
+    bundle.blocks = {(c, f): block for c, f, block in encrypt_columns(bundle.values, bundle.secret)}
+    bundle.mask = np.ones(N + 9, dtype=bool)
+    declared = shape(n_rows=N + 9, max_abs=40, max_l2=70, key_id=bundle.secret.key_id)
+    centroids = rng.integers(-20, 21, (4, 3))
+    parameters = DISTANCE.parse(
+        {"centroids": [[*map(int, row), 0, 0] for row in centroids], "norm": [[3, 40], [4, 1]]}
+    )
+    expected = ((features[:, None, :] - centroids[None]) ** 2).sum(axis=2)
+    assert np.array_equal(opened_rows(DISTANCE, parameters, bundle, declared), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_row_within_its_declared_ranges_exceeds_the_bound_of_a_distance(data: st.DataObject) -> None:
+    max_abs = data.draw(st.integers(1, 60))
+    row = np.array(data.draw(st.lists(st.integers(-max_abs, max_abs), min_size=4, max_size=4)))
+    centroid = [*data.draw(st.lists(st.integers(-60, 60), min_size=3, max_size=3)), 0]
+    unit = data.draw(st.integers(1, 500))
+    max_l2 = max(1, int(np.ceil(np.linalg.norm(row))))
+    declared = shape(n_rows=3, n_features=4, max_abs=max_abs, max_l2=max_l2)
+    parameters = DISTANCE.parse({"centroids": [centroid], "norm": [[3, unit]]})
+    value = int(row[3]) * unit - 2 * int(row @ np.array(centroid)) + sum(c * c for c in centroid)
+    assert abs(value) <= DISTANCE.validate(parameters, declared).value_bound
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": []}, "1 to 8 pairs"),
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": [[4]]}, "a column and a positive unit"),
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": [[4, 0]]}, "a column and a positive unit"),
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": [[5, 1]]}, "beyond the 5 features"),
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": [[-1, 1]]}, "beyond the 5 features"),
+        ({"centroids": [[1, 0, 0, 0, 0]], "norm": [[4, 1], [4, 2]]}, "names a column twice"),
+        ({"centroids": [[1, 0, 0, 0, 7]], "norm": [[4, 1]]}, "0 in every norm column"),
+        ({"centroids": [[1, 0, 0, 0]], "norm": [[3, 1]]}, "needs 5 values"),
+    ],
+)
+def test_malformed_distances_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(KernelParameterError, match=message):
+        DISTANCE.validate(DISTANCE.parse(fields), shape())
+
+
+def test_norm_columns_hold_the_exact_squared_norm() -> None:
+    values = np.random.default_rng(22).integers(-(2**20), 2**20, (50, 7))
+    columns = norm_columns(values, 1 << 22)
+    assert np.array_equal(columns @ [1 << 22, 1], (values**2).sum(axis=1))
+    assert columns.min() >= 0 and columns.max() < 1 << 22
+    with pytest.raises(KernelParameterError):
+        norm_columns(values, 1)
+
+
+QUERIES = [[5, -3, 0, 100, 1], [-250, 0, 9, 0, 1], [0, 0, 1, 0, 0]]
+
+
+def test_identification_gives_every_inner_product(bundle: Bundle) -> None:
+    found = opened_rows(IDENTIFY, IDENTIFY.parse({"queries": QUERIES}), bundle, bundle.shape)
+    assert np.array_equal(found, bundle.values @ np.array(QUERIES).T)
+
+
+def test_verification_gives_the_inner_product_with_the_named_row_and_nothing_else(bundle: Bundle) -> None:
+    everyone = np.ones(N_ROWS, dtype=bool)
+    rows = [N + 3, 0, N - 1]
+    parameters = VERIFY.parse({"queries": QUERIES, "rows": rows})
+    results = dict(run(VERIFY, parameters, bundle.shape, bundle.block, everyone))
+    described = outputs(VERIFY, parameters, bundle.shape)
+    assert [(o.form, o.chunk, o.coefficients) for o in described] == [
+        (Form.EXTRACTED, c, 1) for c in (1, 0, 0)
+    ]
+    opened = [open_coefficients(results[index], bundle.secret, [0])[0] for index in range(3)]
+    assert opened == [int(bundle.values[row] @ query) for row, query in zip(rows, QUERIES, strict=True)]
+    with pytest.raises(KeyStoreError, match="only the first 1"):
+        open_coefficients(results[0], bundle.secret, [1])
+
+
+def test_verification_reads_only_the_chunks_that_hold_a_named_row(bundle: Bundle) -> None:
+    parameters = VERIFY.parse({"queries": QUERIES[:1], "rows": [N + 1]})
+    tasks = plan(VERIFY, parameters, bundle.shape)
+    assert [task.inputs for task in tasks] == [tuple((1, feature) for feature in (0, 1, 3, 4))]
+
+
+def test_verification_of_a_withdrawn_row_is_refused_before_work(bundle: Bundle) -> None:
+    mask = np.ones(N_ROWS, dtype=bool)
+    mask[17] = False
+    parameters = VERIFY.parse({"queries": QUERIES[:2], "rows": [N, 17]})
+
+    def never(chunk: int, feature: int) -> bytes:
+        raise AssertionError("a block was read")
+
+    with pytest.raises(KernelParameterError, match="query 1 names row 17"):
+        list(run(VERIFY, parameters, bundle.shape, never, mask))
+
+
+@pytest.mark.parametrize("rows", [[0], [0, N_ROWS, 1], [0, -1, 1]])
+def test_verification_of_rows_that_do_not_exist_is_refused(rows: list[int]) -> None:
+    with pytest.raises(KernelParameterError):
+        VERIFY.validate(VERIFY.parse({"queries": QUERIES, "rows": rows}), shape())
+
+
+def test_similarity_that_could_overflow_is_refused_at_the_first_step_over_the_limit() -> None:
+    tight = shape(max_abs=1, max_l2=1)
+    for kernel, more in ((IDENTIFY, {}), (VERIFY, {"rows": [0]})):
+        most = kernel.parse({"queries": [[T // 2, 0, 0, 0, 0]], **more})
+        assert kernel.validate(most, tight).value_bound == T // 2
+        over = kernel.parse({"queries": [[T // 2 + 1, 0, 0, 0, 0]], **more})
+        with pytest.raises(KernelBoundError, match="exceeds the limit"):
+            kernel.validate(over, tight)
+
+
+@pytest.mark.parametrize("kernel", [VERIFY, IDENTIFY])
+def test_match_oracle_kernels_about_single_persons_are_out_of_reach_unless_their_class_is_enabled(
+    kernel: Kernel,
+) -> None:
+    assert kernel.name not in KERNELS
+    for enabled in ((), ("score", "aggregate")):
+        with pytest.raises(UnknownKernelError, match="not enabled"):
+            kernel_by_name(kernel.name, enabled=enabled)
+        with pytest.raises(UnknownKernelError, match="not enabled"):
+            kernel_by_id(kernel.kernel_id, enabled=enabled)
+    only = {kernel.kernel_class}
+    assert kernel_by_name(kernel.name, enabled=only) is kernel_by_id(kernel.kernel_id, enabled=only) is kernel
+
+
+def test_match_oracle_no_code_of_the_network_enables_a_restricted_class() -> None:
+    """Rights, policies, jobs and roles look kernels up without enabling anything, so they cannot reach one."""
+    root = Path(kernels.__file__).parents[2]
+    for path in [*root.rglob("*.py"), *(root.parent / "node").rglob("*.py")]:
+        if path != Path(kernels.__file__):
+            text = path.read_text(encoding="utf-8")
+            for word in ("enabled=", "RESTRICTED", "IDENTIFY", "VERIFY,", "similarity-"):
+                assert word not in text, f"{path.name} mentions {word}"
+
+
+def test_match_oracle_a_job_or_grant_for_identification_is_refused() -> None:
+    from usufruct.job import JobParameters
+    from usufruct.rights import terms
+
+    record = {
+        "type": "usufruct/parameters/1",
+        "kernel": bytes(IDENTIFY.kernel_id),
+        "parameters": {"queries": QUERIES},
+        "result_scale": 1.0,
+    }
+    with pytest.raises(UnknownKernelError):
+        JobParameters.from_record(record)
+    with pytest.raises(UnknownKernelError):
+        terms(kernels=[IDENTIFY.name], uses=1, expires_at=1, rho_micro=1)
+
+
+@pytest.mark.parametrize("kernel", [DISTANCE, VERIFY, IDENTIFY])
+def test_parameters_of_the_other_kernels_come_back_from_their_plain_form(kernel: Kernel) -> None:
+    fields = {
+        "distance": {"centroids": [[1, 2, 0]], "norm": [[2, 9]]},
+        "similarity-verify": {"queries": [[1, 2, 3]], "rows": [4]},
+        "similarity-identify": {"queries": [[1, 2, 3]]},
+    }[kernel.name]
+    parsed = kernel.parse(fields)
+    assert parsed.to_dict() == fields and kernel.parse(parsed.to_dict()) == parsed
+    assert parsed.row_level
+    with pytest.raises(KernelParameterError):
+        kernel.parse(fields | {"code": "import os"})
 
 
 def test_kernel_id_covers_every_field_of_the_record() -> None:

@@ -10,7 +10,20 @@ import tenseal.sealapi as sealapi
 from usufruct.he import bfv
 from usufruct.he.bfv import ERROR_BOUND, SecretKey, encrypt_columns, generate_secret_key, open_coefficients
 from usufruct.he.container import Ciphertext, Form, encode, parse
-from usufruct.he.kernels import LINEAR, SUM, BundleShape, LinearParameters, SumParameters, run
+from usufruct.he.kernels import (
+    DISTANCE,
+    IDENTIFY,
+    LINEAR,
+    SUM,
+    VERIFY,
+    BundleShape,
+    DistanceParameters,
+    IdentifyParameters,
+    LinearParameters,
+    SumParameters,
+    VerifyParameters,
+    run,
+)
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine, negacyclic_multiply, scale_up
 
@@ -203,6 +216,49 @@ def test_linear_sum_gives_the_bytes_of_seals_evaluator(
     oracle = Ciphertext(form=Form.EXTRACTED, parameters=BFV_LINEAR, key_id=secret.key_id, c0=c0[:1], c1=c1)
     assert block == encode(oracle)
     assert open_coefficients(block, secret, [0]) == [int((values[mask] @ weights + bias).sum())]
+
+
+def test_distance_and_identification_give_the_bytes_of_seals_evaluator(
+    secret: SecretKey, values: np.ndarray, blocks: dict[tuple[int, int], bytes]
+) -> None:
+    centroid, norm = [4, -5, 0, 7, 0, 0, 0, 1, 0], ((2, 30), (8, 1))
+    distance = DistanceParameters(centroids=(tuple(centroid),), norm=norm)
+    query = [9, 0, -8, 0, 0, 1, 0, 0, 30]
+    jobs = [
+        (DISTANCE, distance, [-8, 10, 30, -14, 0, 0, 0, -2, 1], 4**2 + 5**2 + 7**2 + 1),
+        (IDENTIFY, IdentifyParameters(queries=(tuple(query),)), query, 0),
+    ]
+    for kernel, parameters, weights, bias in jobs:
+        everyone = np.ones(N_ROWS, dtype=bool)
+        ((_, block),) = run(kernel, parameters, shape_of(secret), lambda c, f: blocks[c, f], everyone)
+        expected = weighted_sum(weights, blocks)
+        if bias:
+            EVALUATOR.add_plain_inplace(expected, polynomial(np.full(N_ROWS, bias)))
+        c0, c1 = from_seal(expected)
+        oracle = Ciphertext(form=Form.CIPHERTEXT, parameters=BFV_LINEAR, key_id=secret.key_id, c0=c0, c1=c1)
+        assert block == encode(oracle)
+        margin = kernel.validate(parameters, shape_of(secret)).margin_bits
+        assert seal_decryptor(secret).invariant_noise_budget(expected) >= margin
+        assert open_coefficients(block, secret, range(N_ROWS)) == (values @ weights + bias).tolist()
+
+
+@pytest.mark.parametrize("row", [0, 1, N_ROWS - 1])
+def test_verification_gives_the_bytes_of_seals_evaluator(
+    secret: SecretKey, values: np.ndarray, blocks: dict[tuple[int, int], bytes], row: int
+) -> None:
+    query = [3, -7, 0, 250, -299, 1, 0, -1, 41]
+    parameters = VerifyParameters(queries=(tuple(query),), rows=(row,))
+    everyone = np.ones(N_ROWS, dtype=bool)
+    ((_, block),) = run(VERIFY, parameters, shape_of(secret), lambda c, f: blocks[c, f], everyone)
+    product = weighted_sum(query, blocks)
+    if row:
+        # X^(-row) = -X^(N-row); SEAL would take a lone coefficient of t - 1 for itself, not for -1.
+        EVALUATOR.multiply_plain_inplace(product, sealapi.Plaintext(f"1x^{N - row}"))
+        EVALUATOR.negate_inplace(product)
+    c0, c1 = from_seal(product)
+    oracle = Ciphertext(form=Form.EXTRACTED, parameters=BFV_LINEAR, key_id=secret.key_id, c0=c0[:1], c1=c1)
+    assert block == encode(oracle)
+    assert open_coefficients(block, secret, [0]) == [int(values[row] @ query)]
 
 
 def test_products_with_residues_that_seal_made_are_seals(secret: SecretKey) -> None:

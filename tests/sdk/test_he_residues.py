@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usufruct.he.parameters import BFV_LINEAR
-from usufruct.he.residues import _FFT_LIMB_BITS, combine, negacyclic_multiply, scale_up
+from usufruct.he.residues import _FFT_LIMB_BITS, combine, negacyclic_multiply, scale_up, spectrum_of, total_of
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
 
@@ -117,6 +117,22 @@ def test_several_polynomials_are_multiplied_at_once() -> None:
     small = rng.integers(-1, 2, N)
     together = negacyclic_multiply(residues, small, Q)
     assert all(np.array_equal(together[i], negacyclic_multiply(residues[i], small, Q)) for i in range(3))
+
+
+def test_a_spectrum_that_is_used_again_gives_the_same_product() -> None:
+    rng = np.random.default_rng(8)
+    residues, small = rng.integers(0, Q, (2, N), dtype=np.uint64), rng.integers(-1, 2, N)
+    spectrum = spectrum_of(small)
+    assert "[" not in repr(spectrum)
+    for row in residues:
+        assert np.array_equal(negacyclic_multiply(row, spectrum, Q), negacyclic_multiply(row, small, Q))
+    with pytest.raises(OverflowError):
+        negacyclic_multiply(residues[:, :64], spectrum, Q)
+
+
+def test_totals_are_exact_where_every_residue_is_the_largest() -> None:
+    for residues in (np.full(N, Q - 1, dtype=np.uint64), np.zeros(0, dtype=np.uint64)):
+        assert total_of(residues, Q) == sum(residues.tolist()) % Q
 
 
 @pytest.mark.parametrize(("n", "largest"), [(8192, 1), (12, 1), (8, 2), (8, -2)])

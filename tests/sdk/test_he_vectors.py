@@ -14,12 +14,24 @@ import numpy as np
 import pytest
 
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed
-from usufruct.he.kernels import KERNELS, BundleShape, KernelParameters, LinearParameters, SumParameters, run
+from usufruct.he.kernels import (
+    KERNELS,
+    RESTRICTED,
+    BundleShape,
+    DistanceParameters,
+    IdentifyParameters,
+    KernelParameters,
+    LinearParameters,
+    SumParameters,
+    VerifyParameters,
+    run,
+)
 from usufruct.he.parameters import BFV_LINEAR
 
 PATH = Path(__file__).parents[1] / "vectors" / "he_container.json"
 KEY = hashlib.sha256(b"golden key domain").digest()
 N_ROWS, N_FEATURES = 5000, 3
+REGISTERED = dict(KERNELS) | dict(RESTRICTED)
 
 
 def block(chunk: int, feature: int) -> bytes:
@@ -28,6 +40,12 @@ def block(chunk: int, feature: int) -> bytes:
     c0, c1 = (expand_seed(seed, BFV_LINEAR, KEY) for seed in seeds)
     fields = {"form": Form.SEEDED, "parameters": BFV_LINEAR, "key_id": KEY}
     return encode(Ciphertext(**fields, c0=c0, c1=c1, seed=seeds[1]))
+
+
+def hashes(made: list[bytes]) -> list[str]:
+    """One hash per block, or one over all if they are many."""
+    parts = made if len(made) < 10 else [b"".join(made)]
+    return [hashlib.sha256(part).hexdigest() for part in parts]
 
 
 def vectors() -> dict[str, object]:
@@ -41,12 +59,29 @@ def vectors() -> dict[str, object]:
             "linear",
             LinearParameters(output="rows", weights=((5, 0, -9), (1, 1, 1)), bias=(-4, 0)),
         ),
+        "linear rows, compiled": (
+            "linear",
+            LinearParameters(
+                output="rows",
+                weights=tuple((i % 7 - 3, 1 - i % 3, 5 + i) for i in range(360)),
+                bias=tuple(range(360)),
+            ),
+        ),
+        "distance": (
+            "distance",
+            DistanceParameters(centroids=((1, -2, 0), (0, 3, 0)), norm=((2, 5),)),
+        ),
+        "similarity-verify": (
+            "similarity-verify",
+            VerifyParameters(queries=((1, 2, 3), (-4, 0, 1), (0, 1, 0)), rows=(4999, 0, 4096)),
+        ),
+        "similarity-identify": ("similarity-identify", IdentifyParameters(queries=((1, 2, 3),))),
         "linear sum": ("linear", LinearParameters(output="sum", weights=((1, 0, -2),), bias=(-4,))),
     }
     return {
         "source": "tests/sdk/test_he_vectors.py; run it as a program to write this file again",
         "parameters_id": BFV_LINEAR.parameters_id.hex(),
-        "kernel_ids": {name: kernel.kernel_id.hex() for name, kernel in KERNELS.items()},
+        "kernel_ids": {name: kernel.kernel_id.hex() for name, kernel in REGISTERED.items()},
         "seed_expansion": {
             "seed": bytes(range(32)).hex(),
             "key_id": KEY.hex(),
@@ -54,10 +89,7 @@ def vectors() -> dict[str, object]:
         },
         "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
         "results_sha256": {
-            title: [
-                hashlib.sha256(made).hexdigest()
-                for _, made in run(KERNELS[name], parameters, shape, block, mask)
-            ]
+            title: hashes([made for _, made in run(REGISTERED[name], parameters, shape, block, mask)])
             for title, (name, parameters) in jobs.items()
         },
     }

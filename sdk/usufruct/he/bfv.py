@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from tenseal.sealapi import _sealapi_cpp
 
 from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
-from usufruct.he.container import SEED_BYTES, Ciphertext, Form, encode, expand_seed, parse
+from usufruct.he.container import SEED_BYTES, Form, encode_seeded, expand_seed, parse
 from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
-from usufruct.he.residues import Residues, negacyclic_multiply, scale_up
+from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, spectrum_of
 
 ERROR_BOUND: Final = 21
 """Largest magnitude of one coefficient of a fresh error: centred binomial over 21 + 21 bits."""
@@ -47,7 +47,15 @@ class SecretKey:
     copied.
     """
 
-    __slots__ = ("_coefficients", "_decryptor", "_salt", "commitment", "key_id", "parameters")
+    __slots__ = (
+        "_coefficients",
+        "_decryptor",
+        "_salt",
+        "_spectrum",
+        "commitment",
+        "key_id",
+        "parameters",
+    )
 
     def __init__(self, parameters: Parameters, coefficients: NDArray[np.int64], salt: bytes) -> None:
         if coefficients.shape != (parameters.poly_modulus_degree,) or len(salt) != _SALT_BYTES:
@@ -57,6 +65,7 @@ class SecretKey:
         self.parameters = parameters
         self._coefficients = coefficients.copy()
         self._coefficients.setflags(write=False)
+        self._spectrum = spectrum_of(self._coefficients)
         self._salt = salt
         self._decryptor: Any = None
         committed = b"usufruct/key-commitment/1\0" + salt + _pack_ternary(self._coefficients)
@@ -170,16 +179,13 @@ def _encrypt_columns(
 
 def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
     parameters = secret.parameters
-    modulus = np.uint64(parameters.coeff_modulus)
+    modulus = parameters.coeff_modulus
     seed = secrets.token_bytes(SEED_BYTES)
     c1 = expand_seed(seed, parameters, secret.key_id)
-    masked = negacyclic_multiply(c1, secret._coefficients, parameters.coeff_modulus)
-    scaled = scale_up(message, parameters.coeff_modulus, parameters.plain_modulus)
-    error = np.mod(_error(message.size), parameters.coeff_modulus).astype(np.uint64)
-    c0 = (scaled + error + (modulus - masked)) % modulus
-    return encode(
-        Ciphertext(form=Form.SEEDED, parameters=parameters, key_id=secret.key_id, c0=c0, c1=c1, seed=seed)
-    )
+    masked = negacyclic_multiply(c1, secret._spectrum, modulus).astype(np.int64)
+    scaled = scale_up(message, modulus, parameters.plain_modulus).astype(np.int64)
+    c0 = np.mod(scaled + _error(message.size) - masked, modulus).astype(np.uint64)
+    return encode_seeded(c0, seed, parameters, secret.key_id)
 
 
 def _error(size: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from math import gcd
@@ -91,24 +91,43 @@ def encode(ciphertext: Ciphertext) -> bytes:
             expand_seed(seed, parameters, ciphertext.key_id), ciphertext.c1
         ):
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
-        payload = pack(ciphertext.c0, bits) + seed
-    elif form is Form.CIPHERTEXT:
+        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id)
+    if form is Form.CIPHERTEXT:
         payload = pack(np.concatenate([ciphertext.c0, ciphertext.c1]), bits)
     else:
         payload = pack(np.concatenate([ciphertext.c1, ciphertext.c0]), bits)
-    header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        SCHEME_CODES[parameters.scheme],
-        form,
-        parameters.parameters_id,
-        ciphertext.key_id,
-        len(payload),
-    )
-    return header + payload
+    return _with_header(payload, form, parameters, ciphertext.key_id)
 
 
-def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] = tuple(Form)) -> Ciphertext:
+def encode_seeded(c0: Residues, seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
+    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed.
+
+    Raises
+    ------
+    ContainerError
+        If a field has the wrong size, or a residue is not below the modulus.
+    """
+    if c0.shape != (parameters.poly_modulus_degree,):
+        raise ContainerError("a polynomial of the wrong degree for this form", field="length")
+    if len(seed) != SEED_BYTES or len(key_id) != 32:
+        raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
+    if (c0 >= np.uint64(parameters.coeff_modulus)).any():
+        raise ContainerError("a residue is not below the modulus", field="residues")
+    return _with_header(pack(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+
+
+def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
+    code = SCHEME_CODES[parameters.scheme]
+    return _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, len(payload)) + payload
+
+
+def parse(
+    data: bytes,
+    *,
+    key_id: bytes | None = None,
+    forms: Collection[Form] = tuple(Form),
+    unpacker: Callable[[bytes, int, int], Residues] | None = None,
+) -> Ciphertext:
     """Read a container from hostile bytes.
 
     Parameters
@@ -119,6 +138,8 @@ def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] =
         The key domain that the block has to belong to, if the caller knows it.
     forms :
         The forms that are acceptable here.
+    unpacker :
+        Used in place of `unpack`; `lanes.unpack` is the compiled one.
 
     Raises
     ------
@@ -156,10 +177,16 @@ def parse(data: bytes, *, key_id: bytes | None = None, forms: Collection[Form] =
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, parameters, found_key)
+    return _parse_payload(data[_HEADER.size :], form, parameters, found_key, unpacker or unpack)
 
 
-def _parse_payload(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> Ciphertext:
+def _parse_payload(
+    payload: bytes,
+    form: Form,
+    parameters: Parameters,
+    key_id: bytes,
+    unpack: Callable[[bytes, int, int], Residues],
+) -> Ciphertext:
     degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
     seed: bytes | None = None
     if form is Form.SEEDED:

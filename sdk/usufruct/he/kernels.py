@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from types import MappingProxyType
@@ -26,9 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelBoundError, KernelParameterError, UnknownKernelError
+from usufruct.he import lanes
 from usufruct.he.container import Ciphertext, Form, encode, parse
 from usufruct.he.parameters import Parameters
-from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up
+from usufruct.he.residues import (
+    Residues,
+    Spectrum,
+    combine,
+    negacyclic_multiply,
+    scale_up,
+    spectrum_of,
+    total_of,
+)
 
 KernelId = NewType("KernelId", bytes)
 
@@ -39,10 +48,16 @@ MARGIN_BITS: Final = 8
 """Least factor, in bits, that a result's worst-case noise stays below the decryption limit."""
 
 MAX_MODEL_OUTPUTS: Final = 1024
+MAX_NORM_COLUMNS: Final = 8
 MAX_FEATURES: Final = 1 << 16
 MAX_ROWS: Final = 1 << 24
 MAX_REAL_WEIGHT: Final = 1e12
 _BLOCKS_PER_TASK = 64
+_PANEL_FEATURES = 256
+_SPECTRA = 256
+_COMPILED_WORK = 2048
+"""Weights times chunks from which a job is worth the seconds that compiling takes in every process."""
+
 
 Mask = NDArray[np.bool_]
 
@@ -92,6 +107,11 @@ class BundleShape:
 class SumParameters:
     """The `sum` kernel takes none."""
 
+    @property
+    def row_level(self) -> bool:
+        """Whether a result tells of single rows."""
+        return False
+
     def to_dict(self) -> dict[str, object]:
         """Plain form for DAG-CBOR."""
         return {}
@@ -110,6 +130,11 @@ class LinearParameters:
     bias: tuple[int, ...]
     """shape (m,)."""
 
+    @property
+    def row_level(self) -> bool:
+        """Whether a result tells of single rows."""
+        return self.output == "rows"
+
     def to_dict(self) -> dict[str, object]:
         """Plain form for DAG-CBOR."""
         return {
@@ -119,7 +144,69 @@ class LinearParameters:
         }
 
 
-KernelParameters = SumParameters | LinearParameters
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistanceParameters:
+    """Public centroids, and the columns in which the steward sealed every row's squared norm."""
+
+    centroids: tuple[tuple[int, ...], ...]
+    """shape (m, n_features), in quantised units; zero in the norm columns."""
+
+    norm: tuple[tuple[int, int], ...]
+    """(column, unit): the squared norm is the sum of unit times column; see `norm_columns`."""
+
+    @property
+    def row_level(self) -> bool:
+        """Whether a result tells of single rows."""
+        return True
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain form for DAG-CBOR."""
+        return {
+            "centroids": [list(row) for row in self.centroids],
+            "norm": [list(digit) for digit in self.norm],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyParameters:
+    """Plaintext queries, each with the one row that it claims to be."""
+
+    queries: tuple[tuple[int, ...], ...]
+    """shape (m, n_features), in quantised units."""
+
+    rows: tuple[int, ...]
+    """shape (m,): the row that each query is compared with."""
+
+    @property
+    def row_level(self) -> bool:
+        """Whether a result tells of single rows."""
+        return True
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain form for DAG-CBOR."""
+        return {"queries": [list(row) for row in self.queries], "rows": list(self.rows)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentifyParameters:
+    """Plaintext queries, each compared with every row."""
+
+    queries: tuple[tuple[int, ...], ...]
+    """shape (m, n_features), in quantised units."""
+
+    @property
+    def row_level(self) -> bool:
+        """Whether a result tells of single rows."""
+        return True
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain form for DAG-CBOR."""
+        return {"queries": [list(row) for row in self.queries]}
+
+
+KernelParameters = (
+    SumParameters | LinearParameters | DistanceParameters | VerifyParameters | IdentifyParameters
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +242,10 @@ class Output:
     form: Form
 
     column: int
-    """Feature for `sum`, row of the model for `linear`."""
+    """Feature for `sum`; number of the model's row, centroid or query for the others."""
 
     chunk: int | None
-    """Row chunk for per-row results, else None."""
+    """Row chunk for results that belong to one, else None."""
 
     coefficients: int
     """How many leading coefficients carry a result; 1 in the extracted form."""
@@ -187,7 +274,7 @@ class Kernel:
     name: str
     version: int
     kernel_class: str
-    """`aggregate` or `score`; consent and policy speak of classes."""
+    """`aggregate`, `score`, `verify-1:1` or `identify-1:N`; consent and policy speak of classes."""
 
     scheme: str
     parameter_schema: Mapping[str, str]
@@ -232,23 +319,7 @@ class Kernel:
             raise KernelParameterError(
                 f"kernel {self.name} takes {sorted(self.parameter_schema) or 'no parameters'}, found {found}"
             )
-        if self.name == SUM.name:
-            return SumParameters()
-        output = parameters["output"]
-        if output != "rows" and output != "sum":
-            raise KernelParameterError(f"output is {output!r}, expected 'rows' or 'sum'")
-        weights = parameters["weights"]
-        if not isinstance(weights, list | tuple) or not 1 <= len(weights) <= MAX_MODEL_OUTPUTS:
-            raise KernelParameterError(f"weights have to be 1 to {MAX_MODEL_OUTPUTS} rows")
-        rows = tuple(
-            _integers(row, f"weights row {index}", MAX_FEATURES) for index, row in enumerate(weights)
-        )
-        if len({len(row) for row in rows}) != 1:
-            raise KernelParameterError("weights rows differ in length")
-        bias = _integers(parameters["bias"], "bias", MAX_MODEL_OUTPUTS)
-        if len(bias) != len(rows):
-            raise KernelParameterError(f"{len(bias)} biases for {len(rows)} rows of weights")
-        return LinearParameters(output="rows" if output == "rows" else "sum", weights=rows, bias=bias)
+        return _PARSERS[self.name](parameters)
 
     def validate(self, parameters: KernelParameters, shape: BundleShape) -> Bounds:
         """Prove the worst case from declared ranges.
@@ -326,33 +397,180 @@ LINEAR: Final = Kernel(
 )
 """Scores of a linear model, per row or summed over the permitted rows."""
 
-KERNELS: Final[Mapping[str, Kernel]] = MappingProxyType({kernel.name: kernel for kernel in (SUM, LINEAR)})
-"""Every registered kernel by name."""
+DISTANCE: Final = Kernel(
+    name="distance",
+    version=1,
+    kernel_class="score",
+    scheme="bfv",
+    parameter_schema=MappingProxyType(
+        {"centroids": "list[m][features] of int, 0 in norm columns", "norm": "list of [column, unit]"}
+    ),
+    bounds=MappingProxyType(
+        {
+            "value": "max_j(min(l1(W_j)*max_abs,ceil(l2(W_j)*max_l2))+abs(b_j))",
+            "noise": "max_j(l1(W_j))*22+1",
+            "W_j": "-2*C_j, unit in norm columns",
+            "b_j": "l2(C_j)^2",
+        }
+    ),
+    cost_model=MappingProxyType({"expansions": "chunks*features", "multiply_adds": "chunks*features*m*2*N"}),
+)
+"""Squared distance of every row to public centroids: |x|^2 - 2 c x + |c|^2, with |x|^2 sealed as columns."""
 
-_BY_ID: Final = {kernel.kernel_id: kernel for kernel in KERNELS.values()}
+_SIMILARITY_BOUNDS: Final = MappingProxyType(
+    {
+        "value": "max_j(min(l1(Q_j)*max_abs,ceil(l2(Q_j)*max_l2)))",
+        "noise": "max_j(l1(Q_j))*22+1",
+    }
+)
+
+VERIFY: Final = Kernel(
+    name="similarity-verify",
+    version=1,
+    kernel_class="verify-1:1",
+    scheme="bfv",
+    parameter_schema=MappingProxyType({"queries": "list[m][features] of int", "rows": "list[m] of int"}),
+    bounds=_SIMILARITY_BOUNDS,
+    cost_model=MappingProxyType({"expansions": "chunks named*features", "multiply_adds": "features*m*2*N"}),
+)
+"""Inner product of each query with the one row that it names: one extracted block per query.
+
+No other row's product can be decrypted from the result, not even by the owner of the key.
+"""
+
+IDENTIFY: Final = Kernel(
+    name="similarity-identify",
+    version=1,
+    kernel_class="identify-1:N",
+    scheme="bfv",
+    parameter_schema=MappingProxyType({"queries": "list[m][features] of int"}),
+    bounds=_SIMILARITY_BOUNDS,
+    cost_model=MappingProxyType({"expansions": "chunks*features", "multiply_adds": "chunks*features*m*2*N"}),
+)
+"""Inner product of each query with every row."""
+
+KERNELS: Final[Mapping[str, Kernel]] = MappingProxyType(
+    {kernel.name: kernel for kernel in (SUM, LINEAR, DISTANCE)}
+)
+"""Every kernel that a steward may grant, by name."""
+
+RESTRICTED: Final[Mapping[str, Kernel]] = MappingProxyType(
+    {kernel.name: kernel for kernel in (VERIFY, IDENTIFY)}
+)
+"""Kernels about single persons, by name.
+
+No grant, policy or job reaches them: the look-ups refuse them unless the caller names their class as enabled,
+which nothing in this release does. `identify-1:N` needs a vote of the members, for a purpose and until a date;
+`verify-1:1` needs a release rule that holds without a minimum cohort.
+"""
 
 
-def kernel_by_name(name: str) -> Kernel:
-    """Look up a kernel; raises UnknownKernelError."""
-    try:
-        return KERNELS[name]
-    except KeyError:
-        raise UnknownKernelError(f"no kernel is called {name!r}") from None
+def kernel_by_name(name: str, *, enabled: Collection[str] = ()) -> Kernel:
+    """Look up a kernel.
+
+    Parameters
+    ----------
+    enabled :
+        Restricted classes that are allowed here; the caller answers for that.
+
+    Raises
+    ------
+    UnknownKernelError
+        Also for a restricted kernel whose class is not enabled.
+    """
+    found = KERNELS.get(name) or RESTRICTED.get(name)
+    if found is None:
+        raise UnknownKernelError(f"no kernel is called {name!r}")
+    return _if_enabled(found, enabled)
 
 
-def kernel_by_id(kernel_id: bytes) -> Kernel:
-    """Look up a kernel by the id that the ledger holds; raises UnknownKernelError."""
-    try:
-        return _BY_ID[KernelId(kernel_id)]
-    except KeyError:
-        raise UnknownKernelError(f"no kernel has the id {kernel_id.hex()}") from None
+def kernel_by_id(kernel_id: bytes, *, enabled: Collection[str] = ()) -> Kernel:
+    """Look up a kernel by the id that the ledger holds; as `kernel_by_name`."""
+    for kernel in (*KERNELS.values(), *RESTRICTED.values()):
+        if kernel.kernel_id == kernel_id:
+            return _if_enabled(kernel, enabled)
+    raise UnknownKernelError(f"no kernel has the id {kernel_id.hex()}")
+
+
+def _if_enabled(kernel: Kernel, enabled: Collection[str]) -> Kernel:
+    if kernel.name in RESTRICTED and kernel.kernel_class not in enabled:
+        raise UnknownKernelError(
+            f"kernel {kernel.name} is of class {kernel.kernel_class}, which is not enabled",
+            hint="only a vote of the members can enable a class, for a purpose and until a date",
+        )
+    return kernel
+
+
+def linear_form(parameters: KernelParameters, shape: BundleShape) -> LinearParameters | None:
+    """Return the linear model that these parameters amount to; None for `sum`.
+
+    Raises
+    ------
+    KernelParameterError
+        If they do not fit the shape.
+    """
+    if isinstance(parameters, SumParameters):
+        return None
+    if isinstance(parameters, LinearParameters):
+        return parameters
+    if isinstance(parameters, DistanceParameters):
+        return _distance_form(parameters, shape)
+    return LinearParameters(output="rows", weights=parameters.queries, bias=(0,) * len(parameters.queries))
+
+
+def _distance_form(parameters: DistanceParameters, shape: BundleShape) -> LinearParameters:
+    units = dict(parameters.norm)
+    if len(units) != len(parameters.norm) or not all(0 <= column < shape.n_features for column in units):
+        raise KernelParameterError(f"norm names a column twice, or beyond the {shape.n_features} features")
+    for index, centroid in enumerate(parameters.centroids):
+        if len(centroid) != shape.n_features or any(centroid[column] for column in units):
+            raise KernelParameterError(
+                f"centroid {index} needs {shape.n_features} values, and 0 in every norm column"
+            )
+    return LinearParameters(
+        output="rows",
+        weights=tuple(
+            tuple(units.get(column, -2 * value) for column, value in enumerate(centroid))
+            for centroid in parameters.centroids
+        ),
+        bias=tuple(sum(value * value for value in centroid) for centroid in parameters.centroids),
+    )
+
+
+def norm_columns(values: NDArray[np.signedinteger[Any]], unit: int) -> NDArray[np.int64]:
+    """Squared norms as two columns to seal beside the features, for `distance` to be exact.
+
+    Parameters
+    ----------
+    values :
+        Quantised features, shape (n_rows, n_features).
+    unit :
+        At least 2. Small columns keep the bundle's `max_abs` small; the root of the largest squared norm balances
+        the two.
+
+    Returns
+    -------
+    columns :
+        shape (n_rows, 2): squared norm // unit and squared norm % unit; name them as
+        `norm=((first, unit), (second, 1))`.
+    """
+    if unit < 2:
+        raise KernelParameterError(f"unit is {unit}, expected at least 2")
+    squared = (values.astype(np.int64) ** 2).sum(axis=1)
+    return np.stack([squared // unit, squared % unit], axis=1)
 
 
 def outputs(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) -> list[Output]:
     """Describe every result block in index order; errors as `Kernel.validate`."""
     kernel.validate(parameters, shape)
-    if isinstance(parameters, LinearParameters) and parameters.output == "rows":
-        n_models = len(parameters.weights)
+    if isinstance(parameters, VerifyParameters):
+        degree = shape.parameters.poly_modulus_degree
+        return [
+            Output(index=index, form=Form.EXTRACTED, column=index, chunk=row // degree, coefficients=1)
+            for index, row in enumerate(parameters.rows)
+        ]
+    if parameters.row_level:
+        n_models = _n_outputs(parameters, shape) // shape.n_chunks
         return [
             Output(
                 index=chunk * n_models + column,
@@ -379,16 +597,20 @@ def plan(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) -> li
     kernel.validate(parameters, shape)
     chunks, features = range(shape.n_chunks), range(shape.n_features)
     parts: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
-    if isinstance(parameters, SumParameters):
+    linear = linear_form(parameters, shape)
+    if linear is None:
         width = max(1, _BLOCKS_PER_TASK // shape.n_chunks)
         for first in range(0, shape.n_features, width):
             group = features[first : first + width]
             parts.append((tuple((chunk, feature) for feature in group for chunk in chunks), tuple(group)))
+    elif isinstance(parameters, VerifyParameters):
+        for chunk, queries in _queries_by_chunk(parameters, shape).items():
+            named = [linear.weights[query] for query in queries]
+            parts.append((tuple((chunk, feature) for feature in _used(named)), tuple(queries)))
     else:
-        # A column that no model weighs is not read at all.
-        used = [f for f in features if any(row[f] for row in parameters.weights)]
-        n_models = len(parameters.weights)
-        if parameters.output == "rows":
+        used = _used(linear.weights)
+        n_models = len(linear.weights)
+        if linear.output == "rows":
             for chunk in chunks:
                 indices = range(chunk * n_models, (chunk + 1) * n_models)
                 parts.append((tuple((chunk, feature) for feature in used), tuple(indices)))
@@ -398,6 +620,18 @@ def plan(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) -> li
         Task(index=index, kernel=kernel.name, parameters=parameters, shape=shape, inputs=needed, outputs=made)
         for index, (needed, made) in enumerate(parts)
     ]
+
+
+def _used(weights: Sequence[tuple[int, ...]]) -> list[int]:
+    """Columns that any model weighs; the others are not read at all."""
+    return [feature for feature in range(len(weights[0])) if any(row[feature] for row in weights)]
+
+
+def _queries_by_chunk(parameters: VerifyParameters, shape: BundleShape) -> dict[int, list[int]]:
+    by_chunk: dict[int, list[int]] = {}
+    for query, row in enumerate(parameters.rows):
+        by_chunk.setdefault(row // shape.parameters.poly_modulus_degree, []).append(query)
+    return dict(sorted(by_chunk.items()))
 
 
 def execute(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: Mask) -> list[bytes]:
@@ -422,20 +656,21 @@ def execute(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: Mask) -> 
     Raises
     ------
     KernelParameterError
-        If the mask does not fit, or permits no row.
+        If the mask does not fit or permits no row, or a query names a row that it does not permit.
     ContainerError, WrongKeyDomainError
         If an input is not a sealed block of the bundle's key domain.
     """
     shape = task.shape
-    if mask.dtype != np.bool_ or mask.shape != (shape.n_rows,):
-        raise KernelParameterError(f"the mask is {mask.dtype}{mask.shape}, expected bool ({shape.n_rows},)")
-    if not mask.any():
-        raise KernelParameterError(
-            "the mask permits no row", hint="no subject of this bundle consents at this epoch"
-        )
-    if isinstance(task.parameters, SumParameters):
+    check_mask(mask, shape)
+    if isinstance(task.parameters, VerifyParameters):
+        for query, row in enumerate(task.parameters.rows):
+            if not mask[row]:
+                raise KernelParameterError(f"query {query} names row {row}, which is not permitted")
+        return _execute_verify(task, task.parameters, inputs)
+    linear = linear_form(task.parameters, shape)
+    if linear is None:
         return _execute_sum(task, inputs, mask)
-    return _execute_linear(task, task.parameters, inputs, mask)
+    return _execute_linear(task, linear, inputs, mask)
 
 
 def run(
@@ -573,12 +808,18 @@ def _execute_sum(task: Task, inputs: Mapping[tuple[int, int], bytes], mask: Mask
     q = np.uint64(modulus)
     degree = shape.parameters.poly_modulus_degree
     sums = {column: (0, np.zeros(degree, dtype=np.uint64)) for column in task.outputs}
+    masks = {chunk: chunk_mask(mask, chunk, degree) for chunk in range(shape.n_chunks)}
+    spectra: dict[int, Spectrum] = {}
     for chunk, feature in task.inputs:
-        rows = _chunk_mask(mask, chunk, degree)
-        ciphertext = _sealed(inputs[chunk, feature], shape)
+        rows = masks[chunk]
+        if chunk not in spectra:
+            if len(spectra) == _SPECTRA:
+                spectra.clear()
+            spectra[chunk] = spectrum_of(mask_polynomial(rows))
+        ciphertext = sealed_input(inputs[chunk, feature], shape)
         constant, linear = sums[feature]
-        constant = (constant + sum(ciphertext.c0[rows].tolist())) % modulus
-        linear = (linear + negacyclic_multiply(ciphertext.c1, _mask_polynomial(rows), modulus)) % q
+        constant = (constant + total_of(ciphertext.c0[rows], modulus)) % modulus
+        linear = (linear + negacyclic_multiply(ciphertext.c1, spectra[chunk], modulus)) % q
         sums[feature] = constant, linear
     return [
         _extracted(np.array([constant], dtype=np.uint64), linear, shape) for constant, linear in sums.values()
@@ -594,24 +835,14 @@ def _execute_linear(
     degree = shape.parameters.poly_modulus_degree
     weights = np.array(parameters.weights, dtype=np.int64)
     n_models = weights.shape[0]
-    bias = np.array([b % t for b in parameters.bias], dtype=np.int64)
     constants = np.zeros(n_models, dtype=np.uint64)
     linears = np.zeros((n_models, degree), dtype=np.uint64)
-    by_chunk: dict[int, list[int]] = {}
-    for chunk, feature in task.inputs:
-        by_chunk.setdefault(chunk, []).append(feature)
-    for chunk, features in by_chunk.items():
-        scores = np.zeros((n_models, 2 * degree), dtype=np.uint64)
-        for first in range(0, len(features), _BLOCKS_PER_TASK):
-            group = features[first : first + _BLOCKS_PER_TASK]
-            stacked = np.empty((len(group), 2 * degree), dtype=np.uint64)
-            for position, feature in enumerate(group):
-                ciphertext = _sealed(inputs[chunk, feature], shape)
-                stacked[position, :degree], stacked[position, degree:] = ciphertext.c0, ciphertext.c1
-            scores = (scores + combine(weights[:, group], stacked, modulus)) % q
+    for chunk, features in features_by_chunk(task).items():
+        scores = weighted_sums(weights, chunk, features, inputs, shape)
         if parameters.output == "rows":
             n_rows = shape.rows_in_chunk(chunk)
-            scores[:, :n_rows] = (scores[:, :n_rows] + scale_up(bias, modulus, t)[:, None]) % q
+            bias = scale_up(np.array([b % t for b in parameters.bias]), modulus, t)
+            scores[:, :n_rows] = (scores[:, :n_rows] + bias[:, None]) % q
             return [
                 encode(
                     Ciphertext(
@@ -624,10 +855,11 @@ def _execute_linear(
                 )
                 for score in scores
             ]
-        rows = _chunk_mask(mask, chunk, degree)
+        rows = chunk_mask(mask, chunk, degree)
         for index in range(n_models):
-            constants[index] = (int(constants[index]) + sum(scores[index, :degree][rows].tolist())) % modulus
-        products = negacyclic_multiply(scores[:, degree:], _mask_polynomial(rows), modulus)
+            total = total_of(scores[index, :degree][rows], modulus)
+            constants[index] = (int(constants[index]) + total) % modulus
+        products = negacyclic_multiply(scores[:, degree:], mask_polynomial(rows), modulus)
         linears = (linears + products) % q
     count = int(mask.sum())
     total_bias = np.array([b * count % t for b in parameters.bias], dtype=np.int64)
@@ -635,11 +867,113 @@ def _execute_linear(
     return [_extracted(constants[i : i + 1], linears[i], shape) for i in range(n_models)]
 
 
-def _sealed(block: bytes, shape: BundleShape) -> Ciphertext:
-    return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,))
+def _execute_verify(
+    task: Task, parameters: VerifyParameters, inputs: Mapping[tuple[int, int], bytes]
+) -> list[bytes]:
+    shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
+    ((chunk, features),) = features_by_chunk(task).items()
+    weights = np.array([parameters.queries[query] for query in task.outputs], dtype=np.int64)
+    made = []
+    for query, score in zip(
+        task.outputs, weighted_sums(weights, chunk, features, inputs, shape), strict=True
+    ):
+        row = parameters.rows[query] - chunk * degree
+        # Multiplying by X^(-row) brings the row's coefficient to the front; the rest of c0 stays behind.
+        c1 = score[degree:]
+        wrapped = (np.uint64(shape.parameters.coeff_modulus) - c1[:row]) % np.uint64(
+            shape.parameters.coeff_modulus
+        )
+        made.append(_extracted(score[row : row + 1], np.concatenate([c1[row:], wrapped]), shape))
+    return made
 
 
-def _chunk_mask(mask: Mask, chunk: int, degree: int) -> Mask:
+def features_by_chunk(task: Task) -> dict[int, list[int]]:
+    """The task's features by chunk, in the order of its inputs."""
+    by_chunk: dict[int, list[int]] = {}
+    for chunk, feature in task.inputs:
+        by_chunk.setdefault(chunk, []).append(feature)
+    return by_chunk
+
+
+def weighted_sums(
+    weights: NDArray[np.int64],
+    chunk: int,
+    features: Sequence[int],
+    inputs: Mapping[tuple[int, int], bytes],
+    shape: BundleShape,
+) -> Residues:
+    """Weighted sums of one chunk's columns.
+
+    Parameters
+    ----------
+    weights :
+        shape (m, shape.n_features).
+    features :
+        The columns to read; the weights of all others have to be zero.
+
+    Returns
+    -------
+    sums :
+        Residues of c0, then of c1; shape (m, 2 N).
+    """
+    parameters = shape.parameters
+    # Small jobs use BLAS, so that none waits for a compiler; the residues are the same.
+    compiled = weights.size * shape.n_chunks >= _COMPILED_WORK
+    compiled = compiled and lanes.is_exact(weights, parameters.coeff_modulus)
+    product, group_size = (_on_lanes, _PANEL_FEATURES) if compiled else (_on_blas, _BLOCKS_PER_TASK)
+    scores = np.zeros((weights.shape[0], 2 * parameters.poly_modulus_degree), dtype=np.uint64)
+    for first in range(0, len(features), group_size):
+        group = features[first : first + group_size]
+        blocks = (inputs[chunk, feature] for feature in group)
+        scores = product(weights[:, group], blocks, shape, scores)
+    return scores
+
+
+def _on_lanes(
+    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
+) -> Residues:
+    degree, n_features = shape.parameters.poly_modulus_degree, weights.shape[1]
+    panel = lanes.Panel(n_features, 2 * degree)
+    for first in range(0, n_features, 2):
+        pair = [
+            sealed_input(next(blocks), shape, unpacker=lanes.unpack)
+            for _ in range(min(2, n_features - first))
+        ]
+        panel.fill(first, *(found.c0 for found in pair))
+        panel.fill(first, *(found.c1 for found in pair), column=degree)
+    return lanes.multiply(weights, panel, shape.parameters.coeff_modulus, addend=addend)
+
+
+def _on_blas(
+    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
+) -> Residues:
+    degree, modulus = shape.parameters.poly_modulus_degree, shape.parameters.coeff_modulus
+    stacked = np.empty((weights.shape[1], 2 * degree), dtype=np.uint64)
+    for position, block in enumerate(blocks):
+        found = sealed_input(block, shape)
+        stacked[position, :degree], stacked[position, degree:] = found.c0, found.c1
+    total: Residues = (addend + combine(weights, stacked, modulus)) % np.uint64(modulus)
+    return total
+
+
+def sealed_input(
+    block: bytes, shape: BundleShape, *, unpacker: Callable[[bytes, int, int], Residues] | None = None
+) -> Ciphertext:
+    """Parse an input of a job; arguments and errors as `container.parse`."""
+    return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,), unpacker=unpacker)
+
+
+def check_mask(mask: Mask, shape: BundleShape) -> None:
+    """Raise KernelParameterError if a mask does not fit a bundle, or permits no row."""
+    if mask.dtype != np.bool_ or mask.shape != (shape.n_rows,):
+        raise KernelParameterError(f"the mask is {mask.dtype}{mask.shape}, expected bool ({shape.n_rows},)")
+    if not mask.any():
+        raise KernelParameterError(
+            "the mask permits no row", hint="no subject of this bundle consents at this epoch"
+        )
+
+
+def chunk_mask(mask: Mask, chunk: int, degree: int) -> Mask:
     """The mask of one chunk, False beyond the last row; shape (N,)."""
     rows = np.zeros(degree, dtype=np.bool_)
     part = mask[chunk * degree : (chunk + 1) * degree]
@@ -647,7 +981,7 @@ def _chunk_mask(mask: Mask, chunk: int, degree: int) -> Mask:
     return rows
 
 
-def _mask_polynomial(rows: Mask) -> NDArray[np.int64]:
+def mask_polynomial(rows: Mask) -> NDArray[np.int64]:
     """Coefficients of sum_i mask_i X^(-i), where X^(-i) = -X^(N-i) for i > 0."""
     polynomial = np.zeros(rows.size, dtype=np.int64)
     polynomial[0] = rows[0]
@@ -667,15 +1001,21 @@ def _worst_case(
     kernel: Kernel, parameters: KernelParameters, shape: BundleShape, *, zero_allowed: bool = False
 ) -> tuple[int, int]:
     """Worst-case value and noise of any result."""
-    if isinstance(parameters, SumParameters) != (kernel.name == SUM.name):
+    if not isinstance(parameters, _PARAMETER_CLASSES[kernel.name]):
         raise KernelParameterError(f"these are not parameters of kernel {kernel.name}")
-    if isinstance(parameters, SumParameters):
+    if isinstance(parameters, VerifyParameters) and (
+        len(parameters.rows) != len(parameters.queries)
+        or not all(0 <= row < shape.n_rows for row in parameters.rows)
+    ):
+        raise KernelParameterError(f"every query needs one row below {shape.n_rows}")
+    linear = linear_form(parameters, shape)
+    if linear is None:
         return shape.n_rows * shape.max_abs, shape.n_rows * FRESH_NOISE
-    if len(parameters.weights) != len(parameters.bias) or not parameters.weights:
+    if len(linear.weights) != len(linear.bias) or not linear.weights:
         raise KernelParameterError("weights and bias differ in length, or are empty")
-    repeats = shape.n_rows if parameters.output == "sum" else 1
+    repeats = shape.n_rows if linear.output == "sum" else 1
     value = noise = 0
-    for index, (row, bias) in enumerate(zip(parameters.weights, parameters.bias, strict=True)):
+    for index, (row, bias) in enumerate(zip(linear.weights, linear.bias, strict=True)):
         if len(row) != shape.n_features:
             raise KernelParameterError(
                 f"weights row {index} has {len(row)} weights for {shape.n_features} features"
@@ -693,10 +1033,76 @@ def _worst_case(
 
 
 def _n_outputs(parameters: KernelParameters, shape: BundleShape) -> int:
-    if isinstance(parameters, SumParameters):
+    linear = linear_form(parameters, shape)
+    if linear is None:
         return shape.n_features
-    n_models = len(parameters.weights)
-    return n_models * shape.n_chunks if parameters.output == "rows" else n_models
+    per_chunk = parameters.row_level and not isinstance(parameters, VerifyParameters)
+    return len(linear.weights) * (shape.n_chunks if per_chunk else 1)
+
+
+def _parse_linear(parameters: Mapping[str, object]) -> LinearParameters:
+    output = parameters["output"]
+    if output != "rows" and output != "sum":
+        raise KernelParameterError(f"output is {output!r}, expected 'rows' or 'sum'")
+    rows = _matrix(parameters["weights"], "weights")
+    bias = _integers(parameters["bias"], "bias", MAX_MODEL_OUTPUTS)
+    if len(bias) != len(rows):
+        raise KernelParameterError(f"{len(bias)} biases for {len(rows)} rows of weights")
+    return LinearParameters(output="rows" if output == "rows" else "sum", weights=rows, bias=bias)
+
+
+def _parse_distance(parameters: Mapping[str, object]) -> DistanceParameters:
+    digits = parameters["norm"]
+    if not isinstance(digits, list | tuple) or not 1 <= len(digits) <= MAX_NORM_COLUMNS:
+        raise KernelParameterError(f"norm has to be 1 to {MAX_NORM_COLUMNS} pairs of column and unit")
+    norm = []
+    for digit in digits:
+        pair = _integers(digit, "norm", 2)
+        if len(pair) != 2 or pair[1] < 1:
+            raise KernelParameterError(f"norm holds {digit!r}, expected a column and a positive unit")
+        norm.append((pair[0], pair[1]))
+    return DistanceParameters(centroids=_matrix(parameters["centroids"], "centroids"), norm=tuple(norm))
+
+
+def _parse_verify(parameters: Mapping[str, object]) -> VerifyParameters:
+    queries = _matrix(parameters["queries"], "queries")
+    rows = _integers(parameters["rows"], "rows", MAX_MODEL_OUTPUTS)
+    if len(rows) != len(queries):
+        raise KernelParameterError(f"{len(rows)} rows for {len(queries)} queries")
+    return VerifyParameters(queries=queries, rows=rows)
+
+
+def _parse_identify(parameters: Mapping[str, object]) -> IdentifyParameters:
+    return IdentifyParameters(queries=_matrix(parameters["queries"], "queries"))
+
+
+_PARSERS: Final[Mapping[str, Callable[[Mapping[str, object]], KernelParameters]]] = MappingProxyType(
+    {
+        SUM.name: lambda parameters: SumParameters(),
+        LINEAR.name: _parse_linear,
+        DISTANCE.name: _parse_distance,
+        VERIFY.name: _parse_verify,
+        IDENTIFY.name: _parse_identify,
+    }
+)
+_PARAMETER_CLASSES: Final[Mapping[str, type[object]]] = MappingProxyType(
+    {
+        SUM.name: SumParameters,
+        LINEAR.name: LinearParameters,
+        DISTANCE.name: DistanceParameters,
+        VERIFY.name: VerifyParameters,
+        IDENTIFY.name: IdentifyParameters,
+    }
+)
+
+
+def _matrix(values: object, name: str) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(values, list | tuple) or not 1 <= len(values) <= MAX_MODEL_OUTPUTS:
+        raise KernelParameterError(f"{name} have to be 1 to {MAX_MODEL_OUTPUTS} rows")
+    rows = tuple(_integers(row, f"{name} row {index}", MAX_FEATURES) for index, row in enumerate(values))
+    if len({len(row) for row in rows}) != 1:
+        raise KernelParameterError(f"{name} rows differ in length")
+    return rows
 
 
 def _integers(values: object, name: str, longest: int) -> tuple[int, ...]:

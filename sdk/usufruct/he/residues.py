@@ -8,6 +8,7 @@ count, in any order of summation. Knows residues only: no container, no kernel, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -64,20 +65,49 @@ def combine(weights: NDArray[np.int64], residues: Residues, modulus: int) -> Res
     for limb in reversed(range(n_limbs)):
         part = (residues >> np.uint64(limb * limb_bits)) & limb_mask
         product = (float_weights @ part.astype(np.float64)).astype(np.int64)
-        total = _shift_left(total, limb_bits, modulus)
+        total = shift_left(total, limb_bits, modulus)
         total = (total + np.mod(product, modulus).astype(np.uint64)) % np.uint64(modulus)
     return total
 
 
-def negacyclic_multiply(residues: Residues, small: NDArray[np.int64], modulus: int) -> Residues:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Spectrum:
+    """Transform of a small polynomial, ready for `negacyclic_multiply`; as secret as the polynomial."""
+
+    values: NDArray[np.complex128]
+    """shape (N,)."""
+
+
+def spectrum_of(small: NDArray[np.int64]) -> Spectrum:
+    """Transform a polynomial with coefficients in {-1, 0, 1}, a row mask or a ternary secret.
+
+    Parameters
+    ----------
+    small :
+        shape (N,), N a power of two, at most 4096.
+
+    Raises
+    ------
+    OverflowError
+        If it holds anything else, or N is larger.
+    """
+    degree = small.shape[0]
+    if degree > 4096 or degree & (degree - 1):
+        raise OverflowError(f"polynomials of {degree} coefficients are outside what was proved exact")
+    if np.abs(small).max(initial=0) > 1:
+        raise OverflowError("the small polynomial has a coefficient outside -1, 0, 1")
+    return Spectrum(np.fft.fft(small * _twist(degree)))
+
+
+def negacyclic_multiply(residues: Residues, small: NDArray[np.int64] | Spectrum, modulus: int) -> Residues:
     """Multiply polynomials by one polynomial with coefficients in {-1, 0, 1}, modulo X^N + 1 and the modulus.
 
     Parameters
     ----------
     residues :
-        shape (..., N), each below `modulus`; N a power of two, at most 4096.
+        shape (..., N), each below `modulus`.
     small :
-        shape (N,), a row mask or a ternary secret.
+        The small polynomial, shape (N,), or its spectrum where it is used again.
     modulus :
         At most 54 bits.
 
@@ -89,7 +119,7 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64], modulus: i
     Raises
     ------
     OverflowError
-        If `small` holds anything else, or N is larger.
+        As `spectrum_of`, or if the degrees differ.
 
     Notes
     -----
@@ -99,14 +129,13 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64], modulus: i
     Algorithms, 2nd ed., theorem 24.2). With |a| <= 2^18.5 * 2^6 in the 2-norm and no point of the small
     polynomial's spectrum above 2^12, the result of the inverse transform is below 2^36.5 in the 2-norm,
     for hostile residues too. So no coefficient is off by more than 2^-7, all three transforms counted, and
-    rounding to the nearest integer gives the exact product.
+    rounding to the nearest integer gives the exact product, below 2^30 in magnitude for every limb.
     """
     _check_modulus(modulus)
-    degree = small.shape[0]
-    if degree > 4096 or degree & (degree - 1) or residues.shape[-1] != degree:
-        raise OverflowError(f"polynomials of {degree} coefficients are outside what was proved exact")
-    if np.abs(small).max(initial=0) > 1:
-        raise OverflowError("the small polynomial has a coefficient outside -1, 0, 1")
+    spectrum = spectrum_of(small) if isinstance(small, np.ndarray) else small
+    degree = spectrum.values.size
+    if residues.shape[-1] != degree:
+        raise OverflowError(f"polynomials of {residues.shape[-1]} and {degree} coefficients")
     twist = _twist(degree)
     low, middle, high = (
         ((residues >> np.uint64(limb * _FFT_LIMB_BITS)) & np.uint64((1 << _FFT_LIMB_BITS) - 1)).astype(
@@ -114,14 +143,19 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64], modulus: i
         )
         for limb in range(3)
     )
-    spectrum = np.fft.fft(small * twist)
-    pair = np.fft.ifft(np.fft.fft((low + 1j * middle) * twist) * spectrum) * twist.conj()
-    last = np.fft.ifft(np.fft.fft(high * twist) * spectrum) * twist.conj()
-    total = _round(last.real, modulus)
-    for part in (pair.imag, pair.real):
-        total = _shift_left(total, _FFT_LIMB_BITS, modulus)
-        total = (total + _round(part, modulus)) % np.uint64(modulus)
-    return total
+    pair = np.fft.ifft(np.fft.fft((low + 1j * middle) * twist) * spectrum.values) * twist.conj()
+    last = np.fft.ifft(np.fft.fft(high * twist) * spectrum.values) * twist.conj()
+    upper = (_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag)
+    total = shift_left(np.mod(upper, modulus).astype(np.uint64), _FFT_LIMB_BITS, modulus)
+    product: Residues = np.mod(total.astype(np.int64) + _round(pair.real), modulus).astype(np.uint64)
+    return product
+
+
+def total_of(residues: Residues, modulus: int) -> int:
+    """Sum of at most 2^37 residues of a modulus of at most 54 bits, modulo it."""
+    _check_modulus(modulus)
+    low = int((residues & np.uint64((1 << _BLAS_LIMB_BITS) - 1)).sum())
+    return (low + (int((residues >> np.uint64(_BLAS_LIMB_BITS)).sum()) << _BLAS_LIMB_BITS)) % modulus
 
 
 def scale_up(values: NDArray[np.int64], modulus: int, plain_modulus: int) -> Residues:
@@ -145,8 +179,8 @@ def scale_up(values: NDArray[np.int64], modulus: int, plain_modulus: int) -> Res
     return (m * np.uint64(quotient) + fix) % np.uint64(modulus)
 
 
-def _shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
-    """`residues * 2^bits` modulo a modulus of at most 54 bits, in steps that fit 64-bit words."""
+def shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
+    """Return `residues * 2^bits` modulo a modulus of at most 54 bits, in steps that fit 64-bit words."""
     step = 64 - _MAX_MODULUS_BITS
     while bits:
         now = min(step, bits)
@@ -155,8 +189,8 @@ def _shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
     return residues
 
 
-def _round(values: NDArray[np.float64], modulus: int) -> Residues:
-    return np.mod(np.rint(values).astype(np.int64), modulus).astype(np.uint64)
+def _round(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(values).astype(np.int64)
 
 
 def _check_modulus(modulus: int) -> None:

@@ -1,0 +1,55 @@
+"""Hostile containers, a bounded number of them; `scripts/fuzz he` runs as many as one likes."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
+
+import he_container
+from he_container import ATTACKS, PEAK_LIMIT_MB, FuzzFailure, fuzz, independent_verdict, outcome, valid_block
+
+from usufruct.he.container import Form
+
+
+def test_malformed_blocks_are_refused_or_canonical_and_memory_stays_bounded() -> None:
+    done = subprocess.run(
+        [sys.executable, he_container.__file__, "--n", "5000", "--seed", "7"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert sum(report["outcomes"].values()) == 5000
+    assert set(report["outcomes"]) == he_container.REFUSALS | {"canonical", "key_id"}
+    assert report["peak_rss_mb"] < PEAK_LIMIT_MB
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_every_crafted_attack_is_refused_for_its_reason(form: Form) -> None:
+    rng = random.Random(3)
+    block = valid_block(form, rng)
+    assert outcome(block) == "canonical" and independent_verdict(block)
+    for attack in ATTACKS:
+        for _ in range(10):
+            data, expected = attack(block, rng)
+            seen = outcome(data)
+            assert expected is None or seen == expected
+            assert independent_verdict(data) == (seen == "canonical")
+
+
+def test_the_fuzzer_notices_a_parser_that_accepts_what_is_not_canonical(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Positive control: without the check of residues, the run fails and keeps the input."""
+    from usufruct.he import container
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(container, "_check_residues", lambda c0, c1, parameters: None)
+    with pytest.raises(FuzzFailure, match="kept as"):
+        fuzz(300, seed=1)
+    assert len(list(tmp_path.glob("fuzz-he-*.bin"))) == 1
