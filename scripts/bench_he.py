@@ -379,6 +379,7 @@ def measure(name: str, arguments: tuple[int, ...], rounds: int) -> dict[str, obj
         return next(case for case in parts(*arguments) if case.name == name).measure(rounds)
     makers: dict[str, Callable[..., Case]] = {
         "linear": linear,
+        "million": linear,
         "sum": aggregate,
         "seal": seal,
         "verify": check,
