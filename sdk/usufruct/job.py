@@ -84,7 +84,9 @@ class JobParameters:
         KernelParameterError, KernelBoundError
         """
         bounds = self.kernel.validate(self.parameters, shape)
-        values = bounds.n_outputs if not self.row_level else self.n_columns * shape.n_rows
+        values = bounds.n_outputs
+        if self.row_level:
+            values = bounds.n_outputs // shape.n_chunks * shape.n_rows
         if values > MAX_RELEASED_VALUES or bounds.n_outputs > MAX_RESULT_BLOCKS:
             raise KernelParameterError(
                 f"the job would release {values} values from {bounds.n_outputs} result blocks;"
@@ -92,11 +94,6 @@ class JobParameters:
                 hint="ask for fewer model outputs at a time",
             )
         return bounds
-
-    @property
-    def n_columns(self) -> int:
-        """Model outputs of a linear kernel."""
-        return len(self.parameters.bias) if isinstance(self.parameters, LinearParameters) else 1
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block the ledger cites."""
