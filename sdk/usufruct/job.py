@@ -20,6 +20,7 @@ from usufruct.errors import (
     InputError,
     JobDeniedError,
     JobFailedError,
+    JobPendingError,
     KernelParameterError,
     LedgerError,
     ManifestError,
@@ -350,8 +351,12 @@ def wait_for_job(
 
     Raises
     ------
+    InputError
+        If the ledger knows no such job.
     JobFailedError
-        If it ended in any other way, or is not over within `timeout_s`.
+        If it ended in any other way.
+    JobPendingError
+        If it is not over within `timeout_s`; it goes on all the same.
     """
     deadline = time.monotonic() + timeout_s
     seen = JobState.NONE
@@ -361,15 +366,13 @@ def wait_for_job(
             seen = job.state
             if on_state:
                 on_state(seen)
+        if job.state == JobState.NONE:
+            raise InputError(f"the ledger knows no job {job_id.hex()[:12]}")
         if job.state == JobState.RELEASED:
             return job
         if job.state in FINAL_JOB_STATES:
             reason = f" ({job.refusal.name})" if job.refusal else ""
             raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))
         if time.monotonic() > deadline:
-            raise JobFailedError(
-                job_id,
-                f"{job.state.name} after {timeout_s:.0f} s",
-                hint="it may still go on: `usufruct job show` follows it",
-            )
+            raise JobPendingError(job_id, job.state.name)
         time.sleep(poll_s)
