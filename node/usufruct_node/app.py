@@ -28,6 +28,7 @@ from usufruct.errors import (
     ConfigurationError,
     InputError,
     NotAuthorisedError,
+    PeerRefusedError,
     PortTakenError,
     UsufructError,
 )
@@ -36,7 +37,7 @@ from usufruct.home import Home, NodeAddress, write_private
 from usufruct.keys import he_keys, identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
-from usufruct.records import JobState, KeyId, MemberStatus, OrgId, Role
+from usufruct.records import JobState, KeyId, MemberStatus, OrgId, Role, unlabel
 from usufruct_node.api import build_api, new_token
 from usufruct_node.config import NodeSettings
 from usufruct_node.holdings import Holdings, may_read
@@ -111,7 +112,13 @@ class Node:
             await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.run)
+                await nursery.start(self._serve_api)
                 await self._membership()
+                if not self._is_member():
+                    _log.warning(
+                        "%s is no active member yet: other nodes will not talk to it",
+                        self._home.organisation().name,
+                    )
                 nursery.start_soon(
                     partial(
                         follow,
@@ -125,7 +132,6 @@ class Node:
                 nursery.start_soon(self._keep_membership)
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._tidy)
-                await nursery.start(self._serve_api)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -185,13 +191,18 @@ class Node:
         except BlockNotFoundError:
             if holder == self.org:
                 raise
-        own = self.index.participant(self.org)
-        if own is None or own.status != MemberStatus.ACTIVE:
+        if not self._is_member():
             raise NotAuthorisedError(
                 f"{self._home.organisation().name} is not an active member: no other node will talk to it",
                 hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
             )
-        return await self._context.fetch_once(cid, holder)
+        try:
+            return await self._context.fetch_once(cid, holder)
+        except PeerRefusedError as exc:
+            raise NotAuthorisedError(
+                f"{unlabel(holder)} does not give block {cid} to {self._home.organisation().name}",
+                hint="ciphertexts, results and releases go only to those whose part in a live job needs them, and to auditors",
+            ) from exc
 
     # Wiring.
 
@@ -224,6 +235,10 @@ class Node:
 
     def _troubled(self, reason: str | None) -> None:
         self._ledger_trouble = reason
+
+    def _is_member(self) -> bool:
+        own = self.index.participant(self.org)
+        return own is not None and own.status == MemberStatus.ACTIVE
 
     async def _tidy(self) -> None:
         """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
@@ -363,7 +378,10 @@ def exclusive(home: Home) -> Iterator[None]:
     with (home.root / "node.lock").open("a") as handle:
         try:
             for attempt in Retrying(
-                retry=retry_if_exception_type(OSError), stop=stop_after_delay(1), wait=wait_fixed(0.05), reraise=True
+                retry=retry_if_exception_type(OSError),
+                stop=stop_after_delay(1),
+                wait=wait_fixed(0.05),
+                reraise=True,
             ):
                 # A command that looks whether a node runs holds the lock for an instant.
                 with attempt:

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from usufruct.cli import HomeOption, JsonOption, guarded, print_json
 from usufruct.content.node import NodeContent
-from usufruct.errors import UsufructError
+from usufruct.errors import ConfigurationError, UsufructError
 from usufruct.home import Home, Organisation
 from usufruct.keys.keystore import read_passphrase
+from usufruct.ledger import Network
 from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet
 from usufruct_node.doctor import examine
@@ -60,6 +61,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a home: keys, and the public record on which the members vote."""
+    joined = None if network is None else Network.load(network)
     record = create_home(
         home,
         name=name,
@@ -71,8 +73,8 @@ def init(
             node_passphrase_file, prompt="New passphrase of the node's keys: ", confirm=True
         ),
     )
-    if network is not None:
-        (home / "network.json").write_bytes(network.read_bytes())
+    if joined is not None:
+        joined.save(home / "network.json")
     out.print(f"home {home} of {record.name}")
     out.print(
         f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission"
@@ -160,6 +162,7 @@ def devnet_up(
 @guarded
 def devnet_down(directory: DirectoryOption = Path(".devnet")) -> None:
     """Stop every process of the development network; its data stays."""
+    _require_network(directory)
     with err.status("stopping") as line:
         Devnet(directory).down(say=line.update)
     out.print("network down")
@@ -169,6 +172,7 @@ def devnet_down(directory: DirectoryOption = Path(".devnet")) -> None:
 @guarded
 def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOption = False) -> None:
     """Show which processes run and whether they are well."""
+    _require_network(directory)
     net = Devnet(directory)
     rows: list[dict[str, Any]] = []
     for name, pid in net.running().items():
@@ -189,6 +193,13 @@ def _own_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while found is not group and isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found
+
+
+def _require_network(directory: Path) -> None:
+    if not (directory / "network.json").is_file():
+        raise ConfigurationError(
+            f"there is no development network in {directory}", hint="`usufruct-node devnet up` makes one"
+        )
 
 
 def _health(net: Devnet, name: str) -> str:

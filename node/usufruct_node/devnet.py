@@ -87,7 +87,8 @@ class Devnet:
         """
         if any(self.running().values()):
             raise ConfigurationError(
-                f"a network runs on {self.root} already", hint="`usufruct-node devnet down` stops it"
+                f"a network runs on {self.root} already, wholly or in part",
+                hint="`usufruct-node devnet down` stops what runs; then `up` goes on where it stopped",
             )
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         say("chain")

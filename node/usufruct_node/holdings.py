@@ -106,7 +106,9 @@ def may_read(index: Index, holder: OrgId, member: Participant, cid: Cid, holding
     if holding.purpose == Purpose.CATALOGUE:
         return True
     if holding.purpose == Purpose.BUNDLE:
-        return audits or any(_executes(member, row) for row in _jobs_on_own_bundle(index, holder, holding.ref))
+        return audits or any(
+            _executes(member, row) for row in _jobs_on_own_bundle(index, holder, holding.ref)
+        )
     if holding.purpose == Purpose.PARAMETERS:
         own = [row for row in index.jobs_with_parameters(cid.digest) if row.job.requester == holder]
         live = [row for row in own if row.job.state != JobState.DENIED]

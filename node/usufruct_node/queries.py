@@ -132,7 +132,9 @@ class Queries:
                     {
                         "proposal": number,
                         "proposer": _org_name(args["proposer"]),
-                        "call": _call_text(self._contracts.get(args["target"].lower()), bytes.fromhex(args["data"][2:])),
+                        "call": _call_text(
+                            self._contracts.get(args["target"].lower()), bytes.fromhex(args["data"][2:])
+                        ),
                         "deadline": args["deadline"],
                     }
                 )
@@ -141,7 +143,9 @@ class Queries:
             | {
                 "executed": answer["proposal"] in executed,
                 "for": [name for name, support in votes.get(answer["proposal"], {}).items() if support],
-                "against": [name for name, support in votes.get(answer["proposal"], {}).items() if not support],
+                "against": [
+                    name for name, support in votes.get(answer["proposal"], {}).items() if not support
+                ],
             }
             for answer in reversed(answers)
         ]

@@ -397,6 +397,10 @@ class Client:
         record = self.ledger.job(job_id)
         if record.state != JobState.RELEASED:
             raise InputError(f"job {job_id.hex()[:12]} is {record.state.name}, not RELEASED")
+        if record.requester != org_id(self.name):
+            raise NotAuthorisedError(
+                f"the release of job {job_id.hex()[:12]} is for {unlabel(record.requester)}, which alone can open it"
+            )
         custodian = self.ledger.participant(self.ledger.key_domain(record.key_id).custodian)
         cid = Cid.from_digest(record.release_digest, Codec.DAG_CBOR)
         envelope = self._patiently(cid, custodian.name, patience_s)

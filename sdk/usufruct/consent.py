@@ -362,9 +362,7 @@ class ConsentBook:
         live = [r for r in receipts if r.withdrawn_at is None and r.expires_at > now]
         bits[[r.position for r in live]] = 0
         until = min((r.expires_at for r in live), default=0)
-        status = ConsentStatus(
-            scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes()
-        )
+        status = ConsentStatus(scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes())
         return status, live
 
     @contextmanager

@@ -14,6 +14,7 @@ UsufructError
 ├── KeyStoreError         keystores, passphrases, key domains
 ├── ContentError          block stores and peers
 ├── LedgerError           chain, contracts, transactions
+├── JobPendingError       a job is not over yet
 ├── DeniedError           the network's rules say no
 └── VerificationError     a result or a release does not check out
 
@@ -236,8 +237,20 @@ class TransactionRevertedError(LedgerError):
     def __init__(self, name: str, values: dict[str, object], *, hint: str = "") -> None:
         self.name = name
         self.values = values
-        shown = ", ".join(f"{k}={v}" for k, v in values.items())
+        shown = ", ".join(f"{k}={_readable(v)}" for k, v in values.items())
         super().__init__(f"{name}({shown})", hint=hint)
+
+
+def _readable(value: object) -> str:
+    """Labels as text, other bytes as hex."""
+    if not isinstance(value, bytes):
+        return str(value)
+    text = value.rstrip(b"\0")
+    return (
+        text.decode("ascii")
+        if text.isascii() and text.decode("ascii").isprintable() and text
+        else "0x" + value.hex()
+    )
 
 
 class TransactionLostError(LedgerError):
@@ -270,6 +283,18 @@ class JobFailedError(DeniedError):
         self.job_id = job_id
         self.state = state
         super().__init__(f"job {job_id.hex()[:12]} ended as {state}", hint=hint)
+
+
+class JobPendingError(UsufructError):
+    """A job is not over yet; it goes on, and what it spends is spent once: do not post it again."""
+
+    exit_code = 9
+    hint = "wait again, or open it later with `usufruct release`"
+
+    def __init__(self, job_id: bytes, state: str) -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"job {job_id.hex()[:12]} is still {state}")
 
 
 class ReleaseRefusedError(DeniedError):

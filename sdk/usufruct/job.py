@@ -20,6 +20,7 @@ from usufruct.errors import (
     InputError,
     JobDeniedError,
     JobFailedError,
+    JobPendingError,
     KernelParameterError,
     LedgerError,
     ManifestError,
@@ -84,7 +85,9 @@ class JobParameters:
         KernelParameterError, KernelBoundError
         """
         bounds = self.kernel.validate(self.parameters, shape)
-        values = bounds.n_outputs if not self.row_level else self.n_columns * shape.n_rows
+        values = bounds.n_outputs
+        if self.row_level:
+            values = bounds.n_outputs // shape.n_chunks * shape.n_rows
         if values > MAX_RELEASED_VALUES or bounds.n_outputs > MAX_RESULT_BLOCKS:
             raise KernelParameterError(
                 f"the job would release {values} values from {bounds.n_outputs} result blocks;"
@@ -92,11 +95,6 @@ class JobParameters:
                 hint="ask for fewer model outputs at a time",
             )
         return bounds
-
-    @property
-    def n_columns(self) -> int:
-        """Model outputs of a linear kernel."""
-        return len(self.parameters.bias) if isinstance(self.parameters, LinearParameters) else 1
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block the ledger cites."""
@@ -353,8 +351,12 @@ def wait_for_job(
 
     Raises
     ------
+    InputError
+        If the ledger knows no such job.
     JobFailedError
-        If it ended in any other way, or is not over within `timeout_s`.
+        If it ended in any other way.
+    JobPendingError
+        If it is not over within `timeout_s`; it goes on all the same.
     """
     deadline = time.monotonic() + timeout_s
     seen = JobState.NONE
@@ -364,15 +366,13 @@ def wait_for_job(
             seen = job.state
             if on_state:
                 on_state(seen)
+        if job.state == JobState.NONE:
+            raise InputError(f"the ledger knows no job {job_id.hex()[:12]}")
         if job.state == JobState.RELEASED:
             return job
         if job.state in FINAL_JOB_STATES:
             reason = f" ({job.refusal.name})" if job.refusal else ""
             raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))
         if time.monotonic() > deadline:
-            raise JobFailedError(
-                job_id,
-                f"{job.state.name} after {timeout_s:.0f} s",
-                hint="it may still go on: `usufruct job show` follows it",
-            )
+            raise JobPendingError(job_id, job.state.name)
         time.sleep(poll_s)

@@ -169,7 +169,9 @@ class _Walk:
         self.visited[artifact] = found
         return found
 
-    def checked_series(self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]) -> list[LedgerEvent]:
+    def checked_series(
+        self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]
+    ) -> list[LedgerEvent]:
         """Events of the series with this key: each as it stands on the chain, none missing."""
         if self.told.get((contract, key)) == raw:
             return self.series[contract, key]

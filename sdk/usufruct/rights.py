@@ -27,6 +27,8 @@ def terms(
     UnknownKernelError, InputError
         Before anything is sent.
     """
+    if isinstance(kernels, str) or not kernels:
+        raise InputError("name the kernels in a list of at least one")
     if uses < 1 or rho_micro < 1 or replicas < 1 or min_cohort < 1:
         raise InputError("uses, budget, replicas and minimum cohort must be at least 1")
     return GrantTerms(

@@ -14,6 +14,7 @@ from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore
 from usufruct.records import Role
 from usufruct_node import doctor
+from usufruct_node.app import exclusive
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home_with_passphrase_files
 
@@ -80,7 +81,7 @@ BROKEN: dict[str, tuple[Callable[[Home], object], str, str]] = {
     "another contract": (other_contract, "chain and contracts", "KeyRegistry"),
     "no member": (stranger, "membership", "not an active member (NONE)"),
     "no node": (lambda h: None, "node", "no node runs"),
-    "killed node": (killed_node, "node", "does not answer"),
+    "killed node": (killed_node, "node", "no node runs"),
 }
 
 
@@ -92,6 +93,14 @@ def test_each_broken_thing_is_named_by_its_check(home: Home, what: str) -> None:
     assert not ok
     assert said in detail
     assert "\n" not in detail or check == "settings"
+
+
+def test_a_node_that_holds_its_home_but_does_not_answer_is_named(home: Home) -> None:
+    killed_node(home)
+    with exclusive(home):
+        ok, detail = findings(home)["node"]
+    assert not ok
+    assert "does not answer" in detail
 
 
 def test_a_wrong_passphrase_is_named(home: Home) -> None:

@@ -69,7 +69,7 @@ class Faulty:
         self.rows = [Row(1), Row(2), Row(3)]
         self.outcome = {
             self.rows[0].job_id: error,
-            self.rows[1].job_id: TransactionRevertedError("WrongState", {}),
+            self.rows[1].job_id: TransactionRevertedError("JobLedgerWrongState", {}),
         }
         self.handled: list[JobId] = []
 

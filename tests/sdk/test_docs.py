@@ -23,14 +23,20 @@ def shown_commands() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for page in PAGES:
         text = page.read_text("utf-8")
-        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        lines = [
+            line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+        ]
         lines += re.findall(r"(?<!`)`(usufruct(?:-node)? [^`\n]+)`", text)
         found += [(page.name, line) for line in lines if line.split(" ")[0] in PROGRAMS]
     return found
 
 
 def shown_scripts() -> set[str]:
-    return {path for page in PAGES for path in re.findall(r"scripts/[a-z_-]+(?:\.[a-z]+)?", page.read_text("utf-8"))}
+    return {
+        path
+        for page in PAGES
+        for path in re.findall(r"scripts/[a-z_-]+(?:\.[a-z]+)?", page.read_text("utf-8"))
+    }
 
 
 @pytest.mark.parametrize(("page", "line"), shown_commands())

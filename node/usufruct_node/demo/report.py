@@ -81,9 +81,15 @@ class Report:
 
     def show(self) -> None:
         """Print tables and tree."""
-        table = Table(title="jobs", box=box.SIMPLE)
+        table = Table(
+            title="jobs",
+            box=box.SIMPLE,
+            caption="truth and released: the mean; of 128 mean features, their norm",
+        )
         for column in ("job", "kernel", "verified", "truth", "released", "rho", "gas", "s"):
-            table.add_column(column, justify="right" if column in ("truth", "released", "rho", "gas", "s") else "left")
+            table.add_column(
+                column, justify="right" if column in ("truth", "released", "rho", "gas", "s") else "left"
+            )
         for job in self.jobs:
             table.add_row(
                 f"{job.question}, {job.bundle.removeprefix('clinic-')}",
@@ -113,4 +119,3 @@ class Report:
             "lineage": None if self.lineage is None else self.lineage.to_json(),
         }
         path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-

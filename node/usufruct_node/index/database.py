@@ -237,9 +237,7 @@ class Index:
         row = self._one("SELECT * FROM job WHERE job_id = ?", job_id)
         return None if row is None else _job(row)
 
-    def jobs(
-        self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = -1
-    ) -> list[JobRow]:
+    def jobs(self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = -1) -> list[JobRow]:
         """Jobs in any of these states (all when none is given), oldest first; a negative limit is none."""
         marks = ",".join(str(int(state)) for state in states or tuple(JobState))
         rows = self._all(

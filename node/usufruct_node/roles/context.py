@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 _JOB_PIN = "job:"
 _RESULT_PIN = "result:"
 _SENDING_THREADS = 16
+_STEP_GAS = 600_000
+"""Enough for any step of a job, its conclusion included; see docs/gas.md."""
 _COMPUTING_THREADS = 4
 
 
@@ -168,7 +170,8 @@ class RoleContext:
     async def transact(self, function: str, job_id: JobId, *arguments: object) -> None:
         """One call of the job ledger, final when it returns."""
         await trio.to_thread.run_sync(
-            self.ledger.transact, "JobLedger", function, job_id, *arguments, limiter=self.sending
+            partial(self.ledger.transact, "JobLedger", function, job_id, *arguments, least_gas=_STEP_GAS),
+            limiter=self.sending,
         )
         log.info("%s %s", function, job_id.hex()[:12])
 

@@ -1,7 +1,7 @@
 """`usufruct`: the steps of the path as commands, the same verbs as in the library. `--json` prints for machines.
 
 Errors go to stderr: what happened, and what to do. Exit codes: 2 input, 3 integrity, 4 keys, 5 content, 6 ledger, 7 denied,
-8 verification.
+8 verification, 9 not over yet.
 """
 
 import typer

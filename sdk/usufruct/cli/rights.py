@@ -152,7 +152,9 @@ def rights_revoke(
 @guarded
 def rights_set_budget(
     artifact: str,
-    rho: Annotated[float, typer.Option(help="Privacy budget over all partners; not below what is committed.")],
+    rho: Annotated[
+        float, typer.Option(help="Privacy budget over all partners; not below what is committed.")
+    ],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,

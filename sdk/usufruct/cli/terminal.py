@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -11,14 +12,16 @@ from typing import Annotated, Any, TypeVar, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from usufruct.errors import InputError, UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
 
-out = Console()
+_PLAIN_WIDTH = 160
+
+out = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 err = Console(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -86,7 +89,7 @@ def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_
     if as_json:
         print_json(rows)
         return
-    table = Table(*columns, title=title)
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
     for row in rows:
         table.add_row(*(Text(cell(row.get(key))) for key in columns.values()))
     if not rows:

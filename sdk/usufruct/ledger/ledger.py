@@ -117,10 +117,11 @@ class Ledger:
         message = {"to": self.network.contracts[contract], "data": "0x" + codec.encode(arguments).hex()}
         return codec.decode(bytes.fromhex(self.endpoint.call("eth_call", message, "finalized")[2:]))
 
-    def transact(self, contract: str, function: str, *arguments: object) -> Receipt:
-        """Send one call and wait until it is final; see `Sender.transact` for errors."""
+    def transact(self, contract: str, function: str, *arguments: object, least_gas: int = 0) -> Receipt:
+        """Send one call and wait until it is final; see `Sender.transact`."""
         codec = load_abi(contract).functions[function]
-        return self._require_sender().transact(self.network.contracts[contract], codec.encode(arguments))
+        data = codec.encode(arguments)
+        return self._require_sender().transact(self.network.contracts[contract], data, least_gas=least_gas)
 
     def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
         """Address and call data of a call: for proposals to the council and for batches."""

@@ -72,8 +72,11 @@ class Sender:
         self._patience = patience
         self.address: str = self._account.address
 
-    def transact(self, to: str | None, data: bytes) -> Receipt:
+    def transact(self, to: str | None, data: bytes, *, least_gas: int = 0) -> Receipt:
         """Send one transaction and wait until it is final.
+
+        `least_gas` is for calls that may cost more in the block than when they are simulated, because others act at the same
+        time: whoever reveals last pays for the conclusion.
 
         Raises
         ------
@@ -82,7 +85,7 @@ class Sender:
         TransactionLostError
             If it is not final within `patience` seconds.
         """
-        gas = self._estimate(to, data)
+        gas = max(self._estimate(to, data), least_gas)
         with self._nonces():
             raw = self._sign(to, data, gas, self._next_nonce(), self._gas_price())
             self._submit([raw])
