@@ -180,13 +180,13 @@ class _Walk:
             raise VerificationError(
                 f"the index shows no events, or those of another record, for {key.hex()[:12]}"
             )
+        check_series(events)
         length, head = self.ledger.series_head(contract, key)
-        if length != len(events):
+        if (length, head) != (len(events), events[-1].args["head"]):
             raise MissingEventError(
                 f"the series of {key.hex()[:12]} has {length} events on the chain, the index shows {len(events)}",
                 hint="the node may be a block behind: ask again",
             )
-        check_series(events, final_head=head)
         self.checked.series += 1
         self.series[contract, key] = events
         self.told[contract, key] = raw

@@ -345,4 +345,5 @@ def test_exit_codes_of_the_tree_are_those_documented() -> None:
     assert codes["LedgerError"] == 6
     assert codes["DeniedError"] == 7
     assert codes["VerificationError"] == 8
-    assert set(codes.values()) <= set(range(1, 9))
+    assert codes["JobPendingError"] == 9
+    assert set(codes.values()) <= set(range(1, 10))

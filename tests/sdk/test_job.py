@@ -17,6 +17,7 @@ from usufruct.errors import (
     InputError,
     JobDeniedError,
     JobFailedError,
+    JobPendingError,
     KernelBoundError,
     KernelParameterError,
     ManifestError,
@@ -346,10 +347,12 @@ def test_numbers_that_do_not_fit_are_refused_before_anything_is_sent(
 def test_waiting_for_a_job_that_cannot_end_well_raises(shared: Shared, bundle: SmallBundle) -> None:
     reader, states = shared.net.reader, []
     waiting = post(shared, bundle.parameters())
-    with pytest.raises(JobFailedError, match="POSTED after") as caught:
+    with pytest.raises(JobPendingError, match="still POSTED") as caught:
         wait_for_job(reader, waiting, timeout_s=0.3, poll_s=0.05, on_state=states.append)
     assert states == [JobState.POSTED]
-    assert "job show" in caught.value.hint
+    assert "usufruct release" in caught.value.hint
+    with pytest.raises(InputError, match="knows no job"):
+        wait_for_job(reader, JobId(bytes(32)), timeout_s=5)
     with pytest.raises(JobDeniedError) as denied:
         post(shared, bundle.parameters(), consent_epoch=99)
     with pytest.raises(JobFailedError, match=r"DENIED \(CONSENT_EPOCH_STALE\)"):

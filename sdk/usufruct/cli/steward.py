@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated
 
 import numpy as np
@@ -50,7 +51,7 @@ def _read_features(matrix: Path, schema: Path) -> Features:
             header = read_text(matrix).splitlines()[0].split(",")
             values = np.loadtxt(matrix, delimiter=",", skiprows=1, ndmin=2)
             return prepare_features(values, declared, [name.strip() for name in header])
-    except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError) as exc:
+    except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError, TokenError) as exc:
         raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
 
