@@ -29,7 +29,7 @@ from usufruct.errors import (
     StoreFullError,
     UsufructError,
 )
-from usufruct.records import ArtifactId, GrantId, JobId, JobState, OrgId, org_id
+from usufruct.records import ArtifactId, GrantId, JobId, JobState, OrgId, org_id, parse_id
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index
 from usufruct_node.intake import STAGED, accept_record
@@ -162,7 +162,7 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     @api.get("/jobs/{job_id}", dependencies=private, tags=["queries"])
     def job(job_id: Annotated[str, Path()]) -> dict[str, Any]:
         """One job with its verdicts and its series of events."""
-        return queries.job(JobId(_id(job_id)))
+        return queries.job(JobId(parse_id(job_id, "job")))
 
     @api.get("/denials", dependencies=private, tags=["queries"])
     def denials(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     @api.get("/artifacts/{artifact_id}", dependencies=private, tags=["queries"])
     def artifact(artifact_id: Annotated[str, Path()]) -> dict[str, Any]:
         """One artifact with everything in force when it was made, and the events that say so."""
-        return queries.artifact(ArtifactId(_id(artifact_id)))
+        return queries.artifact(ArtifactId(parse_id(artifact_id, "artifact")))
 
     @api.get("/lineage/{artifact_id}", dependencies=private, tags=["queries"])
     def lineage(
@@ -180,17 +180,17 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         direction: Annotated[str, Query(pattern="^(ancestors|descendants)$")] = "ancestors",
     ) -> dict[str, Any]:
         """Artifacts and edges reachable from one artifact."""
-        return queries.lineage(ArtifactId(_id(artifact_id)), direction)
+        return queries.lineage(ArtifactId(parse_id(artifact_id, "artifact")), direction)
 
     @api.get("/impact/{artifact_id}", dependencies=private, tags=["queries"])
     def impact(artifact_id: Annotated[str, Path()]) -> list[dict[str, Any]]:
         """Results and releases that rest on a bundle, each with whether the consent it used is still in force."""
-        return queries.impact(ArtifactId(_id(artifact_id)))
+        return queries.impact(ArtifactId(parse_id(artifact_id, "artifact")))
 
     @api.get("/grants/{grant_id}", dependencies=private, tags=["queries"])
     def grant(grant_id: Annotated[str, Path()]) -> dict[str, Any]:
         """One grant with its series of events."""
-        return queries.grant(GrantId(_id(grant_id)))
+        return queries.grant(GrantId(parse_id(grant_id, "grant")))
 
     @api.get("/ids/{prefix}", dependencies=private, tags=["queries"])
     def ids(prefix: Annotated[str, Path(pattern="^[0-9a-f]{4,64}$")]) -> list[dict[str, str]]:
@@ -236,17 +236,6 @@ def new_token() -> str:
 
 async def _in_thread(call: Callable[[], object]) -> None:
     await trio.to_thread.run_sync(call)
-
-
-def _id(text: str) -> bytes:
-    value = text.removeprefix("0x")
-    try:
-        raw = bytes.fromhex(value)
-    except ValueError as exc:
-        raise InputError(f"{text!r} is no id", hint="ids are 64 hex digits") from exc
-    if len(raw) != 32:
-        raise InputError(f"{text!r} is no id", hint="ids are 64 hex digits")
-    return raw
 
 
 def _job_state(name: str) -> JobState:

@@ -53,6 +53,7 @@ from usufruct.records import (
     OrgId,
     Refusal,
     org_id,
+    parse_id,
     unlabel,
 )
 from usufruct.register import Policy
@@ -121,7 +122,7 @@ class Client:
         """
         digits = text.lower().removeprefix("0x")
         if len(digits) == 64:
-            return _id_bytes(digits, kind)
+            return parse_id(digits, kind)
         if not 4 <= len(digits) < 64 or set(digits) - set("0123456789abcdef"):
             raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
         found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
@@ -129,7 +130,7 @@ class Client:
             raise InputError(
                 f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id"
             )
-        return _id_bytes(found[0], kind)
+        return parse_id(found[0], kind)
 
     # 1 features, 2 seal.
 
@@ -533,17 +534,7 @@ def seconds(days: float) -> int:
 
 
 def _artifact_id(value: str | ArtifactId) -> ArtifactId:
-    return ArtifactId(value if isinstance(value, bytes) else _id_bytes(str(value), "artifact"))
-
-
-def _id_bytes(text: str, kind: str) -> bytes:
-    try:
-        raw = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError as exc:
-        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits") from exc
-    if len(raw) != 32:
-        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits")
-    return raw
+    return ArtifactId(value if isinstance(value, bytes) else parse_id(str(value), "artifact"))
 
 
 def _bytes(value: object) -> bytes:

@@ -54,6 +54,22 @@ def org_id(name: str) -> OrgId:
     return OrgId(label(name))
 
 
+def parse_id(text: str, kind: str) -> bytes:
+    """A 32-byte id from all its hex digits, with or without `0x`; `kind` names it in the error.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        raw = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as exc:
+        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits") from exc
+    if len(raw) != 32:
+        raise InputError(f"{text!r} is no {kind} id", hint="ids are 64 hex digits")
+    return raw
+
+
 class Refusal(IntEnum):
     """Why the network refused. Source: `contracts/Ids.sol`, enum `Refusal`."""
 

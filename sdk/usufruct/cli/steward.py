@@ -20,7 +20,6 @@ from usufruct.cli.terminal import (
     done,
     err,
     guarded,
-    hex32,
     node_keystore,
     print_json,
     read_text,
@@ -30,7 +29,7 @@ from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.home import Home
 from usufruct.keys import he_keys
-from usufruct.records import ArtifactId, KeyId
+from usufruct.records import ArtifactId, KeyId, parse_id
 from usufruct.register import Policy
 
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
@@ -101,7 +100,7 @@ def _set_key_status(
     key_domain: str, function: str, home: Path, passphrase_file: Path | None, *, as_json: bool
 ) -> None:
     client = Client.open(home, passphrase_file=passphrase_file)
-    key_id = KeyId(hex32(key_domain, "key domain"))
+    key_id = KeyId(parse_id(key_domain, "key domain"))
     client.ledger.transact("KeyRegistry", function, key_id)
     status = client.ledger.key_domain(key_id).status.name
     done(f"key domain is {status}", {"key_id": key_id.hex(), "status": status}, as_json=as_json)
@@ -158,7 +157,9 @@ def publish(
     place = Home.at(home)
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
     client = Client.open(place, passphrase_file=passphrase_file)
-    secret = he_keys.load_secret(node_keystore(place, node_passphrase_file), hex32(key_domain, "key domain"))
+    secret = he_keys.load_secret(
+        node_keystore(place, node_passphrase_file), parse_id(key_domain, "key domain")
+    )
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
     policy = Policy(
         purposes=(scope,),

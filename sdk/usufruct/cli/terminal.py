@@ -119,17 +119,6 @@ def node_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
     return KeyStore.open(home.node_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
 
 
-def hex32(text: str, what: str) -> bytes:
-    """A 32-byte id from all its hex digits."""
-    try:
-        raw = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError as exc:
-        raise InputError(f"{text!r} is no {what}", hint="ids are 64 hex digits") from exc
-    if len(raw) != 32:
-        raise InputError(f"{text!r} is no {what}", hint="ids are 64 hex digits")
-    return raw
-
-
 def read_text(path: Path) -> str:
     """A text file that the user named."""
     try:
