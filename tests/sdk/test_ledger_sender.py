@@ -358,6 +358,7 @@ def test_a_ledger_for_reading_refuses_to_write(consortium: Consortium) -> None:
         {"contracts": {"KeyRegistry": "nowhere"}},
         {"deployed_at_block": -1},
         {"surprise": 1},
+        {"profile": "mainnet"},
     ],
 )
 def test_a_malformed_network_file_is_refused(consortium: Consortium, tmp_path: Path, change: dict) -> None:

@@ -40,6 +40,7 @@ from usufruct.release import (
 )
 
 NETWORK = Network(
+    profile="embedded",
     chain_id=881812,
     genesis_hash="0x" + "00" * 32,
     rpc_urls=("http://127.0.0.1:1",),

@@ -12,7 +12,7 @@ from eth_utils.crypto import keccak
 from usufruct.ledger.abi import CONTRACTS
 from usufruct.ledger.deploy import deploy
 from usufruct.ledger.endpoint import Endpoint
-from usufruct.ledger.network import Network
+from usufruct.ledger.network import FinalityPin, Network
 from usufruct.ledger.sender import Pending, Sender
 from usufruct.records import Participant, Timings
 
@@ -44,6 +44,8 @@ def found_network(
     quorum: int = 2,
     voting_period: int = VOTING_SECONDS,
     name: str = "usufruct",
+    profile: str = "embedded",
+    finality: FinalityPin | None = None,
 ) -> Network:
     """Deploy a network and hand it over to its members' council.
 
@@ -53,6 +55,10 @@ def found_network(
         (parameters id, security bits) of the allowed encryption parameters.
     quorum :
         Fewest verifiers that must agree on any job.
+    profile :
+        Kind of chain, a name in `usufruct.ledger.profile.PROFILES`.
+    finality :
+        The founding validators, for chains whose profile knows finality proofs.
 
     Raises
     ------
@@ -84,10 +90,12 @@ def found_network(
     sender.settle(pending)
     return Network(
         name=name,
+        profile=profile,
         chain_id=chain_id,
         genesis_hash=genesis,
         rpc_urls=(rpc_url,),
         address_book=addresses["AddressBook"],
         contracts={contract: addresses[contract] for contract in CONTRACTS},
         deployed_at_block=first_block,
+        finality=finality,
     )
