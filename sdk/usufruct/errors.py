@@ -137,6 +137,12 @@ class ChainDataError(IntegrityError):
     hint = "restore the chain's directory from a backup; nothing was changed"
 
 
+class BackupError(IntegrityError):
+    """A backup is truncated, altered, or holds what no backup holds; nothing was restored."""
+
+    hint = "use another copy of the backup"
+
+
 class BlockMismatchError(IntegrityError):
     """A block's bytes do not hash to its CID."""
 

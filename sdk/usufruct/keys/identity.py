@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from coincurve import PrivateKey
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from usufruct.errors import KeyStoreError
 from usufruct.keys.hpke import generate_hpke_key, hpke_public
@@ -37,6 +39,11 @@ class NodeKeys:
 
     peer_seed: bytes = field(repr=False)
     """32 bytes, Ed25519 seed of the libp2p identity."""
+
+    @property
+    def verdict_key(self) -> bytes:
+        """32 bytes that salts of verdicts are derived with, so that a restored node finds those of its lost self again."""
+        return HKDF(hashes.SHA256(), 32, None, b"usufruct/verdict-salt/1").derive(self.ledger_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

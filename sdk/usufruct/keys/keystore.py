@@ -37,7 +37,7 @@ ITERATIONS: Final = 3
 LANES: Final = 4
 MAX_FILE_BYTES: Final = 4 << 20
 
-_KDF = {"name": "argon2id", "memory_kib": MEMORY_KIB, "iterations": ITERATIONS, "lanes": LANES}
+KDF: Final = {"name": "argon2id", "memory_kib": MEMORY_KIB, "iterations": ITERATIONS, "lanes": LANES}
 _HEADER_FIELDS = {"version", "kdf", "salt", "check", "nonce"}
 
 
@@ -50,7 +50,7 @@ class _Header:
     def line(self) -> bytes:
         fields = {
             "version": FORMAT_VERSION,
-            "kdf": _KDF,
+            "kdf": KDF,
             "salt": self.salt.hex(),
             "check": self.check.hex(),
             "nonce": self.nonce.hex(),
@@ -77,7 +77,7 @@ class KeyStore:
             If the file exists, the passphrase is empty, or the file cannot be written.
         """
         salt = secrets.token_bytes(16)
-        key, check = _derive(passphrase, salt)
+        key, check = derive(passphrase, salt)
         store = KeyStore(path, salt, key, check)
         try:
             with _locked(path.parent):
@@ -102,7 +102,7 @@ class KeyStore:
             If the file is missing, readable by others, malformed or altered.
         """
         header, _, _ = _read(path)
-        key, check = _derive(passphrase, header.salt)
+        key, check = derive(passphrase, header.salt)
         if not hmac.compare_digest(check, header.check):
             raise WrongPassphraseError(f"the passphrase does not open {path}")
         store = KeyStore(path, header.salt, key, check)
@@ -238,8 +238,8 @@ _DERIVING = threading.Lock()
 """OpenSSL's Argon2 waits for ever when two threads of one process derive with several lanes at once."""
 
 
-def _derive(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
-    """Encryption key and the value that tells a wrong passphrase from a damaged file."""
+def derive(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
+    """Encryption key and the value that tells a wrong passphrase from a damaged file, 32 bytes each, by the costs of `KDF`."""
     if not passphrase:
         raise KeyStoreError("the passphrase is empty")
     kdf = Argon2id(salt=salt, length=64, iterations=ITERATIONS, lanes=LANES, memory_cost=MEMORY_KIB)
@@ -257,7 +257,7 @@ def _read(path: Path) -> tuple[_Header, bytes, bytes]:
         if not separator or not isinstance(fields, dict) or set(fields) != _HEADER_FIELDS:
             raise malformed
         # The cost parameters are fixed by the version: a file cannot ask for weaker or for ruinous ones.
-        if fields["version"] != FORMAT_VERSION or fields["kdf"] != _KDF:
+        if fields["version"] != FORMAT_VERSION or fields["kdf"] != KDF:
             raise malformed
         header = _Header(*(bytes.fromhex(fields[name]) for name in ("salt", "check", "nonce")))
     except (ValueError, TypeError, RecursionError, binascii.Error) as exc:
