@@ -24,6 +24,8 @@ Each error has `hint`: what the reader may do next; the command line prints it.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 
 class UsufructError(Exception):
     """Base of the tree."""
@@ -263,6 +265,35 @@ class TransactionLostError(LedgerError):
     """A transaction was sent but is not in a finalised block within the time allowed."""
 
 
+class TransactionReplacedError(TransactionLostError):
+    """Another transaction of the same account took the nonce; this one can never be included."""
+
+    hint = "nothing of it happened: repeat the command"
+
+
+class ChainStalledError(LedgerError):
+    """The chain stands still: no block comes although one is due. What was sent is kept and sent again."""
+
+    hint = "nothing is lost; once enough validators are back, repeat the command: what it sent is taken up, not sent twice"
+
+    def __init__(self, height: int, since: float, *, hint: str = "") -> None:
+        self.height = height
+        self.since = since
+        """Unix seconds at which the last block was seen to come."""
+        moment = datetime.fromtimestamp(since, UTC).strftime("%H:%M:%S")
+        super().__init__(f"the chain has stood still at block {height} since {moment} UTC", hint=hint)
+
+
+class ContradictingEndpointError(LedgerError):
+    """An endpoint shows another block than one that is final; it lies, or follows a fork."""
+
+    hint = "take this endpoint out of rpc_urls and ask its operator"
+
+
+class ProofUnavailableError(LedgerError):
+    """No endpoint can give a finality proof of a block."""
+
+
 class StaleLedgerError(LedgerError):
     """An endpoint shows an older chain than was already seen."""
 
@@ -332,3 +363,42 @@ class ResultMismatchError(VerificationError):
 
 class MissingEventError(VerificationError):
     """A series of ledger events has a gap or a broken rolling hash."""
+
+
+class FinalityError(VerificationError):
+    """What is offered as proof that a block is final does not show it."""
+
+
+class MalformedProofError(FinalityError):
+    """A proof is not encoded in the one way in which proofs are."""
+
+
+class ForeignProofError(FinalityError):
+    """A proof is of another chain, another network or other validators than the pinned ones."""
+
+    hint = "compare the network file's validators with `usufruct network validators`"
+
+
+class OtherBlockProofError(FinalityError):
+    """A proof is of another block than the one in question."""
+
+
+class TooFewSignersError(FinalityError):
+    """Validators with too little weight signed; `weight` of `total_weight`."""
+
+    def __init__(self, weight: int, total_weight: int) -> None:
+        self.weight = weight
+        self.total_weight = total_weight
+        super().__init__(f"validators with weight {weight} of {total_weight} signed, which is too little")
+
+
+class ProofSignatureError(FinalityError):
+    """A signature in a proof does not hold."""
+
+
+class HeaderMismatchError(FinalityError):
+    """A block header does not hash to the block's hash."""
+
+
+class InclusionError(FinalityError):
+    """A receipt or an event is not in the block that it is said to be in."""
