@@ -82,10 +82,12 @@ interface IParticipantRegistry {
 
     /// @notice Adds a member; council only. `newcomer.status` is ignored and becomes `Active`.
     /// The id must be non-zero, both accounts non-zero, distinct and unused, at least one known role, peer id of 1 to 64
-    /// bytes and unused, endpoint at most 256 bytes.
+    /// bytes and unused, endpoint at most 256 bytes. In the same transaction the chain itself begins to take transactions
+    /// from both accounts, and gives them fees (`IChainPermissions`).
     function admit(Participant calldata newcomer) external;
 
     /// @notice Suspends, reinstates or removes a member; council only. `Removed` is final; `None` is refused.
+    /// In the same transaction the chain itself stops taking transactions from both accounts, or begins to again.
     function setStatus(OrgId id, Status status) external;
 
     /// @notice Replaces the roles of a member; council only.

@@ -3,6 +3,7 @@ pragma solidity ^0.8.37;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
 import {OrgId} from "./Ids.sol";
+import {IChainPermissions} from "./IChainPermissions.sol";
 import {IParticipantRegistry, ALL_ROLES} from "./IParticipantRegistry.sol";
 
 /// @title ParticipantRegistry
@@ -12,6 +13,8 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
     uint256 private constant MAX_ENDPOINT_BYTES = 256;
     OrgId private constant NOBODY = OrgId.wrap(bytes32(0));
 
+    IChainPermissions private immutable PERMISSIONS;
+
     mapping(OrgId id => Participant) private _participants;
     mapping(address account => OrgId) private _owner;
     mapping(bytes32 peerIdHash => bool) private _peerTaken;
@@ -19,7 +22,9 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
     OrgId[] private _organisations;
     uint256 private _active;
 
-    constructor(address authority) AccessManaged(authority) {}
+    constructor(address authority, IChainPermissions permissions) AccessManaged(authority) {
+        PERMISSIONS = permissions;
+    }
 
     /// @inheritdoc IParticipantRegistry
     function admit(Participant calldata newcomer) external restricted {
@@ -37,6 +42,7 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         _organisations.push(id);
         _countIn(newcomer.roles);
         emit ParticipantAdmitted(id, _participants[id]);
+        _permit(_participants[id], true);
     }
 
     /// @inheritdoc IParticipantRegistry
@@ -48,6 +54,7 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         if (status == Status.Active) _countIn(known.roles);
         known.status = status;
         emit ParticipantStatusChanged(id, status);
+        _permit(known, status == Status.Active);
     }
 
     /// @inheritdoc IParticipantRegistry
@@ -132,6 +139,17 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
     function _take(address account, OrgId id) private {
         if (_owner[account] != NOBODY) revert ParticipantRegistryAccountTaken(account);
         _owner[account] = id;
+    }
+
+    function _permit(Participant storage member, bool active) private {
+        (address account, address nodeAccount) = (member.account, member.nodeAccount);
+        if (active) {
+            PERMISSIONS.allow(account);
+            PERMISSIONS.allow(nodeAccount);
+        } else {
+            PERMISSIONS.revoke(account);
+            PERMISSIONS.revoke(nodeAccount);
+        }
     }
 
     function _countIn(uint16 roles) private {

@@ -6,6 +6,7 @@ const COUNCIL = {
   participants: ["admit", "setStatus", "setRoles"],
   keys: ["allowParameters", "disallowParameters"],
   jobs: ["settleDispute", "setTimings", "setQuorum"],
+  validators: ["replace"],
 };
 const JOB_LEDGER = {
   lineage: ["recordDerived"],
@@ -22,7 +23,7 @@ const MEMBER = {
 const EITHER_ACCOUNT = ["setEndpoint", "closeCommits", "closeReveals", "expireJob"];
 const MEMBER_OR_COUNCIL = { keys: ["markCompromised"], lineage: ["setFrozen"] };
 const ITSELF = { council: ["setParameters"] };
-const MANAGED = ["participants", "keys", "lineage", "rights", "budgets", "jobs"];
+const MANAGED = ["participants", "keys", "lineage", "rights", "budgets", "jobs", "validators"];
 const ROLE = {
   keys: { registerKeyDomain: ["account", Role.CUSTODIAN] },
   lineage: { registerBundle: ["account", Role.STEWARD], setPolicy: ["account", Role.STEWARD] },
@@ -189,15 +190,18 @@ describe("Access", () => {
     expect((await n.jobs.job(jobId)).state).to.equal(State.Claimed);
   });
 
-  it("gives nobody but council and job ledger a role in the AccessManager", async () => {
+  it("gives nobody but council, job ledger and registry a role in the AccessManager", async () => {
     const n = await loadFixture(ready);
     const granted = await n.manager.queryFilter(n.manager.filters.RoleGranted());
     const revoked = await n.manager.queryFilter(n.manager.filters.RoleRevoked());
     const held = new Set(granted.map(({ args }) => `${args.roleId} ${args.account}`));
     for (const { args } of revoked) held.delete(`${args.roleId} ${args.account}`);
-    expect([...held].sort()).to.deep.equal([`0 ${n.council.target}`, `1 ${n.jobs.target}`]);
+    expect([...held].sort()).to.deep.equal([
+      `0 ${n.council.target}`, `1 ${n.jobs.target}`, `2 ${n.participants.target}`,
+    ]);
     const wired = await n.manager.queryFilter(n.manager.filters.TargetFunctionRoleUpdated());
-    const expected = flat(JOB_LEDGER).map(([key, name]) => n.contracts[key].interface.getFunction(name).selector);
+    const reserved = [...flat(JOB_LEDGER), ["permissions", "allow"], ["permissions", "revoke"]];
+    const expected = reserved.map(([key, name]) => n.contracts[key].interface.getFunction(name).selector);
     expect(wired.map(({ args }) => args.selector).sort()).to.deep.equal(expected.sort());
   });
 });

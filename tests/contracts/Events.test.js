@@ -5,6 +5,8 @@ import {
   jobIn, judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
 } from "./network.js";
 
+const KEYS = ethers.concat([ethers.toBeHex((0x80n << 376n) | 1n, 48), ethers.toBeHex((0x80n << 376n) | 2n, 48)]);
+
 /** A network in which every kind of event happened. */
 async function busy() {
   const n = await ready();
@@ -46,6 +48,7 @@ async function busy() {
   await setStatus(n, n.south, Status.Suspended);
   await govern(n, n.jobs, "setQuorum", [3]);
   await govern(n, n.council, "setParameters", [60, 6000]);
+  await govern(n, n.validators, "replace", [KEYS, [1, 2]]);
   await setStatus(n, n.auditor, Status.Removed);
   return n;
 }
@@ -109,7 +112,7 @@ function object(result) {
 function rebuild(events) {
   const state = {
     participants: {}, keys: {}, allowed: {}, artifacts: {}, consents: {}, grants: {}, accounts: {}, committed: {},
-    reservations: {}, jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null,
+    reservations: {}, jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null, validators: null,
   };
   const { participants, keys, artifacts, grants, jobs, accounts } = state;
   const revoke = (which) => {
@@ -198,6 +201,9 @@ function rebuild(events) {
     JobReleased: (a) => move(a.jobId, State.Released, { releaseDigest: a.releaseDigest }),
     JobEnded: (a) => move(a.jobId, a.state, { refusal: a.reason }),
     TimingsChanged: (a) => (state.timings = object(a.timings)),
+    ValidatorSetChanged: (a) => {
+      state.validators = { version: a.sequence, publicKeys: a.publicKeys, weights: [...a.weights] };
+    },
     QuorumChanged: (a) => (state.quorum = a.replicas),
     CouncilParametersChanged: (a) => {
       Object.assign(state, { votingPeriod: a.votingPeriod, quorumBps: a.quorumBps });
@@ -234,9 +240,9 @@ describe("Events", () => {
       expect(await toldEnd(event), event.name).to.deep.equal(ends.get(series));
       contracts.add(event.contract);
     }
-    expect(contracts).to.deep.equal(new Set([n.lineage, n.consents, n.rights, n.jobs]));
+    expect(contracts).to.deep.equal(new Set([n.lineage, n.consents, n.rights, n.jobs, n.validators]));
     const unknown = digest("nothing has this id");
-    for (const contract of [n.lineage, n.rights, n.jobs]) {
+    for (const contract of [n.lineage, n.rights, n.jobs, n.validators]) {
       expect(await contract.seriesHead(unknown)).to.deep.equal([0n, ethers.ZeroHash]);
     }
     for (const key of [[n.south.id, PURPOSE], [n.north.id, unknown]]) {
@@ -311,6 +317,7 @@ describe("Events", () => {
     }
     expect(state.timings).to.deep.equal(object(await n.jobs.timings()));
     expect(state.quorum).to.equal(await n.jobs.quorum());
+    expect(state.validators).to.deep.equal(object(await n.validators.current()));
     expect([state.votingPeriod, state.quorumBps]).to.deep.equal([
       await n.council.votingPeriod(), await n.council.quorumBps(),
     ]);
@@ -325,7 +332,9 @@ describe("Events", () => {
 
   it("Chain linkability: index at most three fields, and carry neither subjects nor free text beyond members' own", async () => {
     const n = await loadFixture(ready);
-    const allowedText = new Set(["ParticipantAdmitted", "ParticipantEndpointChanged", "ProposalMade"]);
+    const allowedText = new Set([
+      "ParticipantAdmitted", "ParticipantEndpointChanged", "ProposalMade", "ValidatorSetChanged",
+    ]);
     for (const contract of Object.values(n.contracts)) {
       for (const event of contract.interface.fragments.filter(({ type }) => type === "event")) {
         expect(event.inputs.filter(({ indexed }) => indexed).length, event.name).to.be.at.most(3);

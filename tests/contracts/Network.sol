@@ -14,6 +14,7 @@ import {
 import {ILineageRegistry} from "../../contracts/ILineageRegistry.sol";
 import {IUsageRights} from "../../contracts/IUsageRights.sol";
 import {IJobLedger} from "../../contracts/IJobLedger.sol";
+import {OpenPermissions} from "../../contracts/OpenPermissions.sol";
 import {ParticipantRegistry} from "../../contracts/ParticipantRegistry.sol";
 import {KeyRegistry} from "../../contracts/KeyRegistry.sol";
 import {LineageRegistry} from "../../contracts/LineageRegistry.sol";
@@ -57,7 +58,7 @@ abstract contract Network {
     function _deploy() internal {
         VM.warp(1_800_000_000);
         AccessManager manager = new AccessManager(address(this));
-        participants = new ParticipantRegistry(address(manager));
+        participants = new ParticipantRegistry(address(manager), new OpenPermissions());
         keys = new KeyRegistry(address(manager), participants);
         lineage = new LineageRegistry(address(manager), participants, keys);
         consents = new ConsentRegistry(participants);

@@ -1,21 +1,12 @@
 import { expect } from "chai";
 import {
-  Role, Status, ZERO, deployed, digest, ethers, govern, label, loadFixture, participantOf, setStatus,
+  Role, Status, ZERO, deployed, digest, ethers, expectGovernedRevert, govern, label, loadFixture, participantOf, setStatus,
 } from "./network.js";
 
 const newcomer = (n) => ({
   name: "newcomer", id: label("newcomer"), roles: Role.PARTNER, account: n.spare[0], node: n.spare[1],
 });
 const admit = (n, overrides) => govern(n, n.participants, "admit", [participantOf(newcomer(n), overrides)]);
-
-// The council wraps what the governed call reverted with.
-async function expectGovernedRevert(n, promise, contract, name, args) {
-  const reason = contract.interface.encodeErrorResult(name, args);
-  await expect(promise).to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed").withArgs(
-    (id) => id > 0n,
-    reason,
-  );
-}
 
 describe("ParticipantRegistry", () => {
   describe("admit", () => {

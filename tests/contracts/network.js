@@ -1,4 +1,5 @@
 // A deployed network of five members, and short ways to take its jobs from state to state. Holds no test.
+import { expect } from "chai";
 import { network } from "hardhat";
 
 export const { ethers, networkHelpers } = await network.create();
@@ -39,6 +40,8 @@ export const QUORUM = 2;
 export const VOTING_PERIOD = 3600;
 export const QUORUM_BPS = 5000;
 export const DAY = 86400;
+export const CHAIN = digest("blockchain id");
+export const FEES = { allowance: 10n ** 18n, period: 86400n };
 
 const MEMBERS = {
   north: ["clinic-north", Role.STEWARD | Role.CUSTODIAN | Role.VERIFIER],
@@ -63,10 +66,17 @@ export function participantOf(member, overrides = {}) {
 }
 
 /** Everything deployed and wired, five members admitted, the council in charge; no bundle yet. */
-export async function deployed() {
+export const deployed = () => deployOver(() => ethers.deployContract("OpenPermissions"));
+
+/**
+ * The same over permissions of the caller's choice: `beneath` deploys them, `wired` comes before the first member,
+ * `handOver` after the last, while the deployer administers.
+ */
+export async function deployOver(beneath, { wired = async () => {}, handOver = async () => {} } = {}) {
   const [deployer, stranger, ...signers] = await ethers.getSigners();
   const manager = await ethers.deployContract("AccessManager", [deployer.address]);
-  const participants = await ethers.deployContract("ParticipantRegistry", [manager.target]);
+  const permissions = await beneath(manager);
+  const participants = await ethers.deployContract("ParticipantRegistry", [manager.target, permissions.target]);
   const keys = await ethers.deployContract("KeyRegistry", [manager.target, participants.target]);
   const lineage = await ethers.deployContract("LineageRegistry", [manager.target, participants.target, keys.target]);
   const consents = await ethers.deployContract("ConsentRegistry", [participants.target]);
@@ -79,16 +89,20 @@ export async function deployed() {
     TIMINGS, QUORUM,
   ]);
   const council = await ethers.deployContract("MemberCouncil", [participants.target, VOTING_PERIOD, QUORUM_BPS]);
-  const forJobs = [
-    [lineage, ["recordDerived"]],
-    [rights, ["consumeUse", "restoreUse"]],
-    [budgets, ["reserve", "settle", "refund"]],
+  const validators = await ethers.deployContract("ValidatorSet", [manager.target, CHAIN]);
+  const reserved = [
+    [1, lineage, ["recordDerived"]],
+    [1, rights, ["consumeUse", "restoreUse"]],
+    [1, budgets, ["reserve", "settle", "refund"]],
+    [2, permissions, ["allow", "revoke"]],
   ];
-  for (const [target, names] of forJobs) {
+  for (const [role, target, names] of reserved) {
     const selectors = names.map((name) => target.interface.getFunction(name).selector);
-    await manager.setTargetFunctionRole(target.target, selectors, 1);
+    await manager.setTargetFunctionRole(target.target, selectors, role);
   }
   await manager.grantRole(1, jobs.target, 0);
+  await manager.grantRole(2, participants.target, 0);
+  await wired(permissions, deployer);
 
   const members = {};
   for (const [key, [name, roles]] of Object.entries(MEMBERS)) {
@@ -98,7 +112,8 @@ export async function deployed() {
   await keys.allowParameters(PARAMETERS, 128);
   await manager.grantRole(0, council.target, 0);
   await manager.renounceRole(0, deployer.address);
-  const contracts = { participants, keys, lineage, consents, rights, budgets, jobs, council };
+  await handOver(council, deployer);
+  const contracts = { participants, keys, lineage, consents, rights, budgets, jobs, council, validators, permissions };
   return { ...contracts, contracts, manager, members, ...members, deployer, stranger, spare: signers };
 }
 
@@ -176,6 +191,15 @@ export async function govern(n, contract, name, args) {
   const id = await n.council.proposalCount();
   for (const voter of voters.slice(1)) await voter.vote(id, true);
   return voters[0].execute(id);
+}
+
+/** The council wraps what the governed call reverted with. */
+export async function expectGovernedRevert(n, promise, contract, name, args) {
+  const reason = contract.interface.encodeErrorResult(name, args);
+  await expect(promise).to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed").withArgs(
+    (id) => id > 0n,
+    reason,
+  );
 }
 
 export const setStatus = (n, member, status) => govern(n, n.participants, "setStatus", [member.id, status]);

@@ -25,6 +25,7 @@ from usufruct.ledger.compile import (
     CONTRACTS,
     Artifact,
     compare_runtime,
+    identify_runtime,
     immutable_values,
     load_artifact,
     load_standard_input,
@@ -159,8 +160,21 @@ def test_shipped_sources_are_the_sources_in_the_repository() -> None:
 
 
 def test_deployed_code_is_the_shipped_code(chain: Anvil, contracts: dict[str, str]) -> None:
-    for name in CONTRACTS:
-        compare_runtime(load_artifact(name), chain.code(contracts[name]))
+    found = {name: identify_runtime(name, chain.code(address)).name for name, address in contracts.items()}
+    assert found.pop("ChainPermissions") == "OpenPermissions"
+    assert found == {name: name for name in [*DEPLOYMENT_ORDER, "AddressBook"] if name != "ChainPermissions"}
+
+
+def test_a_contract_that_may_not_stand_under_a_name_is_wrong_code() -> None:
+    for name, other in [
+        ("ChainPermissions", "KeyRegistry"),
+        ("KeyRegistry", "OpenPermissions"),
+        ("JobLedger", "AddressBook"),
+    ]:
+        with pytest.raises(WrongContractCodeError, match=name):
+            identify_runtime(name, load_artifact(other).deployed_bytecode)
+    for name in ("OpenPermissions", "SubnetEvmPermissions"):
+        assert identify_runtime("ChainPermissions", load_artifact(name).deployed_bytecode).name == name
 
 
 def test_immutables_hold_the_addresses_of_the_address_book(chain: Anvil, contracts: dict[str, str]) -> None:
@@ -171,10 +185,15 @@ def test_immutables_hold_the_addresses_of_the_address_book(chain: Anvil, contrac
         "CONSENTS": "ConsentRegistry",
         "RIGHTS": "UsageRights",
         "BUDGETS": "PrivacyBudget",
+        "PERMISSIONS": "ChainPermissions",
     }
     seen = set()
-    for name in CONTRACTS:
-        for variable, word in immutable_values(load_artifact(name), chain.code(contracts[name])).items():
+    for name, address in contracts.items():
+        code = chain.code(address)
+        for variable, word in immutable_values(identify_runtime(name, code), code).items():
+            if variable == "CHAIN":
+                assert word == bytes(32)
+                continue
             assert word.hex() == contracts[wired[variable]].lower()[2:].rjust(64, "0")
             seen.add(variable)
     assert seen == set(wired)
@@ -195,6 +214,7 @@ def test_only_the_council_administers_once_deployed(chain: Anvil, contracts: dic
     assert not holds(0, chain.account)
     assert holds(0, contracts["MemberCouncil"])
     assert holds(1, contracts["JobLedger"])
+    assert holds(2, contracts["ParticipantRegistry"])
     with pytest.raises(RuntimeError, match="revert"):
         admit = load_abi("ParticipantRegistry").functions["admit"]
         data = admit.encode(

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from usufruct.errors import InputError, TransactionRevertedError
 from usufruct.ledger.abi import (
-    CONTRACTS,
     EventCodec,
     FunctionCodec,
     abi_type,
@@ -26,7 +25,7 @@ from usufruct.ledger.abi import (
     load_abi,
     to_abi,
 )
-from usufruct.ledger.compile import load_artifact
+from usufruct.ledger.compile import CONTRACTS, load_artifact
 from usufruct.records import GrantTerms, Job, JobRequest, Level, Participant, Role, Timings
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

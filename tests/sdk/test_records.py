@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from usufruct import records
 from usufruct.errors import InputError
-from usufruct.ledger.abi import CONTRACTS
-from usufruct.ledger.compile import load_artifact, load_standard_input
+from usufruct.ledger.compile import CONTRACTS, load_artifact, load_standard_input
 from usufruct.records import label, org_id, unlabel
 
 RECORD_OF = {

@@ -26,6 +26,8 @@ Record = TypeVar("Record")
 CONTRACTS = (
     "ParticipantRegistry",
     "MemberCouncil",
+    "ChainPermissions",
+    "ValidatorSet",
     "KeyRegistry",
     "LineageRegistry",
     "ConsentRegistry",
@@ -33,6 +35,10 @@ CONTRACTS = (
     "PrivacyBudget",
     "JobLedger",
 )
+"""Names of a network's contracts that clients call, as the address book has them."""
+
+IMPLEMENTATIONS = {"ChainPermissions": ("SubnetEvmPermissions", "OpenPermissions")}
+"""Contracts that may stand under a name, where it is not the contract's own; the first has every event and error."""
 
 _PANIC = keccak(b"Panic(uint256)")[:4]
 _ERROR = keccak(b"Error(string)")[:4]
@@ -183,7 +189,8 @@ class ContractAbi:
 @functools.cache
 def load_abi(name: str) -> ContractAbi:
     """Load the codecs of a contract from the package data."""
-    text = resources.files("usufruct.ledger").joinpath("artifacts", f"{name}.json").read_text("utf-8")
+    (artifact, *_) = IMPLEMENTATIONS.get(name, (name,))
+    text = resources.files("usufruct.ledger").joinpath("artifacts", f"{artifact}.json").read_text("utf-8")
     functions: dict[str, FunctionCodec] = {}
     events: dict[bytes, EventCodec] = {}
     errors: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]] = {}

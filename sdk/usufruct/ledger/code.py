@@ -6,7 +6,13 @@ from pathlib import Path
 
 from usufruct.errors import WrongContractCodeError
 from usufruct.ledger.abi import CONTRACTS, load_abi
-from usufruct.ledger.compile import compare_runtime, immutable_values, load_standard_input, recompile
+from usufruct.ledger.compile import (
+    compare_runtime,
+    identify_runtime,
+    immutable_values,
+    load_standard_input,
+    recompile,
+)
 from usufruct.ledger.deploy import contract_name_word
 from usufruct.ledger.ledger import Ledger
 
@@ -17,6 +23,7 @@ _IMMUTABLES = {
     "CONSENTS": "ConsentRegistry",
     "RIGHTS": "UsageRights",
     "BUDGETS": "PrivacyBudget",
+    "PERMISSIONS": "ChainPermissions",
 }
 """Contract that each immutable address must be."""
 
@@ -43,12 +50,13 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
     rows: list[dict[str, object]] = []
     for name, address in addresses.items():
         code = ledger.endpoint.code(address)
-        compare_runtime(built[name], code)
-        for variable, word in immutable_values(built[name], code).items():
+        artifact = built[identify_runtime(name, code).name]
+        compare_runtime(artifact, code)
+        for variable, word in immutable_values(artifact, code).items():
             expected = _IMMUTABLES.get(variable)
             if expected and word[-20:] != bytes.fromhex(addresses[expected][2:]):
                 raise WrongContractCodeError(f"{name} was built with another {expected} than the network's")
-        if name in CONTRACTS and "authority" in load_abi(name).functions:
+        if name in CONTRACTS and "authority" in load_abi(artifact.name).functions:
             (authority,) = ledger.read(name, "authority")
             if authority.lower() != manager.lower():
                 raise WrongContractCodeError(

@@ -6,6 +6,7 @@ no compiler. Recompiling needs Node and the npm package `solc`. Nothing here spe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from usufruct.errors import CompilationError, ConfigurationError, WrongContractCodeError
+from usufruct.ledger.abi import IMPLEMENTATIONS
 
 CONTRACTS = (
     "AccessManager",
@@ -27,11 +29,14 @@ CONTRACTS = (
     "KeyRegistry",
     "LineageRegistry",
     "MemberCouncil",
+    "OpenPermissions",
     "ParticipantRegistry",
     "PrivacyBudget",
+    "SubnetEvmPermissions",
     "UsageRights",
+    "ValidatorSet",
 )
-"""Every contract of a network."""
+"""Every contract that a network may consist of."""
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 SOLC_SHIM = Path(__file__).parent / "solc.mjs"
@@ -169,6 +174,28 @@ def compare_runtime(artifact: Artifact, onchain_code: bytes) -> None:
             at for at, (ours, theirs) in enumerate(zip(expected, masked, strict=True)) if ours != theirs
         )
         raise WrongContractCodeError(f"{artifact.name}: code on the chain differs from byte {first}")
+
+
+def identify_runtime(name: str, onchain_code: bytes) -> Artifact:
+    """Which contract of this package the code of a network's contract `name` is.
+
+    Raises
+    ------
+    WrongContractCodeError
+        If it is none of those that may stand under this name.
+    """
+    for implementation in IMPLEMENTATIONS.get(name, ()):
+        with contextlib.suppress(WrongContractCodeError):
+            artifact = load_artifact(implementation)
+            compare_runtime(artifact, onchain_code)
+            return artifact
+    if name in IMPLEMENTATIONS:
+        raise WrongContractCodeError(
+            f"{name}: the code on the chain is neither {' nor '.join(IMPLEMENTATIONS[name])}"
+        )
+    artifact = load_artifact(name)
+    compare_runtime(artifact, onchain_code)
+    return artifact
 
 
 def immutable_values(artifact: Artifact, onchain_code: bytes) -> dict[str, bytes]:

@@ -6,15 +6,24 @@ Sends nothing itself: the caller gives a function that sends one transaction. Re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from eth_abi.abi import encode
 from eth_utils.address import to_checksum_address
 
-from usufruct.errors import LedgerError
-from usufruct.ledger.abi import abi_type, load_abi, to_abi
+from usufruct.errors import ConfigurationError, LedgerError
+from usufruct.ledger.abi import IMPLEMENTATIONS, abi_type, load_abi, to_abi
 from usufruct.ledger.compile import load_artifact
-from usufruct.records import Participant, Timings
+from usufruct.ledger.subnet_evm import (
+    DEPLOYER_ALLOW_LIST,
+    FOUNDER_FUNDS_WEI,
+    NATIVE_MINTER,
+    TRANSACTION_ALLOW_LIST,
+    AllowListRole,
+    set_role_call,
+)
+from usufruct.records import ZERO_32, Participant, Timings
 
 ADMIN_ROLE = 0
 """Role of the AccessManager for everything that is not wired otherwise; in the end the council's alone."""
@@ -22,14 +31,20 @@ ADMIN_ROLE = 0
 JOB_LEDGER_ROLE = 1
 """Role for what a job's life changes in other contracts; held by `JobLedger`."""
 
+REGISTRY_ROLE = 2
+"""Role for who may send transactions at all; held by `ParticipantRegistry`."""
+
 JOB_LEDGER_FUNCTIONS = {
     "LineageRegistry": ("recordDerived",),
     "UsageRights": ("consumeUse", "restoreUse"),
     "PrivacyBudget": ("reserve", "settle", "refund"),
 }
 
+REGISTRY_FUNCTIONS = {"ChainPermissions": ("allow", "revoke")}
+
 DEPLOYMENT_ORDER = (
     "AccessManager",
+    "ChainPermissions",
     "ParticipantRegistry",
     "KeyRegistry",
     "LineageRegistry",
@@ -38,8 +53,31 @@ DEPLOYMENT_ORDER = (
     "PrivacyBudget",
     "JobLedger",
     "MemberCouncil",
+    "ValidatorSet",
 )
 """Names in the address book, in its order; `AddressBook` itself comes last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainLevel:
+    """What of the chain itself the members' council will rule."""
+
+    permissions: str = "OpenPermissions"
+    """Contract that carries decisions about members down to the chain; one of those for `ChainPermissions`."""
+    fee_allowance_wei: int = FOUNDER_FUNDS_WEI
+    """Up to what an account of an active member is filled for fees."""
+    fee_period_s: int = 86_400
+    """In how many seconds an account receives no more than the allowance."""
+    proof_chain: bytes = ZERO_32
+    """What finality proofs call the chain; zeros on chains without."""
+    validators: tuple[tuple[bytes, int], ...] = ()
+    """Compressed BLS public key (48 bytes) and weight of each validator, ascending as `IValidatorSet.sol` asks; none on chains
+    without proofs."""
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether the chain keeps lists that must be handed over to the council."""
+        return self.permissions == "SubnetEvmPermissions"
 
 
 class Deployment(Protocol):
@@ -71,10 +109,12 @@ def deploy(
     quorum: int,
     voting_period: int,
     quorum_bps: int,
+    chain: ChainLevel | None = None,
 ) -> dict[str, str]:
     """Deploy and wire every contract of a new network.
 
-    The deployer administers until the last two transactions, which hand over to the council and renounce. A
+    The deployer administers until the last transactions, which hand over to the council and renounce: the contracts,
+    and on a chain with lists those too, where of its own it stays on the transaction list only, if it is a founder. A
     deployment that fails midway leaves contracts that no network file names; start again from nothing.
 
     Parameters
@@ -94,6 +134,8 @@ def deploy(
     voting_period, quorum_bps :
         The council's: seconds that a proposal stays open; share of members that support must exceed, in basis
         points.
+    chain :
+        The chain level; None for a chain without lists and proofs.
 
     Returns
     -------
@@ -102,13 +144,19 @@ def deploy(
 
     Raises
     ------
+    ConfigurationError
+        If `chain` names no contract for its permissions.
     LedgerError
         If a creation has no contract address. Whatever `transact` raises passes through.
     """
     contracts: dict[str, str] = {}
+    chain = chain or ChainLevel()
+    if chain.permissions not in IMPLEMENTATIONS["ChainPermissions"]:
+        raise ConfigurationError(f"there are no chain permissions {chain.permissions!r}")
 
-    def create(name: str, *arguments: object) -> None:
-        address = transact(None, _creation_code(name, arguments)).contract_address
+    def create(name: str, *arguments: object, implementation: str | None = None) -> None:
+        code = _creation_code(implementation or name, arguments)
+        address = transact(None, code).contract_address
         if address is None:
             raise LedgerError(f"the transaction that creates {name} has no contract address")
         contracts[name] = to_checksum_address(address)
@@ -120,7 +168,9 @@ def deploy(
         return [contracts[name] for name in names]
 
     create("AccessManager", deployer)
-    create("ParticipantRegistry", *at("AccessManager"))
+    fees = (*at("AccessManager"), chain.fee_allowance_wei, chain.fee_period_s) if chain.has_lists else ()
+    create("ChainPermissions", *fees, implementation=chain.permissions)
+    create("ParticipantRegistry", *at("AccessManager", "ChainPermissions"))
     create("KeyRegistry", *at("AccessManager", "ParticipantRegistry"))
     create("LineageRegistry", *at("AccessManager", "ParticipantRegistry", "KeyRegistry"))
     create("ConsentRegistry", *at("ParticipantRegistry"))
@@ -134,11 +184,23 @@ def deploy(
         quorum,
     )
     create("MemberCouncil", *at("ParticipantRegistry"), voting_period, quorum_bps)
+    create("ValidatorSet", *at("AccessManager"), chain.proof_chain)
 
-    for target, functions in JOB_LEDGER_FUNCTIONS.items():
-        selectors = [load_abi(target).functions[function].selector for function in functions]
-        call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, JOB_LEDGER_ROLE)
-    call("AccessManager", "grantRole", JOB_LEDGER_ROLE, contracts["JobLedger"], 0)
+    for role, holder, reserved in (
+        (JOB_LEDGER_ROLE, "JobLedger", JOB_LEDGER_FUNCTIONS),
+        (REGISTRY_ROLE, "ParticipantRegistry", REGISTRY_FUNCTIONS),
+    ):
+        for target, functions in reserved.items():
+            selectors = [load_abi(target).functions[function].selector for function in functions]
+            call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, role)
+        call("AccessManager", "grantRole", role, contracts[holder], 0)
+    if chain.has_lists:
+        (permissions,) = at("ChainPermissions")
+        transact(TRANSACTION_ALLOW_LIST, set_role_call(permissions, AllowListRole.MANAGER))
+        transact(NATIVE_MINTER, set_role_call(permissions, AllowListRole.ENABLED))
+    if chain.validators:
+        weights = [weight for _, weight in chain.validators]
+        call("ValidatorSet", "replace", b"".join(key for key, _ in chain.validators), weights)
     for founder in founders:
         call("ParticipantRegistry", "admit", founder)
     for parameters_id, security_bits in parameters:
@@ -146,11 +208,25 @@ def deploy(
     create("AddressBook", [contract_name_word(name) for name in DEPLOYMENT_ORDER], at(*DEPLOYMENT_ORDER))
     call("AccessManager", "grantRole", ADMIN_ROLE, contracts["MemberCouncil"], 0)
     call("AccessManager", "renounceRole", ADMIN_ROLE, deployer)
+    if chain.has_lists:
+        _hand_over_lists(transact, contracts["MemberCouncil"], deployer, founders)
     return contracts
+
+
+def _hand_over_lists(
+    transact: Transact, council: str, deployer: str, founders: Sequence[Participant | tuple[Any, ...]]
+) -> None:
+    """Make the council the only administrator of each list; the transaction list last, since it lets this send."""
+    accounts = {str(account).lower() for founder in founders for account in to_abi(founder)[1:3]}
+    member = deployer.lower() in accounts
+    for precompile in (DEPLOYER_ALLOW_LIST, NATIVE_MINTER, TRANSACTION_ALLOW_LIST):
+        stays = member and precompile == TRANSACTION_ALLOW_LIST
+        transact(precompile, set_role_call(council, AllowListRole.ADMIN))
+        transact(precompile, set_role_call(deployer, AllowListRole.ENABLED if stays else AllowListRole.NONE))
 
 
 def _creation_code(name: str, arguments: Sequence[object]) -> bytes:
     artifact = load_artifact(name)
-    constructor = next(entry for entry in artifact.abi if entry["type"] == "constructor")
-    types = [abi_type(entry) for entry in constructor["inputs"]]
+    inputs = next((entry["inputs"] for entry in artifact.abi if entry["type"] == "constructor"), ())
+    types = [abi_type(entry) for entry in inputs]
     return artifact.bytecode + encode(types, [to_abi(argument) for argument in arguments])

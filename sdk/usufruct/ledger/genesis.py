@@ -9,18 +9,20 @@ import rlp
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from usufruct.errors import ConfigurationError
 from usufruct.ledger.abi import CONTRACTS
-from usufruct.ledger.deploy import deploy
+from usufruct.ledger.deploy import ChainLevel, deploy
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.network import FinalityPin, Network
+from usufruct.ledger.profile import ChainProfile, profile_of
 from usufruct.ledger.sender import Pending, Sender
 from usufruct.records import Participant, Timings
 
 QUORUM_BPS = 5_000
 VOTING_SECONDS = 7 * 86_400
 
-
-_CREATION_GAS = 8_000_000
+CREATION_GAS = 8_000_000
+"""Gas limit of each transaction that creates a contract: `docs/gas.md` has half of that for the largest."""
 _CALL_GAS = 1_000_000
 
 
@@ -47,7 +49,7 @@ def found_network(
     profile: str = "embedded",
     finality: FinalityPin | None = None,
 ) -> Network:
-    """Deploy a network and hand it over to its members' council.
+    """Deploy a network and hand it over to its members' council, contracts and chain alike.
 
     Parameters
     ----------
@@ -63,8 +65,15 @@ def found_network(
     Raises
     ------
     LedgerUnreachableError, TransactionRevertedError
+    ConfigurationError
+        If the chain's blocks hold less gas than the largest contract may need.
     """
     endpoint = Endpoint(rpc_url)
+    limit = int(endpoint.call("eth_getBlockByNumber", "latest", False)["gasLimit"], 16)
+    if limit < CREATION_GAS:
+        raise ConfigurationError(
+            f"a block of this chain holds {limit} gas, but a contract may need {CREATION_GAS}"
+        )
     chain_id = int(endpoint.call("eth_chainId"), 16)
     genesis = endpoint.call("eth_getBlockByNumber", "0x0", False)["hash"]
     first_block = endpoint.finalised().number
@@ -73,7 +82,7 @@ def found_network(
 
     def transact(to: str | None, data: bytes) -> _Created:
         """Send without waiting: what follows is valid once this is mined, and nonces keep the order."""
-        (sent,) = sender.submit_many([(to, data)], gas=_CALL_GAS if to else _CREATION_GAS)
+        (sent,) = sender.submit_many([(to, data)], gas=_CALL_GAS if to else CREATION_GAS)
         pending.append(sent)
         return _Created(None if to else _created_address(sender.address, sent.nonce))
 
@@ -86,6 +95,7 @@ def found_network(
         quorum=quorum,
         voting_period=voting_period,
         quorum_bps=QUORUM_BPS,
+        chain=_chain_level(profile_of(profile), finality),
     )
     sender.settle(pending)
     return Network(
@@ -98,4 +108,14 @@ def found_network(
         contracts={contract: addresses[contract] for contract in CONTRACTS},
         deployed_at_block=first_block,
         finality=finality,
+    )
+
+
+def _chain_level(profile: ChainProfile, finality: FinalityPin | None) -> ChainLevel:
+    if finality is None or profile.proof != "warp":
+        return ChainLevel(permissions=profile.permissions)
+    return ChainLevel(
+        permissions=profile.permissions,
+        proof_chain=bytes.fromhex(finality.chain[2:]),
+        validators=tuple((bytes.fromhex(v.key[2:]), v.weight) for v in finality.validators),
     )

@@ -13,7 +13,7 @@ from usufruct.errors import (
     WrongContractCodeError,
 )
 from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
-from usufruct.ledger.compile import compare_runtime, load_artifact
+from usufruct.ledger.compile import compare_runtime, identify_runtime, load_artifact
 from usufruct.ledger.endpoint import Endpoint, Head, well_formed
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
@@ -87,7 +87,7 @@ class Ledger:
         """
         for name in CONTRACTS:
             address = self.network.contracts[name]
-            compare_runtime(load_artifact(name), self.endpoint.code(address))
+            identify_runtime(name, self.endpoint.code(address))
         book = load_artifact("AddressBook")
         compare_runtime(book, self.endpoint.code(self.network.address_book))
         lookup = load_abi("AddressBook").functions["addressOf"]

@@ -20,6 +20,7 @@ _SERIES_KEYS = {
     "ConsentRegistry": ("steward", "scope"),
     "UsageRights": ("grantId",),
     "JobLedger": ("jobId",),
+    "ValidatorSet": ("chain",),
 }
 
 
