@@ -26,7 +26,6 @@ from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
-    InputError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
@@ -37,14 +36,15 @@ from usufruct.home import Home, NodeAddress, write_private
 from usufruct.keys import he_keys, identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
-from usufruct.records import JobState, KeyId, MemberStatus, OrgId, Role, unlabel
+from usufruct.records import JobState, KeyId, OrgId, Role, unlabel
 from usufruct_node.api import build_api, new_token
 from usufruct_node.config import NodeSettings
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
 from usufruct_node.intake import STAGED
+from usufruct_node.membership import Membership
 from usufruct_node.peers import PeerHost, PeerIdentity
-from usufruct_node.peers.identity import parse_peer_id, peer_id_text
+from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.dispatch import Role as RoleLoop
@@ -67,7 +67,7 @@ class Node:
         keystore = KeyStore.open(home.node_keystore, passphrase)
         keys = identity.load_node_keys(keystore)
         self._secrets = _SecretKeys(keystore)
-        self._signing_key = keys.ledger_key
+        self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(network, private_key=keys.ledger_key, patience=settings.ledger_patience_s)
         (authority,) = self.ledger.read("ParticipantRegistry", "authority")
@@ -80,10 +80,10 @@ class Node:
         for resource in (self.index, self.store, self.holdings, self._journal, self._workers):
             self._stack.callback(resource.close)
         self._identity = PeerIdentity.from_seed(keys.peer_seed)
-        self._members: frozenset[str] = frozenset()
+        self._membership = Membership(self.org, self.index, self.ledger)
         self._host = PeerHost(
             identity=self._identity,
-            is_member=lambda peer: peer in self._members,
+            is_member=lambda peer: peer in self._membership.peers,
             authorise=self._authorise,
             read_block=self._read_block,
             listen_host=settings.listen_host,
@@ -101,7 +101,6 @@ class Node:
         )
         self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
         self._ledger_trouble: str | None = None
-        self._announced = ""
         self._started_at = time.time()
         self._metrics = CollectorRegistry()
         self._gauges = _Gauges(self._metrics)
@@ -113,8 +112,8 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.run)
                 await nursery.start(self._serve_api)
-                await self._membership()
-                if not self._is_member():
+                await self._follow_registry()
+                if not self._membership.is_active():
                     _log.warning(
                         "%s is no active member yet: other nodes will not talk to it",
                         self._home.organisation().name,
@@ -138,12 +137,14 @@ class Node:
 
     def health(self) -> dict[str, Any]:
         """State of each dependency."""
-        cursor = self.index.cursor()
-        member = self.index.participant(self.org)
+        cursor, elsewhere = self.index.cursor(), self._membership.superseded_by
         parts = {
             "ledger": self._ledger_trouble or "ok",
             "index": "ok" if cursor else "empty",
-            "membership": "ok" if member and member.status == MemberStatus.ACTIVE else "not an active member",
+            "membership": "ok" if self._membership.is_active() else "not an active member",
+            "identity": "ok"
+            if elsewhere is None
+            else f"another node runs as this organisation at {elsewhere}",
             "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
         }
@@ -191,7 +192,7 @@ class Node:
         except BlockNotFoundError:
             if holder == self.org:
                 raise
-        if not self._is_member():
+        if not self._membership.is_active():
             raise NotAuthorisedError(
                 f"{self._home.organisation().name} is not an active member: no other node will talk to it",
                 hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
@@ -211,7 +212,7 @@ class Node:
         if Role.COMPUTE in roles:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
-            loops.append(Verifier(self._context))
+            loops.append(Verifier(self._context, verdict_key=self._verdict_key))
         if Role.CUSTODIAN in roles:
             loops.append(
                 Custodian(self._context, secret_of=self._secrets.load, signing_key=self._signing_key)
@@ -236,10 +237,6 @@ class Node:
     def _troubled(self, reason: str | None) -> None:
         self._ledger_trouble = reason
 
-    def _is_member(self) -> bool:
-        own = self.index.participant(self.org)
-        return own is not None and own.status == MemberStatus.ACTIVE
-
     async def _tidy(self) -> None:
         """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
         await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
@@ -258,27 +255,14 @@ class Node:
             now = self.index.cursor()
             if now != seen:
                 seen = now
-                await self._membership()
+                await self._follow_registry()
 
-    async def _membership(self) -> None:
-        """Follow the registry: who may connect, whom to cut off, and where we say we listen."""
-        members = await trio.to_thread.run_sync(self.index.participants)
-        active = frozenset(_peers(m.peer_id for m in members if m.status == MemberStatus.ACTIVE))
-        gone, self._members = self._members - active, active
-        for peer in gone:
+    async def _follow_registry(self) -> None:
+        endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
+        for peer in await self._membership.refresh(endpoint):
             _log.warning("peer %s is no longer an active member: closing its connections", peer)
             await self._host.close_peer(peer)
-        own = next((m for m in members if m.id == self.org), None)
-        endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
-        if own is None or own.status != MemberStatus.ACTIVE or endpoint in (own.endpoint, self._announced):
-            return
-        try:
-            await trio.to_thread.run_sync(
-                self.ledger.transact, "ParticipantRegistry", "setEndpoint", endpoint
-            )
-            self._announced = endpoint
-        except UsufructError as exc:
-            _log.warning("cannot announce %s: %s", endpoint, exc)
+        self._dispatcher.hold(self._membership.superseded_by is not None)
 
     async def _serve_api(self, *, task_status: TaskStatus[None]) -> None:
         token = new_token()
@@ -391,11 +375,3 @@ def exclusive(home: Home) -> Iterator[None]:
                 f"another node runs on {home.root}", hint="stop it first, or use another home"
             ) from exc
         yield
-
-
-def _peers(raw: Iterator[bytes]) -> Iterator[str]:
-    for peer_id in raw:
-        try:
-            yield peer_id_text(peer_id)
-        except InputError:
-            _log.warning("the registry holds a peer id that is none: %s", peer_id.hex())

@@ -6,6 +6,9 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,7 @@ import httpx
 import trio
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from usufruct.cli import HomeOption, JsonOption, guarded, print_json
@@ -21,6 +25,8 @@ from usufruct.errors import ConfigurationError, UsufructError
 from usufruct.home import Home, Organisation
 from usufruct.keys.keystore import read_passphrase
 from usufruct.ledger import Network
+from usufruct_node.backup import Manifest, back_up, size_of
+from usufruct_node.backup import restore as restore_home
 from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet
 from usufruct_node.doctor import examine
@@ -143,6 +149,62 @@ def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: 
             out.print(f"{mark} {finding.check}: {finding.detail}", highlight=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def backup(
+    file: Annotated[Path, typer.Argument(help="Archive to make; nothing is overwritten.")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole home into one file, encrypted under the passphrase of the node's keys; the node may run meanwhile."""
+    place = Home.at(home)
+    default = place.node_passphrase if place.node_passphrase.is_file() else None
+    passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")
+    with _progress("backing up", size_of(place)) as advance:
+        made = back_up(place, file, passphrase, advance=advance)
+    _tell_archive(f"{file} holds", made, as_json=as_json)
+
+
+@app.command()
+@guarded
+def restore(
+    file: Annotated[Path, typer.Argument(help="Archive that `backup` made.")],
+    home: Annotated[Path, typer.Option("--home", help="New or empty directory.")],
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600 with the passphrase; default: a prompt.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a home of a backup. The node that it was made of must not run any more."""
+    passphrase = read_passphrase(passphrase_file, prompt=f"Passphrase of {file}: ")
+    with _progress("restoring", file.stat().st_size if file.is_file() else 0) as advance:
+        found = restore_home(file, home, passphrase, advance=advance)
+    _tell_archive(f"{home} is restored:", found, as_json=as_json)
+    if not as_json:
+        out.print("passphrase files are in no backup; `usufruct-node doctor` looks whether all is well")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda size: bar.advance(task, size)
+
+
+def _tell_archive(what: str, manifest: Manifest, *, as_json: bool) -> None:
+    if as_json:
+        print_json(manifest.to_dict())
+        return
+    made = datetime.fromtimestamp(manifest.made_at, UTC).isoformat(" ", "seconds")
+    out.print(
+        f"{what} {manifest.organisation} as of {made}: {len(manifest.files)} files, {manifest.blocks} blocks"
+        f" ({manifest.block_bytes:,} bytes), index up to block {manifest.indexed_block}",
+        highlight=False,
+    )
 
 
 @devnet_app.command("up")

@@ -118,7 +118,9 @@ def may_read(index: Index, holder: OrgId, member: Participant, cid: Cid, holding
         return False
     if holding.purpose == Purpose.RESULT:
         return row.job.state in _RESULT_PUBLIC and _checks_result(index, member, row)
-    return row.job.state == JobState.RELEASED and (audits or member.id == row.job.requester)
+    # A node that was restored may hold a release beside the one that its lost self logged: only that one may ever be seen.
+    logged = row.job.state == JobState.RELEASED and row.job.release_digest == cid.digest
+    return logged and (audits or member.id == row.job.requester)
 
 
 def _jobs_on_own_bundle(index: Index, holder: OrgId, manifest_digest: bytes) -> list[JobRow]:

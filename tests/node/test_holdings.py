@@ -114,7 +114,7 @@ def life(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     moment("VERIFIED")
     net["north"].node.transact("JobLedger", "openRelease", told.job_id)
     moment("OPENED")
-    net["north"].node.transact("JobLedger", "recordRelease", told.job_id, word(), 1)
+    net["north"].node.transact("JobLedger", "recordRelease", told.job_id, BLOCK.digest, 1)
     moment("RELEASED")
     yield told
     for index in told.indexes.values():
@@ -195,6 +195,19 @@ def test_a_steward_that_registers_another_stewards_manifest_opens_nothing_of_it(
     assert told.allowed("NOW", Purpose.BUNDLE, keeper="north") == {"auditor"}
     assert "compute" in told.allowed("NOW", Purpose.BUNDLE, keeper="south")
     index.close()
+
+
+def test_a_release_beside_the_one_that_the_ledger_names_is_given_to_nobody(life: Life) -> None:
+    index, keeper, holding = (
+        life.indexes["RELEASED"],
+        life.net["north"].id,
+        Holding(Purpose.RELEASE, life.job_id),
+    )
+    other = Cid.of(b"the same result with other noise", Codec.DAG_CBOR)
+    for name in ("university", "auditor"):
+        member = index.participant(life.net[name].id)
+        assert member and may_read(index, keeper, member, BLOCK, holding)
+        assert not may_read(index, keeper, member, other, holding)
 
 
 def test_suspended_removed_and_unknown_members_get_nothing(life: Life) -> None:

@@ -51,6 +51,7 @@ class Dispatcher:
         self._busy: set[tuple[int, JobId]] = set()
         self._failures: dict[tuple[int, JobId], tuple[int, float]] = {}
         self._changed = trio.Event()
+        self._held = False
         self.troubles: dict[str, str] = {}
         """Job id in hex -> last error of a step on it; empty when all is well."""
 
@@ -58,13 +59,17 @@ class Dispatcher:
         """Look again; called when the index has advanced."""
         self._changed.set()
 
+    def hold(self, held: bool) -> None:
+        """Begin nothing more, or begin again; what is under way ends."""
+        self._held = held
+
     async def run(self) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
                 wanted: set[tuple[int, JobId]] = set()
-                for number, role in enumerate(self._roles):
+                for number, role in enumerate(() if self._held else self._roles):
                     for row in await self._wanted(role):
                         key = (number, row.job_id)
                         wanted.add(key)

@@ -1,5 +1,8 @@
 """Executor: claims posted jobs, runs the kernel on ciphertexts, commits to the result, and keeps it back until verifiers
-have committed. Never sees a key."""
+have committed. Never sees a key.
+
+A result that it committed to and does not have, because the node was restored from an older backup, it computes again.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,19 @@ from usufruct.errors import (
     WrongKeyDomainError,
 )
 from usufruct.records import JobId, JobState
+from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, log, overdue, result_pin
+
+_ANSWERED_FOR = (
+    JobState.COMMITTED,
+    JobState.REVEALING,
+    JobState.DISPUTED,
+    JobState.VERIFIED,
+    JobState.OPENED,
+)
+"""While a job is in one of these states, others ask its executor for the result."""
 
 
 class Executor:
@@ -40,7 +53,7 @@ class Executor:
         ]
         claimed = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
         posted = [row for row in rows if row.job.state == JobState.POSTED and row.job.requester != org]
-        return claimed + posted[: max(0, self._room - len(claimed))]
+        return claimed + self._lost() + posted[: max(0, self._room - len(claimed))]
 
     async def handle(self, row: JobRow) -> None:
         """One step: claim, or compute and commit."""
@@ -55,6 +68,14 @@ class Executor:
             log.warning("job %s cannot be executed: %s", row.job_id.hex()[:12], exc)
             self._unfit.add(row.job_id)
 
+    def _lost(self) -> list[JobRow]:
+        """Jobs whose committed result this node should have, and has not."""
+        context = self._context
+        own = [row for row in context.index.jobs(*_ANSWERED_FOR) if row.job.executor == context.org]
+        return [
+            row for row in own if not context.holdings.of(_result_cid(row)) and row.job_id not in self._unfit
+        ]
+
     async def _claim(self, row: JobRow) -> None:
         inputs = await self._context.inputs(row)
         inputs.status.check_in_force(self._context.now())
@@ -63,6 +84,8 @@ class Executor:
     async def _execute(self, row: JobRow) -> None:
         context = self._context
         result = await context.execute(row, await context.inputs(row))
+        if row.job.state != JobState.CLAIMED:
+            check_result(row.job.result_digest, result)
         data = dag.encode(result.to_record())
         cid = Cid.of(data, Codec.DAG_CBOR)
         await trio.to_thread.run_sync(
@@ -72,4 +95,9 @@ class Executor:
         await trio.to_thread.run_sync(
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )
-        await context.transact("commitResult", row.job_id, cid.digest)
+        if row.job.state == JobState.CLAIMED:
+            await context.transact("commitResult", row.job_id, cid.digest)
+
+
+def _result_cid(row: JobRow) -> Cid:
+    return Cid.from_digest(row.job.result_digest, Codec.DAG_CBOR)

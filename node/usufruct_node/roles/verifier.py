@@ -1,11 +1,13 @@
 """Verifier: re-executes committed jobs, commits to what it found before the result is published, then reveals.
 
-Also closes what others let pass their deadlines.
+Also closes what others let pass their deadlines. A verdict is a function of the job and the node's keys, its salt included:
+a node that was restored from an older backup finds again what its lost self committed to.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import hmac
 
 import trio
 
@@ -15,11 +17,13 @@ from usufruct.errors import (
     IntegrityError,
     ReleaseRefusedError,
     UsufructError,
+    VerificationError,
     WrongKeyDomainError,
 )
 from usufruct.records import JobState, Role
 from usufruct.verify import possession, verdict_commitment
 from usufruct_node.index import JobRow
+from usufruct_node.index.database import Verdict
 from usufruct_node.roles.context import RoleContext, log, overdue
 from usufruct_node.roles.journal import OwnVerdict
 
@@ -40,8 +44,9 @@ _INVALID = bytes(31) + b"\x01"
 class Verifier:
     """Role of a member that re-executes."""
 
-    def __init__(self, context: RoleContext) -> None:
+    def __init__(self, context: RoleContext, *, verdict_key: bytes) -> None:
         self._context = context
+        self._verdict_key = verdict_key
 
     def wanted(self) -> list[JobRow]:
         """Jobs on which this node has something to do."""
@@ -67,10 +72,14 @@ class Verifier:
             row.job.requester,
         ):
             return False
-        mine = next((v for v in self._context.index.verdicts(row.job_id) if v.verifier == org), None)
+        mine = self._mine(row)
         if row.job.state == JobState.COMMITTED:
             return mine is None
         return mine is not None and mine.result_digest is None
+
+    def _mine(self, row: JobRow) -> Verdict | None:
+        verdicts = self._context.index.verdicts(row.job_id)
+        return next((v for v in verdicts if v.verifier == self._context.org), None)
 
     def _turn(self) -> float:
         """Seconds to leave to verifiers before this one, so that not all pay for the same call."""
@@ -78,26 +87,31 @@ class Verifier:
         return float(sum(member.id < self._context.org for member in members))
 
     async def _commit(self, row: JobRow) -> None:
-        context = self._context
-        kept = context.journal.verdict(row.job_id)
+        kept = await self._verdict(row)
+        await self._context.transact("commitVerdict", row.job_id, self._commitment(row, kept))
+
+    async def _verdict(self, row: JobRow) -> OwnVerdict:
+        journal = self._context.journal
+        kept = journal.verdict(row.job_id)
         if kept is None:
-            kept = await trio.to_thread.run_sync(
-                context.journal.keep_verdict, row.job_id, await self._find(row)
-            )
-        network = context.ledger.network
-        commitment = verdict_commitment(
+            kept = await trio.to_thread.run_sync(journal.keep_verdict, row.job_id, await self._find(row))
+        return kept
+
+    def _commitment(self, row: JobRow, verdict: OwnVerdict) -> bytes:
+        network = self._context.ledger.network
+        return verdict_commitment(
             chain_id=network.chain_id,
             job_ledger=network.contracts["JobLedger"],
             job_id=row.job_id,
-            verifier=context.org,
-            result_digest=kept.result_digest,
-            held=kept.possession,
-            salt=kept.salt,
+            verifier=self._context.org,
+            result_digest=verdict.result_digest,
+            held=verdict.possession,
+            salt=verdict.salt,
         )
-        await context.transact("commitVerdict", row.job_id, commitment)
 
     async def _find(self, row: JobRow) -> OwnVerdict:
-        context, salt = self._context, os.urandom(32)
+        context = self._context
+        salt = hmac.digest(self._verdict_key, row.job_id, hashlib.sha256)
         try:
             result = await context.execute(row, await context.inputs(row))
         except UsufructError as exc:
@@ -112,10 +126,11 @@ class Verifier:
         return OwnVerdict(result_digest=result.cid.digest, possession=held, salt=salt)
 
     async def _reveal(self, row: JobRow) -> None:
-        kept = self._context.journal.verdict(row.job_id)
-        if kept is None:
-            log.error("job %s: the salt of our verdict is lost; it cannot be revealed", row.job_id.hex()[:12])
-            return
+        kept, mine = await self._verdict(row), self._mine(row)
+        if mine is None or mine.commitment != self._commitment(row, kept):
+            raise VerificationError(
+                "our commitment is to another verdict than we find now; it cannot be revealed"
+            )
         await self._context.transact(
             "revealVerdict", row.job_id, kept.result_digest, kept.possession, kept.salt
         )
