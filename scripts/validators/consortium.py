@@ -167,17 +167,10 @@ def tick(title, lines, done):
 
 def launch(arguments):
     """Replace this process by the launcher."""
-    directory = BUILDS / DEFAULT
-    if not is_built(directory):
+    launcher = BUILDS / DEFAULT / "launcher"
+    if not is_built(launcher.parent):
         raise UnavailableError("the validators' programs are not built; run `scripts/consortium build` first")
-    options = ["--build", str(directory)]
-    if not any(argument.split("=")[0] == "--directory" for argument in arguments):
-        options += ["--directory", str(STATE / "network")]
-    if arguments[:1] == ["upgrade"]:
-        arguments = [
-            str(BUILDS / a) if previous == "--to" else a for previous, a in zip(["", *arguments], arguments)
-        ]
-    os.execv(directory / "launcher", ["scripts/consortium", *arguments, *options])  # noqa: S606
+    os.execv(launcher, ["scripts/consortium", "--state", str(STATE), *arguments])  # noqa: S606
 
 
 def say(what):

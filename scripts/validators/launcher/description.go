@@ -191,9 +191,7 @@ func (c *consortium) status(ctx context.Context) (*statusReport, error) {
 func (c *consortium) probe(ctx context.Context, status *validatorStatus) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	if health, err := tmpnet.CheckNodeHealth(ctx, status.URI); err == nil {
-		status.Healthy = health.Healthy
-	}
+	status.Healthy = c.isHealthy(ctx, status.URI)
 	if version, err := info.NewClient(status.URI).GetNodeVersion(ctx); err == nil {
 		status.Engine = strings.TrimSuffix(version.Version+"@"+version.GitCommit, "@")
 	}

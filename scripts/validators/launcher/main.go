@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"text/tabwriter"
@@ -21,8 +22,8 @@ import (
 )
 
 type options struct {
+	state     string
 	directory string
-	build     string
 	json      bool
 }
 
@@ -48,17 +49,17 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.PersistentFlags().StringVar(&given.directory, "directory", "", "directory of the network")
-	root.PersistentFlags().StringVar(&given.build, "build", "", "directory of the programs")
+	root.PersistentFlags().StringVar(&given.directory, "directory", "", "directory of the network (default: in the clone)")
+	root.PersistentFlags().StringVar(&given.state, "state", "", "where builds and the default network are")
 	root.PersistentFlags().BoolVar(&given.json, "json", false, "print JSON")
 
-	var genesis, build string
+	var genesis, name string
 	up := given.onNetwork("up", "start a new network, or the one in the directory from its disk",
 		func(ctx context.Context, c *consortium) error { return c.up(ctx, genesis) })
 	up.Flags().StringVar(&genesis, "genesis", "", "genesis of a new chain (JSON file)")
 	upgrade := given.onValidator("upgrade", "restart a validator on the programs of another build",
-		func(ctx context.Context, c *consortium, node *tmpnet.Node) error { return c.upgrade(ctx, node, build) })
-	upgrade.Flags().StringVar(&build, "to", "", "directory of the other build")
+		func(ctx context.Context, c *consortium, node *tmpnet.Node) error { return c.upgrade(ctx, node, name) })
+	upgrade.Flags().StringVar(&name, "to", "", "name of the other build")
 
 	root.AddCommand(
 		up,
@@ -130,7 +131,7 @@ func (o *options) upgradeState() *cobra.Command {
 // down also cleans up after a launcher that died in the middle of `up`, so it reads no description.
 func (o *options) down() *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "stop every validator", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-		c, err := lockDirectory(o.directory, o.build)
+		c, err := o.lock()
 		if err != nil {
 			return err
 		}
@@ -138,8 +139,16 @@ func (o *options) down() *cobra.Command {
 	}}
 }
 
+func (o *options) lock() (*consortium, error) {
+	directory := o.directory
+	if directory == "" {
+		directory = filepath.Join(o.state, "network")
+	}
+	return lockDirectory(directory, filepath.Join(o.state, "build"))
+}
+
 func (o *options) run(ctx context.Context, mayCreate bool, act func(context.Context, *consortium) error) error {
-	c, err := lockDirectory(o.directory, o.build)
+	c, err := o.lock()
 	if err != nil {
 		return err
 	}

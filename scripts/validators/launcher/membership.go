@@ -14,17 +14,21 @@ import (
 	"github.com/ava-labs/avalanchego/ids"
 	"github.com/ava-labs/avalanchego/tests/fixture/tmpnet"
 	"github.com/ava-labs/avalanchego/utils/constants"
+	"github.com/ava-labs/avalanchego/utils/set"
 	"github.com/ava-labs/avalanchego/utils/units"
 	"github.com/ava-labs/avalanchego/vms/platformvm"
 	"github.com/ava-labs/avalanchego/vms/platformvm/reward"
 	"github.com/ava-labs/avalanchego/vms/platformvm/txs"
 	"github.com/ava-labs/avalanchego/vms/secp256k1fx"
+	pwallet "github.com/ava-labs/avalanchego/wallet/chain/p/wallet"
 	"github.com/ava-labs/avalanchego/wallet/subnet/primary/common"
 )
 
 const (
-	platformStake = units.MegaAvax  // what the platform's genesis gives each founder
-	chainWeight   = units.Schmeckle // what the fixture gives each founder on the chain
+	chainWeight = units.Schmeckle // what the fixture gives each founder on the chain
+	// Stakes of identities that have left vote no more, but count until their terms end. The platform chain
+	// stops when a fifth of its stake is silent, so a newcomer stakes enough to keep them at a tenth.
+	departedShare = 10
 	// The platform refuses a term longer than its maximum, counted from its own clock.
 	termMargin        = time.Hour
 	membershipTimeout = 2 * time.Minute
@@ -40,17 +44,20 @@ func (c *consortium) add(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	runtime := c.runtimeConfig(c.build)
+	runtime := c.runtimeConfig(defaultBuild)
 	node.RuntimeConfig = &runtime
 	node.Flags[config.TrackSubnetsKey] = c.subnet().SubnetID.String()
 	c.network.Nodes = append(c.network.Nodes, node)
 	if err := c.startAll(ctx, node); err != nil {
 		return err
 	}
+	if err := c.stake(ctx, node); err != nil {
+		return err
+	}
 	return c.admit(ctx, node)
 }
 
-// remove takes a validator's vote away and stops it. Its data stays on its disk.
+// remove takes a validator's vote away and stops it. Its data stays on its disk, under its node id.
 func (c *consortium) remove(ctx context.Context, node *tmpnet.Node) error {
 	if err := c.dismiss(ctx, node.NodeID); err != nil {
 		return err
@@ -58,24 +65,31 @@ func (c *consortium) remove(ctx context.Context, node *tmpnet.Node) error {
 	if err := c.stop(node, false); err != nil {
 		return err
 	}
-	return os.Rename(node.DataDir, filepath.Join(c.networkDir(), "removed-"+node.NodeID.String()))
+	c.network.Nodes = slices.DeleteFunc(c.network.Nodes, func(other *tmpnet.Node) bool { return other == node })
+	return os.Rename(node.DataDir, filepath.Join(c.directory, "removed-"+node.NodeID.String()))
 }
 
-// rotate gives a validator new staking and signing keys, so a new identity, on its old data. The old
-// identity loses its vote first: one of five is missing at any moment of the change, never two.
+// rotate gives a validator new staking and signing keys, so a new identity, on its old data. The old identity
+// loses its vote first and the new one gets its own once it follows the chain: four of four vote in between.
+// The stake is placed before the stop, while the platform chain still has every vote.
 func (c *consortium) rotate(ctx context.Context, node *tmpnet.Node) error {
 	if err := c.dismiss(ctx, node.NodeID); err != nil {
 		return err
 	}
-	if err := c.stop(node, false); err != nil {
-		return err
-	}
+	old := node.NodeID
 	for _, key := range []string{
 		config.StakingTLSKeyContentKey, config.StakingCertContentKey, config.StakingSignerKeyContentKey,
 	} {
 		delete(node.Flags, key)
 	}
 	if err := node.EnsureKeys(); err != nil {
+		return err
+	}
+	say("validator %d: %s becomes %s", numberOf(node), old, node.NodeID)
+	if err := c.stake(ctx, node); err != nil {
+		return err
+	}
+	if err := c.stop(node, false); err != nil {
 		return err
 	}
 	if err := c.startAll(ctx, node); err != nil {
@@ -98,8 +112,8 @@ func (c *consortium) rebuild(ctx context.Context, node *tmpnet.Node) error {
 }
 
 // upgrade restarts a validator on the programs of another build.
-func (c *consortium) upgrade(ctx context.Context, node *tmpnet.Node, build string) error {
-	runtime := c.runtimeConfig(build)
+func (c *consortium) upgrade(ctx context.Context, node *tmpnet.Node, name string) error {
+	runtime := c.runtimeConfig(name)
 	for _, program := range []string{
 		runtime.Process.AvalancheGoPath, filepath.Join(runtime.Process.PluginDir, vmName),
 	} {
@@ -139,40 +153,71 @@ func (c *consortium) upgradeState(ctx context.Context, file string) error {
 	return nil
 }
 
-// admit stakes for a node on the platform chain and gives it a vote on the members' chain.
+// stake makes a node a validator of the platform chain, which every voter of the members' chain must be.
+func (c *consortium) stake(ctx context.Context, node *tmpnet.Node) error {
+	return c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, wallet pwallet.Wallet) error {
+		current, err := client.GetCurrentValidators(ctx, constants.PrimaryNetworkID, nil)
+		if err != nil {
+			return err
+		}
+		term, err := newTerm(ctx, client, node.NodeID, c.newStake(current))
+		if err != nil {
+			return err
+		}
+		proof, err := node.GetProofOfPossession()
+		if err != nil {
+			return err
+		}
+		owner := &secp256k1fx.OutputOwners{Threshold: 1, Addrs: []ids.ShortID{c.subnet().OwningKey.Address()}}
+		_, err = wallet.IssueAddPermissionlessValidatorTx(
+			&txs.SubnetValidator{Validator: *term, Subnet: constants.PrimaryNetworkID},
+			proof, wallet.Builder().Context().AVAXAssetID, owner, owner, reward.PercentDenominator,
+			common.WithContext(ctx),
+		)
+		return err
+	})
+}
+
+// newStake is what the next identity stakes: a founder's stake, or more where identities have left.
+func (c *consortium) newStake(current []platformvm.ClientPermissionlessValidator) uint64 {
+	staying := set.Of(c.subnet().ValidatorIDs...)
+	var departed, live uint64
+	for _, validator := range current {
+		if staying.Contains(validator.NodeID) {
+			live += validator.Weight
+		} else {
+			departed += validator.Weight
+		}
+	}
+	if needed := (departedShare - 1) * departed; needed > live+founderStake {
+		return needed - live
+	}
+	return founderStake
+}
+
+// admit gives a node, which has a stake, a vote on the members' chain.
 func (c *consortium) admit(ctx context.Context, node *tmpnet.Node) error {
-	client, uri, err := c.platform(ctx)
+	err := c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, wallet pwallet.Wallet) error {
+		term, err := newTerm(ctx, client, node.NodeID, chainWeight)
+		if err != nil {
+			return err
+		}
+		stakes, err := client.GetCurrentValidators(ctx, constants.PrimaryNetworkID, []ids.NodeID{node.NodeID})
+		if err != nil {
+			return err
+		}
+		if len(stakes) != 1 {
+			return fmt.Errorf("%s has no stake", node.NodeID)
+		}
+		// A vote ends with its stake, at the latest.
+		term.End = stakes[0].EndTime
+		_, err = wallet.IssueAddSubnetValidatorTx(
+			&txs.SubnetValidator{Validator: *term, Subnet: c.subnet().SubnetID}, common.WithContext(ctx),
+		)
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, membershipTimeout)
-	defer cancel()
-	wallet, err := c.subnet().GetWallet(ctx, uri)
-	if err != nil {
-		return err
-	}
-	proof, err := node.GetProofOfPossession()
-	if err != nil {
-		return err
-	}
-	now, err := client.GetTimestamp(ctx)
-	if err != nil {
-		return err
-	}
-	term := txs.Validator{NodeID: node.NodeID, End: uint64(now.Add(stakeTerm - termMargin).Unix()), Wght: platformStake}
-	owner := &secp256k1fx.OutputOwners{Threshold: 1, Addrs: []ids.ShortID{c.subnet().OwningKey.Address()}}
-	if _, err := wallet.P().IssueAddPermissionlessValidatorTx(
-		&txs.SubnetValidator{Validator: term, Subnet: constants.PrimaryNetworkID},
-		proof, wallet.P().Builder().Context().AVAXAssetID, owner, owner, reward.PercentDenominator,
-		common.WithContext(ctx),
-	); err != nil {
-		return fmt.Errorf("the platform chain does not take the stake: %w", err)
-	}
-	term.Wght = chainWeight
-	if _, err := wallet.P().IssueAddSubnetValidatorTx(
-		&txs.SubnetValidator{Validator: term, Subnet: c.subnet().SubnetID}, common.WithContext(ctx),
-	); err != nil {
-		return fmt.Errorf("the platform chain does not take the validator: %w", err)
 	}
 	return c.setValidators(append(c.subnet().ValidatorIDs, node.NodeID))
 }
@@ -182,23 +227,23 @@ func (c *consortium) dismiss(ctx context.Context, nodeID ids.NodeID) error {
 	if !slices.Contains(c.subnet().ValidatorIDs, nodeID) {
 		return nil
 	}
-	_, uri, err := c.platform(ctx)
+	err := c.onPlatform(ctx, func(ctx context.Context, _ *platformvm.Client, wallet pwallet.Wallet) error {
+		_, err := wallet.IssueRemoveSubnetValidatorTx(nodeID, c.subnet().SubnetID, common.WithContext(ctx))
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, membershipTimeout)
-	defer cancel()
-	wallet, err := c.subnet().GetWallet(ctx, uri)
-	if err != nil {
-		return err
-	}
-	if _, err := wallet.P().IssueRemoveSubnetValidatorTx(
-		nodeID, c.subnet().SubnetID, common.WithContext(ctx),
-	); err != nil {
-		return fmt.Errorf("the platform chain does not dismiss the validator: %w", err)
 	}
 	left := slices.DeleteFunc(slices.Clone(c.subnet().ValidatorIDs), func(id ids.NodeID) bool { return id == nodeID })
 	return c.setValidators(left)
+}
+
+func newTerm(ctx context.Context, client *platformvm.Client, nodeID ids.NodeID, weight uint64) (*txs.Validator, error) {
+	now, err := client.GetTimestamp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &txs.Validator{NodeID: nodeID, End: uint64(now.Add(stakeTerm - termMargin).Unix()), Wght: weight}, nil
 }
 
 func (c *consortium) setValidators(nodeIDs []ids.NodeID) error {
@@ -206,12 +251,24 @@ func (c *consortium) setValidators(nodeIDs []ids.NodeID) error {
 	return c.subnet().Write(c.network.GetSubnetDir())
 }
 
-// platform returns a client of the platform chain on a healthy validator.
-func (c *consortium) platform(ctx context.Context) (*platformvm.Client, string, error) {
+// onPlatform acts on the platform chain through the first validator that answers.
+func (c *consortium) onPlatform(
+	ctx context.Context, act func(context.Context, *platformvm.Client, pwallet.Wallet) error,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, membershipTimeout)
+	defer cancel()
 	for _, node := range c.network.Nodes {
-		if healthy, err := node.IsHealthy(ctx); err == nil && healthy {
-			return platformvm.NewClient(node.URI), node.URI, nil
+		if !c.isHealthy(ctx, node.URI) {
+			continue
 		}
+		wallet, err := c.subnet().GetWallet(ctx, node.URI)
+		if err != nil {
+			return err
+		}
+		if err := act(ctx, platformvm.NewClient(node.URI), wallet.P()); err != nil {
+			return fmt.Errorf("the platform chain does not take the change of validators: %w", err)
+		}
+		return nil
 	}
-	return nil, "", errors.New("no validator is healthy")
+	return errors.New("no validator is healthy")
 }

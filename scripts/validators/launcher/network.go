@@ -16,25 +16,33 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ava-labs/avalanchego/api/health"
 	"github.com/ava-labs/avalanchego/chains"
 	"github.com/ava-labs/avalanchego/config"
 	"github.com/ava-labs/avalanchego/genesis"
 	"github.com/ava-labs/avalanchego/ids"
 	"github.com/ava-labs/avalanchego/tests/fixture/tmpnet"
+	"github.com/ava-labs/avalanchego/utils/constants"
 	"github.com/ava-labs/avalanchego/utils/crypto/secp256k1"
+	"github.com/ava-labs/avalanchego/utils/formatting/address"
 	"github.com/ava-labs/avalanchego/utils/logging"
 	"github.com/ava-labs/avalanchego/utils/ulimit"
+	"github.com/ava-labs/avalanchego/utils/units"
 )
 
 const (
 	validatorCount = 5
 	chainName      = "usufruct"
 	vmName         = "srEXiWaHuhNyGwPUi444Tu47ZEDwxTWrbQiuD7FmgSAQ6X7Dy"
+	defaultBuild   = "default"
 	upgradeFile    = "upgrade.json"
 	dataDirPrefix  = "validator-"
 
 	stakeTerm    = 10 * 365 * 24 * time.Hour
 	startTimeout = 3 * time.Minute
+
+	founderStake  = 2 * units.KiloAvax // the least that the platform takes
+	platformFunds = 500 * units.MegaAvax
 
 	// The VM's settings on every validator. Archive: an auditor may ask for the state of any block. The
 	// pool is as deep as a batch of the library; the debugging and administration interfaces stay shut.
@@ -54,13 +62,13 @@ const (
 // consortium is a network of validators whose state lies under one directory.
 type consortium struct {
 	directory string
-	build     string
+	builds    string
 	network   *tmpnet.Network
 	lock      *os.File
 }
 
 // lockDirectory takes the directory for this process; the lock ends with it.
-func lockDirectory(directory, build string) (*consortium, error) {
+func lockDirectory(directory, builds string) (*consortium, error) {
 	absolute, err := filepath.Abs(directory)
 	if err != nil {
 		return nil, err
@@ -83,7 +91,7 @@ func lockDirectory(directory, build string) (*consortium, error) {
 	if err := os.Setenv("HOME", filepath.Join(absolute, "home")); err != nil {
 		return nil, err
 	}
-	return &consortium{directory: absolute, build: build, lock: lock}, nil
+	return &consortium{directory: absolute, builds: builds, lock: lock}, nil
 }
 
 // read loads the network, if there is one yet. The description is written last, so it marks a whole one.
@@ -168,7 +176,8 @@ func (c *consortium) validator(number int) (*tmpnet.Node, error) {
 	return nil, fmt.Errorf("there is no validator %d", number)
 }
 
-func (c *consortium) runtimeConfig(build string) tmpnet.NodeRuntimeConfig {
+func (c *consortium) runtimeConfig(name string) tmpnet.NodeRuntimeConfig {
+	build := filepath.Join(c.builds, name)
 	return tmpnet.NodeRuntimeConfig{Process: &tmpnet.ProcessRuntimeConfig{
 		AvalancheGoPath: filepath.Join(build, "avalanchego"),
 		PluginDir:       filepath.Join(build, "plugins"),
@@ -209,7 +218,7 @@ func (c *consortium) create(ctx context.Context, chainGenesis []byte) error {
 		// The fixture's default for this chain logs every step.
 		PrimaryChainConfigs:  map[string]tmpnet.ConfigMap{"C": {"log-level": "warn", "warp-api-enabled": false}},
 		DefaultFlags:         nodeFlags(),
-		DefaultRuntimeConfig: c.runtimeConfig(c.build),
+		DefaultRuntimeConfig: c.runtimeConfig(defaultBuild),
 		PreFundedKeys:        []*secp256k1.PrivateKey{platformKey},
 		Nodes:                nodes,
 		Subnets: []*tmpnet.Subnet{{
@@ -261,13 +270,27 @@ func randomNetworkID() (uint32, error) {
 	return uint32(first + number.Int64()), nil
 }
 
-// platformGenesis funds one fresh key and none of the well-known test keys.
+// platformGenesis funds one fresh key and none of the well-known test keys. Founders' stakes are small beside
+// the key's funds, so that the stakes of later identities can outweigh those of identities that have left.
 func platformGenesis(
 	networkID uint32, nodes []*tmpnet.Node, key *secp256k1.PrivateKey,
 ) (*genesis.UnparsedConfig, error) {
 	config, err := tmpnet.NewTestGenesis(networkID, nodes, []*secp256k1.PrivateKey{key})
 	if err != nil {
 		return nil, err
+	}
+	keyAddress, err := address.Format("X", constants.GetHRP(networkID), key.Address().Bytes())
+	if err != nil {
+		return nil, err
+	}
+	for i := range config.Allocations {
+		allocation := &config.Allocations[i]
+		if allocation.AVAXAddr == keyAddress {
+			allocation.InitialAmount = 0
+			allocation.UnlockSchedule = []genesis.LockedAmount{{Amount: platformFunds}}
+		} else {
+			allocation.UnlockSchedule[0].Amount = uint64(len(nodes)) * founderStake
+		}
 	}
 	config.InitialStakeDuration = uint64(stakeTerm.Seconds())
 	config.Message = chainName
@@ -279,6 +302,7 @@ func nodeFlags() tmpnet.FlagsMap {
 		config.FdLimitKey:            strconv.FormatUint(descriptorLimit(), 10),
 		config.MaxStakeDurationKey:   stakeTerm.String(),
 		config.StakeMintingPeriodKey: stakeTerm.String(),
+		config.MaxValidatorStakeKey:  strconv.FormatUint(platformFunds, 10),
 		config.AdminAPIEnabledKey:    "false",
 		config.IndexEnabledKey:       "false",
 		config.LogLevelKey:           logging.Info.String(),
@@ -323,18 +347,14 @@ func (c *consortium) startAll(ctx context.Context, nodes ...*tmpnet.Node) error 
 			return err
 		}
 	}
-	return waitForHealth(ctx, nodes...)
+	return c.waitForHealth(ctx, nodes...)
 }
 
-func waitForHealth(ctx context.Context, nodes ...*tmpnet.Node) error {
+func (c *consortium) waitForHealth(ctx context.Context, nodes ...*tmpnet.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for _, node := range nodes {
-		for {
-			// Right after the start the interface may refuse or hang up; only the deadline ends the wait.
-			if healthy, err := node.IsHealthy(ctx); err == nil && healthy {
-				break
-			}
+		for !c.isHealthy(ctx, node.URI) {
 			select {
 			case <-ctx.Done():
 				return fmt.Errorf("validator %d runs but is not healthy after %s", numberOf(node), startTimeout)
@@ -343,6 +363,17 @@ func waitForHealth(ctx context.Context, nodes ...*tmpnet.Node) error {
 		}
 	}
 	return nil
+}
+
+// isHealthy asks for the members' chain only. The node's overall health also counts the platform's stakes,
+// among them those of identities that have left; the chain does not depend on them.
+func (c *consortium) isHealthy(ctx context.Context, uri string) bool {
+	if uri == "" {
+		return false
+	}
+	// Right after its start a node refuses, hangs up or answers 503.
+	reply, err := health.NewClient(uri).Health(ctx, []string{c.subnet().SubnetID.String()})
+	return err == nil && reply.Healthy
 }
 
 // chainConfigContent is what a validator reads at its start: the chain's settings and its upgrades.
