@@ -233,6 +233,19 @@ class WrongContractCodeError(LedgerError):
     hint = "`usufruct network verify` shows which contract differs"
 
 
+class ChainListError(LedgerError):
+    """An account has another role on one of the chain's own lists than the members' decisions give it."""
+
+    hint = "a vote on the list itself can have done this; only another such vote undoes it"
+
+    def __init__(self, what: str, account: str, role: str, due: str) -> None:
+        self.what = what
+        self.account = account
+        self.role = role
+        self.due = due
+        super().__init__(f"on the chain's list of {what}, {account} has the role {role} instead of {due}")
+
+
 class CompilationError(LedgerError):
     """The shipped contract sources cannot be compiled here."""
 

@@ -1,4 +1,7 @@
-"""Proves that the code on the chain is the code of this package: recompiles the shipped sources and compares byte by byte."""
+"""Proves that the code on the chain is the code of this package: recompiles the shipped sources and compares byte by byte.
+
+And that the chain's own lists, where it keeps any, hold what the members decided.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from usufruct.ledger.compile import (
 )
 from usufruct.ledger.deploy import contract_name_word
 from usufruct.ledger.ledger import Ledger
+from usufruct.ledger.permissions import check_lists
 
 _IMMUTABLES = {
     "PARTICIPANTS": "ParticipantRegistry",
@@ -29,7 +33,7 @@ _IMMUTABLES = {
 
 
 def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[dict[str, object]]:
-    """Recompile with py-solc-x and compare every contract, its immutable addresses and its authority.
+    """Recompile with py-solc-x and compare every contract, its immutable addresses and its authority; then the chain's lists.
 
     Parameters
     ----------
@@ -40,6 +44,8 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
     ------
     WrongContractCodeError
         For the first contract that differs.
+    ChainListError
+        For the first account that a list of the chain treats otherwise than the members decided.
     ConfigurationError
         If the compiler cannot be found.
     """
@@ -63,6 +69,11 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
                     f"{name} obeys another authority than the network's AccessManager"
                 )
         rows.append({"contract": name, "address": address, "size_bytes": len(code), "outcome": "as shipped"})
+    for found in check_lists(ledger):
+        held = f"{found['with_role']} accounts, as the members decided"
+        rows.append(
+            {"contract": found["list"], "address": found["address"], "size_bytes": 0, "outcome": held}
+        )
     return rows
 
 
