@@ -28,7 +28,7 @@ from usufruct.ledger import Network
 from usufruct_node.backup import Manifest, back_up, size_of
 from usufruct_node.backup import restore as restore_home
 from usufruct_node.config import NodeSettings
-from usufruct_node.devnet import Devnet
+from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
 
@@ -211,12 +211,19 @@ def _tell_archive(what: str, manifest: Manifest, *, as_json: bool) -> None:
 @guarded
 def devnet_up(
     directory: DirectoryOption = Path(".devnet"),
-    block_interval: Annotated[float, typer.Option(help="Seconds between blocks.")] = 0.25,
+    chain: Annotated[
+        str | None,
+        typer.Option(help="embedded (default): one process; consortium: five validators, needs Go."),
+    ] = None,
+    block_interval: Annotated[
+        float, typer.Option(help="Seconds between blocks of the embedded chain.")
+    ] = 0.25,
 ) -> None:
-    """Start the chain and five nodes; a directory that holds a network goes on where it stopped."""
+    """Start a chain and five nodes; a directory that holds a network goes on where it stopped."""
     net = Devnet(directory)
+    kind = None if chain is None else chain_kind(chain)
     with err.status("starting") as line:
-        net.up(say=lambda text: line.update(f"starting {text}"), block_interval_s=block_interval)
+        net.up(chain=kind, say=lambda text: line.update(f"starting {text}"), block_interval_s=block_interval)
     out.print(f"network up in {net.root}; `usufruct-node devnet status --dir {directory}` shows it")
 
 
@@ -237,8 +244,9 @@ def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOpt
     _require_network(directory)
     net = Devnet(directory)
     rows: list[dict[str, Any]] = []
+    nodes = {member.name for member in net.members}
     for name, pid in net.running().items():
-        health = "" if name == "chain" or pid is None else _health(net, name)
+        health = _health(net, name) if pid is not None and name in nodes else ""
         rows.append({"process": name, "pid": pid, "health": health})
     if as_json:
         print_json(rows)

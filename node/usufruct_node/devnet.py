@@ -1,7 +1,7 @@
-"""A whole network on one machine: the chain and one node process per organisation, each with a home of its own.
+"""A whole network on one machine: a chain and one node process per organisation, each with a home of its own.
 
-For development, demonstration and tests. Processes meet only through the chain and libp2p; what this module hands to each
-of them is the network file, as a founding member would.
+The chain is one embedded process or five validators. For development, demonstration and tests. Processes meet only through the
+chain and libp2p; what this module hands to each of them is the network file, as a founding member would.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import httpx
 
 from usufruct.errors import ConfigurationError, NodeUnreachableError, UsufructError
 from usufruct.he.parameters import ALLOWED
 from usufruct.home import Home, ParticipantFile, write_private
+from usufruct.keys import identity
+from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Network
 from usufruct.ledger.genesis import found_network
+from usufruct.ledger.subnet_evm import GenesisMember, genesis
 from usufruct.records import Role, Timings
 from usufruct_node.chain import ChainEndpoint, read_endpoint
 from usufruct_node.enrol import create_home_with_passphrase_files
+from usufruct_node.validators import Validators
 
 CHAIN_ID = 88_1812
 _STEWARD = Role.STEWARD | Role.CUSTODIAN | Role.VERIFIER
@@ -51,6 +55,8 @@ MEMBERS = (
 )
 
 Say = Callable[[str], None]
+ChainKind = Literal["embedded", "consortium"]
+"""One process of this package, or five validators of a permissioned chain."""
 
 
 class Devnet:
@@ -59,6 +65,7 @@ class Devnet:
     def __init__(self, root: Path, *, members: Sequence[Member] = MEMBERS) -> None:
         self.root = root.resolve()
         self.members = tuple(members)
+        self.validators = Validators(self.root / "validators")
 
     def home(self, name: str) -> Home:
         """Home of one organisation."""
@@ -69,19 +76,32 @@ class Devnet:
         """The network file as the founders agreed on it."""
         return self.root / "network.json"
 
+    @property
+    def chain(self) -> ChainKind:
+        """What this directory's network lives on."""
+        return "consortium" if self.validators.exist() else "embedded"
+
     def up(
         self,
         *,
+        chain: ChainKind | None = None,
         say: Say = lambda _: None,
         timings: Timings | None = None,
         block_interval_s: float = 0.25,
     ) -> None:
         """Start everything; a directory that holds a network goes on where it stopped.
 
+        Parameters
+        ----------
+        chain :
+            For a new network, what it is to live on; by default one embedded process.
+        block_interval_s :
+            Of the embedded chain; validators set their own pace.
+
         Raises
         ------
         ConfigurationError
-            If it runs already.
+            If it runs already, or on another kind of chain.
         NodeUnreachableError
             If a process does not come up; its log names the reason.
         """
@@ -90,11 +110,20 @@ class Devnet:
                 f"a network runs on {self.root} already, wholly or in part",
                 hint="`usufruct-node devnet down` stops what runs; then `up` goes on where it stopped",
             )
+        founded = self.network_file.exists()
+        if (founded or self.validators.exist()) and chain not in (None, self.chain):
+            raise ConfigurationError(
+                f"the network in {self.root} lives on the {self.chain} chain", hint="choose another directory"
+            )
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        records = {} if founded else self._enrol(say)
         say("chain")
-        self.start_chain(block_interval_s=block_interval_s)
-        if not self.network_file.exists():
-            self._found(say, timings)
+        if (chain or self.chain) == "consortium":
+            self.start_validators(say=say)
+        else:
+            self.start_chain(block_interval_s=block_interval_s)
+        if not founded:
+            self._found(records, say, timings)
         for member in self.members:
             say(f"node {member.name}")
             self.start_node(member.name, wait=False)
@@ -110,10 +139,14 @@ class Devnet:
             if self._alive(name):
                 say(f"stopping {name}")
                 self.stop(name)
+        if any(self.validators.running().values()):
+            say("stopping the validators")
+            self.validators.down()
 
     def running(self) -> dict[str, int | None]:
         """Process id of each part that runs."""
-        return {name: self._alive(name) for name in ["chain", *(member.name for member in self.members)]}
+        chain = {"chain": self._alive("chain")} if self.chain == "embedded" else self.validators.running()
+        return chain | {member.name: self._alive(member.name) for member in self.members}
 
     def start_chain(self, *, block_interval_s: float = 0.25) -> ChainEndpoint:
         """Start the chain process and wait until it answers."""
@@ -126,6 +159,22 @@ class Devnet:
         if self.network_file.exists():
             self.refresh_endpoint()
         return read_endpoint(home)
+
+    def start_validators(self, *, say: Say = lambda _: None) -> None:
+        """Start the validators; a new chain has the founders' accounts in its genesis."""
+        founders = [
+            ParticipantFile.load(self.root / member.name / "participant.json").to_participant()
+            for member in self.members
+            if member.founder
+        ]
+        first = genesis(
+            chain_id=CHAIN_ID,
+            members=[GenesisMember.of(founder) for founder in founders],
+            deployer=founders[0].account,
+        )
+        self.validators.up(first, say=say)
+        if self.network_file.exists():
+            self.refresh_endpoint()
 
     def start_node(self, name: str, *, wait: bool = True) -> None:
         """Start one organisation's node."""
@@ -160,8 +209,8 @@ class Devnet:
         """Where a process writes what it has to say."""
         return self.root / f"{name}.log"
 
-    def _found(self, say: Say, timings: Timings | None) -> None:
-        """Make the homes, deploy the contracts with the founders, hand everybody the network file."""
+    def _enrol(self, say: Say) -> dict[str, ParticipantFile]:
+        """Make the homes; those of an interrupted start are taken as they are."""
         records: dict[str, ParticipantFile] = {}
         for member in self.members:
             say(f"keys of {member.name}")
@@ -171,26 +220,47 @@ class Devnet:
                 if (path / "organisation.json").exists()
                 else create_home_with_passphrase_files(path, name=member.name, roles=member.roles)
             )
+        return records
+
+    def _found(self, records: dict[str, ParticipantFile], say: Say, timings: Timings | None) -> None:
+        """Deploy the contracts with the founders, and hand everybody the network file."""
         say("contracts")
+        founders = [member.name for member in self.members if member.founder]
+        consortium = self.chain == "consortium"
         network = found_network(
-            read_endpoint(self.root / "chain").url,
-            deployer_key=secrets.token_bytes(32),
-            founders=[records[member.name].to_participant() for member in self.members if member.founder],
+            self._rpc_urls()[0],
+            deployer_key=self._authority_key(founders[0]) if consortium else secrets.token_bytes(32),
+            founders=[records[name].to_participant() for name in founders],
             parameters=[(key, value.security_bits) for key, value in ALLOWED.items()],
             timings=timings,
+            profile="subnet-evm" if consortium else "embedded",
+            finality=self.validators.describe().finality() if consortium else None,
         )
-        for member in self.members:
-            network.save(self.home(member.name).network_file)
-        network.save(self.network_file)
+        self._hand_out(network)
 
     def refresh_endpoint(self) -> None:
-        """Write the chain's present address into every network file: its port may change over a restart."""
-        network = Network.load(self.network_file)
-        url = read_endpoint(self.root / "chain").url
-        if network.rpc_urls != (url,):
-            moved = network.model_copy(update={"rpc_urls": (url,)})
-            for path in [self.network_file, *(self.home(m.name).network_file for m in self.members)]:
-                moved.save(path)
+        """Write the chain's present addresses into every network file: ports may change over a restart."""
+        self._hand_out(Network.load(self.network_file))
+
+    def _hand_out(self, network: Network) -> None:
+        """Everybody gets the network file; where there are several validators, each member asks another one first."""
+        urls = self._rpc_urls()
+        for number, member in enumerate(self.members):
+            at = number % len(urls)
+            network.model_copy(update={"rpc_urls": urls[at:] + urls[:at]}).save(
+                self.home(member.name).network_file
+            )
+        network.model_copy(update={"rpc_urls": urls}).save(self.network_file)
+
+    def _rpc_urls(self) -> tuple[str, ...]:
+        if self.chain == "consortium":
+            return self.validators.describe().rpc_urls
+        return (read_endpoint(self.root / "chain").url,)
+
+    def _authority_key(self, name: str) -> bytes:
+        home = self.home(name)
+        keystore = KeyStore.open(home.authority_keystore, read_passphrase(home.authority_passphrase))
+        return identity.load_authority_keys(keystore).ledger_key
 
     def _spawn(self, name: str, module: list[str]) -> None:
         with self.log_file(name).open("ab") as log:
@@ -237,6 +307,21 @@ class Devnet:
                         hint=f"its log is {self.log_file(name)}",
                     ) from exc
                 time.sleep(0.05)
+
+
+def chain_kind(text: str) -> ChainKind:
+    """The kind of chain that a command names.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    for kind in get_args(ChainKind):
+        if text == kind:
+            return cast(ChainKind, kind)
+    raise ConfigurationError(
+        f"{text!r} is no kind of chain", hint=f"kinds are {', '.join(get_args(ChainKind))}"
+    )
 
 
 def _reap(pid: int) -> None:

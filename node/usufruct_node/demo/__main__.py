@@ -14,7 +14,7 @@ from rich.console import Console
 from usufruct.cli import guarded
 from usufruct_node.demo.report import Report
 from usufruct_node.demo.story import Story
-from usufruct_node.devnet import Devnet
+from usufruct_node.devnet import Devnet, chain_kind
 
 _PLAIN_WIDTH = 110
 
@@ -23,6 +23,9 @@ _PLAIN_WIDTH = 110
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
     keep: Annotated[bool, typer.Option(help="Leave the network running and say what to try next.")] = False,
+    chain: Annotated[
+        str, typer.Option(help="embedded: one process; consortium: five validators, needs Go.")
+    ] = "embedded",
     directory: Annotated[Path, typer.Option("--dir", help="Directory of the network; emptied first.")] = Path(
         ".devnet/demo"
     ),
@@ -30,13 +33,14 @@ def demo(
     """Run the main job: two clinics share encrypted face features, a university computes on them, an auditor checks."""
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     report = Report(console)
-    net = Devnet(directory)
+    net, kind = Devnet(directory), chain_kind(chain)
     net.down()
     shutil.rmtree(directory, ignore_errors=True)
     succeeded = False
     try:
-        with report.step("starting the chain and five nodes, each with its own keys and data"):
-            net.up()
+        ground = "one chain process" if kind == "embedded" else "five validators"
+        with report.step(f"starting {ground} and five nodes, each with its own keys and data"):
+            net.up(chain=kind)
         Story(net, report).tell()
         report.show()
         if json_file is not None:
