@@ -69,7 +69,12 @@ class Node:
         self._secrets = _SecretKeys(keystore)
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
         network = Network.load(home.network_file)
-        self.ledger = Ledger.open(network, private_key=keys.ledger_key, patience=settings.ledger_patience_s)
+        self.ledger = Ledger.open(
+            network,
+            private_key=keys.ledger_key,
+            journal=home.root / "node.transactions",
+            patience=settings.ledger_patience_s,
+        )
         (authority,) = self.ledger.read("ParticipantRegistry", "authority")
         self.contracts = {**network.contracts, "AccessManager": authority}
         self.index = Index(home.index_database)

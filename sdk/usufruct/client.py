@@ -98,7 +98,7 @@ class Client:
         ledger = Ledger.open(
             Network.load(place.network_file),
             private_key=keys.ledger_key,
-            lock_file=place.root / "authority.lock",
+            journal=place.root / "authority.transactions",
         )
         return cls(
             name=organisation.name,

@@ -126,14 +126,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from usufruct.ledger import Ledger, Network
 network, key, lock, who = sys.argv[1:]
-ledger = Ledger.open(Network.load(Path(network)), private_key=bytes.fromhex(key), lock_file=Path(lock))
+ledger = Ledger.open(Network.load(Path(network)), private_key=bytes.fromhex(key), journal=Path(lock))
 with ThreadPoolExecutor(4) as pool:
     for _ in pool.map(lambda i: ledger.transact("ParticipantRegistry", "setEndpoint", f"/{who}/{i}"), range(8)):
         pass
 """
 
 
-def test_two_processes_that_share_an_account_by_its_lock_file_lose_no_transaction(
+def test_two_processes_that_share_an_account_by_its_journal_lose_no_transaction(
     consortium: Consortium, tmp_path: Path
 ) -> None:
     organisation = consortium["auditor"]
@@ -295,7 +295,7 @@ def test_a_transaction_that_is_not_final_in_time_is_reported_as_lost(consortium:
     before = nonce_of(organisation.ledger)
     with pytest.raises(TransactionLostError, match="not final") as caught:
         sender.transact(*move(organisation.ledger, "/late"))
-    assert "look it up" in caught.value.hint
+    assert "repeat the command" in caught.value.hint
     deadline = time.monotonic() + 10
     while nonce_of(organisation.ledger) == before:
         assert time.monotonic() < deadline

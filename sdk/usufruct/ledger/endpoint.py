@@ -1,4 +1,7 @@
-"""One JSON-RPC endpoint of the chain: calls, batches, finalised head, logs. Knows no contract and no key."""
+"""One JSON-RPC endpoint of the chain: calls, batches, finalised head, logs. Knows no contract and no key.
+
+`usufruct.ledger.endpoints` has the same interface over several.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import orjson
 import requests
 from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 from web3 import HTTPProvider
-from web3.types import RPCEndpoint
+from web3.types import RPCEndpoint, RPCResponse
 
 from usufruct.errors import LedgerError, LedgerUnreachableError, TransactionRevertedError, WrongChainError
 from usufruct.ledger.abi import decode_revert
+from usufruct.ledger.health import ChainHealth, ChainWatch, EndpointHealth
+from usufruct.ledger.profile import PROFILES, ChainProfile
 
 _LOG_SPAN = 5_000
 _REQUEST_SECONDS = 20.0
@@ -39,11 +45,20 @@ class Endpoint:
     transaction, which the chain identifies by its hash.
     """
 
-    def __init__(self, url: str, *, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience: float = 30.0,
+        profile: ChainProfile = PROFILES["embedded"],
+        request_s: float = _REQUEST_SECONDS,
+    ) -> None:
         self.url = url
+        self.profile = profile
+        self.watch = ChainWatch(profile)
         self._patience = patience
-        self._provider = HTTPProvider(
-            url, request_kwargs={"timeout": _REQUEST_SECONDS}, exception_retry_configuration=None
+        self._provider = _Provider(
+            url, request_kwargs={"timeout": request_s}, exception_retry_configuration=None
         )
 
     def call(self, method: str, *params: object) -> Any:
@@ -95,7 +110,23 @@ class Endpoint:
 
     def finalised(self) -> Head:
         """The newest finalised block."""
-        return self._head("finalized")
+        head = self._head(self.profile.finality_tag)
+        self.watch.observed(head.number)
+        return head
+
+    def broadcast(self, raws: Sequence[bytes]) -> list[Any]:
+        """Hand signed transactions over, in order; answers as in `batch`."""
+        return self.batch([("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in raws])
+
+    def health(self) -> ChainHealth:
+        """What this process has seen of the chain; asks nobody."""
+        height = self.watch.height
+        return ChainHealth(
+            height=height,
+            stalled_since=self.watch.stalled_since(),
+            waiting=self.watch.waiting,
+            endpoints=(EndpointHealth(url=self.url, in_use=True, height=height, trouble=None),),
+        )
 
     def block(self, number: int) -> Head:
         """The block with this number."""
@@ -112,7 +143,7 @@ class Endpoint:
 
     def code(self, address: str) -> bytes:
         """Runtime code at an address."""
-        return bytes.fromhex(self.call("eth_getCode", address, "finalized")[2:])
+        return bytes.fromhex(self.call("eth_getCode", address, self.profile.finality_tag)[2:])
 
     def _head(self, tag: str) -> Head:
         block = self.call("eth_getBlockByNumber", tag, False)
@@ -162,6 +193,14 @@ class Endpoint:
         if "revert" in message.lower():
             raise TransactionRevertedError("Reverted", {"message": message})
         raise LedgerError(f"{method}: {message}")
+
+
+class _Provider(HTTPProvider):
+    """Reads answers with orjson: an index is rebuilt out of gigabytes of them."""
+
+    @staticmethod
+    def decode_rpc_response(raw_response: bytes) -> RPCResponse:
+        return cast(RPCResponse, orjson.loads(raw_response))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from usufruct.errors import (
 from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
 from usufruct.ledger.compile import compare_runtime, identify_runtime, load_artifact
 from usufruct.ledger.endpoint import Endpoint, Head, well_formed
+from usufruct.ledger.endpoints import Endpoints
+from usufruct.ledger.health import ChainHealth
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
 from usufruct.records import (
@@ -39,13 +41,13 @@ Record = TypeVar("Record")
 
 
 class Ledger:
-    """One network, through one endpoint, optionally as one account."""
+    """One network, through its endpoints, optionally as one account."""
 
     def __init__(self, network: Network, endpoint: Endpoint, sender: Sender | None = None) -> None:
         self.network = network
         self.endpoint = endpoint
         self._sender = sender
-        self._contract_of = {network.contracts[name].lower(): name for name in CONTRACTS}
+        self._emitters = {network.contracts[n].lower(): (n, load_abi(n).events) for n in CONTRACTS}
 
     @classmethod
     def open(
@@ -53,21 +55,35 @@ class Ledger:
         network: Network,
         *,
         private_key: bytes | None = None,
-        lock_file: Path | None = None,
+        journal: Path | None = None,
         patience: float = 30.0,
+        rpc_urls: Sequence[str] = (),
     ) -> Ledger:
         """Connect and check that this is the right chain with the right contracts.
 
+        Parameters
+        ----------
+        journal :
+            File that keeps signed transactions until their outcome is known; see `usufruct.ledger.journal`.
+        patience :
+            Seconds for which a call is repeated while no endpoint is fit to answer it.
+        rpc_urls :
+            Endpoints to use before those of the network file.
+
         Raises
         ------
-        WrongChainError, WrongContractCodeError, LedgerUnreachableError
+        WrongChainError, WrongContractCodeError, LedgerUnreachableError, StaleLedgerError
         """
-        endpoint = Endpoint(network.rpc_urls[0], patience=patience)
+        endpoint = Endpoints(
+            (*rpc_urls, *network.rpc_urls),
+            profile=network.chain,
+            chain_id=network.chain_id,
+            genesis_hash=network.genesis_hash,
+            patience=patience,
+        )
         endpoint.check_chain(network.chain_id, network.genesis_hash)
         sender = (
-            None
-            if private_key is None
-            else Sender(endpoint, network.chain_id, private_key, lock_file=lock_file)
+            None if private_key is None else Sender(endpoint, network.chain_id, private_key, journal=journal)
         )
         ledger = cls(network, endpoint, sender)
         ledger.check_address_book()
@@ -99,7 +115,7 @@ class Ledger:
                         "to": self.network.address_book,
                         "data": "0x" + lookup.encode([name.encode().ljust(32, b"\0")]).hex(),
                     },
-                    "finalized",
+                    self.network.chain.finality_tag,
                 ),
             )
             for name in CONTRACTS
@@ -115,7 +131,8 @@ class Ledger:
         """Call a view at the newest finalised block; decoded words."""
         codec = load_abi(contract).functions[function]
         message = {"to": self.network.contracts[contract], "data": "0x" + codec.encode(arguments).hex()}
-        return codec.decode(bytes.fromhex(self.endpoint.call("eth_call", message, "finalized")[2:]))
+        answer = self.endpoint.call("eth_call", message, self.network.chain.finality_tag)
+        return codec.decode(bytes.fromhex(answer[2:]))
 
     def transact(self, contract: str, function: str, *arguments: object, least_gas: int = 0) -> Receipt:
         """Send one call and wait until it is final; see `Sender.transact`."""
@@ -151,7 +168,7 @@ class Ledger:
     def events_of(self, receipt: Receipt) -> list[LedgerEvent]:
         """Decoded events of one transaction."""
         time = hex(self.endpoint.block(receipt.block_number).timestamp)
-        known = [log for log in receipt.logs if log["address"].lower() in self._contract_of]
+        known = [log for log in receipt.logs if log["address"].lower() in self._emitters]
         return [self._event(log, time) for log in known]
 
     def event_of(self, receipt: Receipt, name: str) -> LedgerEvent:
@@ -170,6 +187,10 @@ class Ledger:
     def finalised(self) -> Head:
         """The newest finalised block."""
         return self.endpoint.finalised()
+
+    def health(self) -> ChainHealth:
+        """Whether the chain moves and which endpoints are fit, from what this process has seen; asks nobody."""
+        return self.endpoint.health()
 
     def participant(self, org: OrgId) -> Participant:
         """A member's record; status NONE when unknown."""
@@ -232,9 +253,9 @@ class Ledger:
         return from_abi(record, values)
 
     def _event(self, log: dict[str, Any], timestamp: str) -> LedgerEvent:
-        contract = self._contract_of[log["address"].lower()]
+        contract, codecs = self._emitters[log["address"].lower()]
         topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
-        codec = load_abi(contract).events.get(topics[0])
+        codec = codecs.get(topics[0])
         if codec is None:
             raise WrongContractCodeError(f"{contract} emitted an event that this package does not know")
         return LedgerEvent(

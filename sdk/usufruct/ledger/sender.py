@@ -1,29 +1,42 @@
-"""Signs transactions, owns the nonce of one account, waits for finality. Knows no contract."""
+"""Signs transactions, owns the nonces of one account, waits for finality. Knows no contract.
+
+An intent is a call under one nonce. It is written to the journal before it is sent, sent as the same bytes again for
+as long as its outcome is unknown, and signed anew only at a higher fee, under the same nonce. A call that was given
+up on, by a crash or an error, and is made again, is taken up where it was left instead of being sent twice.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
+from coincurve import PrivateKey
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
 
 from usufruct.errors import (
     LedgerError,
     LedgerUnreachableError,
     TransactionLostError,
+    TransactionReplacedError,
     TransactionRevertedError,
 )
-from usufruct.ledger.endpoint import Endpoint, transaction_hash
+from usufruct.ledger.endpoint import Endpoint, well_formed
+from usufruct.ledger.journal import InFlight, Journal
+from usufruct.ledger.signing import sign_transaction
 
 _POLL_SECONDS = 0.1
 _GAS_MARGIN = 1.3
+_CHUNK = 100
+"""Transactions per JSON-RPC batch; while one is on its way the next is signed."""
+
+_RAISE_FEE_PERCENT = 125
+"""Of the old fee; engines take a replacement from 110% on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +56,27 @@ class Pending:
     """A transaction that was sent; not yet final."""
 
     transaction_hash: bytes
+    """Of the first that was signed for it; names the intent, whatever replaced it since."""
     nonce: int
     to: str | None
     data: bytes
 
 
+class _Refused(Exception):
+    """An endpoint takes these transactions not, and the chain does not have them."""
+
+    def __init__(self, ids: list[bytes], reason: LedgerError) -> None:
+        self.ids = ids
+        self.reason = reason
+        super().__init__(str(reason))
+
+
 class Sender:
     """Sends from one account.
 
-    Nonces are taken under a lock, and with `lock_file` under a file lock too, so that two processes that share the
-    account never use one twice.
+    Nonces are taken under a lock, and with a `journal` file under a file lock too, so that two processes that share the account
+    never use one twice; what is in flight is in that file, so that neither a crash nor an endpoint that dies loses or doubles a
+    transaction.
     """
 
     def __init__(
@@ -61,16 +85,16 @@ class Sender:
         chain_id: int,
         private_key: bytes,
         *,
-        lock_file: Path | None = None,
+        journal: Path | None = None,
         patience: float = 120.0,
     ) -> None:
         self._endpoint = endpoint
         self._chain_id = chain_id
-        self._account: LocalAccount = Account.from_key(private_key)
-        self._lock_file = lock_file
-        self._lock = threading.Lock()
+        self._key = PrivateKey(private_key)
+        self._journal = Journal(journal)
         self._patience = patience
-        self.address: str = self._account.address
+        public = self._key.public_key.format(compressed=False)[1:]
+        self.address: str = to_checksum_address(keccak(public)[-20:])
 
     def transact(self, to: str | None, data: bytes, *, least_gas: int = 0) -> Receipt:
         """Send one transaction and wait until it is final.
@@ -82,14 +106,18 @@ class Sender:
         ------
         TransactionRevertedError
             If the contract refuses; found by simulation before anything is sent, or in the block.
+        ChainStalledError
+            If no block comes for five block intervals; the same call, made again, waits for the same transaction.
+        TransactionReplacedError
+            If another transaction took the nonce, from outside this library.
         TransactionLostError
-            If it is not final within `patience` seconds.
+            If it is not final within `patience` seconds; the same call, made again, waits for the same transaction.
         """
-        gas = max(self._estimate(to, data), least_gas)
-        with self._nonces():
-            raw = self._sign(to, data, gas, self._next_nonce(), self._gas_price())
-            self._submit([raw])
-        return self._settled(transaction_hash(raw), to, data)
+        taken = self._take_up([(to, data)])[0]
+        if taken is None:
+            gas = max(self._estimate(to, data), least_gas)
+            (taken,) = self._send([(to, data)], gas)
+        return self.settle([taken])[0]
 
     def transact_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int) -> list[Receipt]:
         """Send calls as one batch, signed beforehand with consecutive nonces, and wait until all are final.
@@ -101,92 +129,242 @@ class Sender:
 
     def submit_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int) -> list[Pending]:
         """Send calls as one batch without waiting."""
-        with self._nonces():
-            price, first = self._gas_price(), self._next_nonce()
-            raws = [self._sign(to, data, gas, first + i, price) for i, (to, data) in enumerate(calls)]
-            self._submit(raws)
-        return [
-            Pending(transaction_hash=transaction_hash(raw), nonce=first + i, to=to, data=data)
-            for i, (raw, (to, data)) in enumerate(zip(raws, calls, strict=True))
-        ]
+        taken = self._take_up(calls)
+        fresh = iter(self._send([call for call, p in zip(calls, taken, strict=True) if p is None], gas))
+        return [pending or next(fresh) for pending in taken]
 
     def settle(self, pending: Sequence[Pending]) -> list[Receipt]:
         """Wait until all are final; raises for the first that reverted."""
-        return [self._settled(item.transaction_hash, item.to, item.data) for item in pending]
+        if not pending:
+            return []
+        outcomes = zip(self._outcomes(pending), pending, strict=True)
+        return [self._receipt_of(receipt, item) for receipt, item in outcomes]
 
-    @contextlib.contextmanager
-    def _nonces(self) -> Iterator[None]:
-        with self._lock:
-            if self._lock_file is None:
-                yield
-                return
-            with self._lock_file.open("a") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                yield
+    # Sending.
+
+    def _take_up(self, calls: Sequence[tuple[str | None, bytes]]) -> list[Pending | None]:
+        """What earlier attempts at these calls left in flight."""
+        with self._journal.locked():
+            if all(not self._journal.is_orphan(entry) for entry in self._journal.in_flight()):
+                return [None] * len(calls)
+            self._forget_replaced()
+            return [_pending(entry) if (entry := self._journal.take_up(call)) else None for call in calls]
+
+    def _send(self, calls: Sequence[tuple[str | None, bytes]], gas: int) -> list[Pending]:
+        """Sign calls under the next nonces, write them down, hand them over."""
+        if not calls:
+            return []
+        sent: list[Pending] = []
+        on_its_way: Future[None] | None = None
+        with self._journal.locked(), ThreadPoolExecutor(1) as courier:
+            self._forget_unclaimed()
+            price, first = self._gas_price(), self._next_nonce()
+            try:
+                for at in range(0, len(calls), _CHUNK):
+                    chunk = [
+                        InFlight.signed(self._sign(to, data, gas, first + at + i, price))
+                        for i, (to, data) in enumerate(calls[at : at + _CHUNK])
+                    ]
+                    if on_its_way is not None:
+                        on_its_way.result()
+                    self._journal.add(chunk)
+                    sent += [_pending(entry) for entry in chunk]
+                    on_its_way = courier.submit(self._submit, chunk)
+                if on_its_way is not None:
+                    on_its_way.result()
+            except LedgerError:
+                self._journal.release([pending.transaction_hash for pending in sent])
+                raise
+        for pending in sent:
+            self._endpoint.watch.sent(pending.transaction_hash)
+        return sent
 
     def _next_nonce(self) -> int:
-        return self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
+        """The nonce after every transaction that may still be included; called while the journal is locked.
+
+        An endpoint that was changed to, or that was restarted, may not know all of ours: they are handed over again,
+        since a gap would hold up everything behind it.
+        """
+        pending = self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
+        ahead = [entry for entry in self._journal.in_flight() if entry.nonce >= pending]
+        if ahead:
+            self._submit(ahead)
+        return max([pending, *(entry.nonce + 1 for entry in ahead)])
+
+    def _orphans_passed(self) -> list[InFlight]:
+        """Intents of earlier attempts whose nonce is used in a final block, by themselves or by something else."""
+        orphans = [entry for entry in self._journal.in_flight() if self._journal.is_orphan(entry)]
+        if not orphans:
+            return []
+        tag = self._endpoint.profile.finality_tag
+        used = self._endpoint.quantity("eth_getTransactionCount", self.address, tag)
+        return [entry for entry in orphans if entry.nonce < used]
+
+    def _forget_replaced(self) -> None:
+        """Drop what can never be included, because another transaction has its nonce in a final block."""
+        passed = self._orphans_passed()
+        receipts = self._receipts([_pending(entry) for entry in passed])
+        gone = [entry.id for entry, receipt in zip(passed, receipts, strict=True) if receipt is None]
+        self._journal.forget(gone)
+
+    def _forget_unclaimed(self) -> None:
+        """Drop outcomes that nobody came back for: whoever makes the same call after another means it anew."""
+        self._journal.forget([entry.id for entry in self._orphans_passed()])
 
     def _gas_price(self) -> int:
-        return self._endpoint.quantity("eth_gasPrice")
+        """Wei per gas: what the chain asks, and never what it takes into its pool to leave there."""
+        return max(self._endpoint.quantity("eth_gasPrice"), self._endpoint.profile.minimum_gas_price)
 
     def _estimate(self, to: str | None, data: bytes) -> int:
-        return int(self._endpoint.quantity("eth_estimateGas", self._message(to, data)) * _GAS_MARGIN)
+        needed = int(self._endpoint.quantity("eth_estimateGas", self._message(to, data)) * _GAS_MARGIN)
+        return min(needed, self._endpoint.profile.transaction_gas)
 
     def _message(self, to: str | None, data: bytes) -> dict[str, str]:
         message = {"from": self.address, "data": "0x" + data.hex()}
         return message if to is None else message | {"to": to}
 
     def _sign(self, to: str | None, data: bytes, gas: int, nonce: int, gas_price: int) -> bytes:
-        fields: dict[str, Any] = {
-            "nonce": nonce,
-            "gas": gas,
-            "gasPrice": gas_price,
-            "value": 0,
-            "data": data,
-            "chainId": self._chain_id,
-        }
-        if to is not None:
-            fields["to"] = to
-        return bytes(self._account.sign_transaction(fields).raw_transaction)
+        return sign_transaction(
+            self._key,
+            chain_id=self._chain_id,
+            nonce=nonce,
+            gas_price=gas_price,
+            gas=gas,
+            to=to,
+            data=data,
+        )
 
-    def _submit(self, raws: Sequence[bytes]) -> None:
+    def _submit(self, entries: Sequence[InFlight]) -> None:
+        """Hand signed transactions over; those that the chain refuses are no longer in flight."""
+        try:
+            self._broadcast(entries)
+        except _Refused as exc:
+            self._journal.forget(exc.ids)
+            raise exc.reason from exc
+
+    def _broadcast(self, entries: Sequence[InFlight]) -> None:
         """Hand signed transactions over; a refusal counts only when the chain does not have them already.
 
         A reply that was lost makes the endpoint repeat the request, and the repetition is refused: the transaction is
         known, or its nonce used.
         """
         try:
-            self._endpoint.batch([("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in raws])
+            self._endpoint.broadcast([entry.raws[-1] for entry in entries])
         except LedgerUnreachableError:
             raise
-        except LedgerError:
-            lookups = [("eth_getTransactionByHash", ["0x" + transaction_hash(raw).hex()]) for raw in raws]
-            if any(found is None for found in self._endpoint.batch(lookups)):
-                raise
+        except LedgerError as exc:
+            lookups = [("eth_getTransactionByHash", ["0x" + entry.hashes[-1].hex()]) for entry in entries]
+            found = self._endpoint.batch(lookups)
+            refused = [entry.id for entry, known in zip(entries, found, strict=True) if known is None]
+            if refused:
+                raise _Refused(refused, exc) from exc
 
-    def _settled(self, tx_hash: bytes, to: str | None, data: bytes) -> Receipt:
-        deadline = time.monotonic() + self._patience
-        while time.monotonic() < deadline:
-            receipt = self._endpoint.call("eth_getTransactionReceipt", "0x" + tx_hash.hex())
-            if receipt is not None and int(receipt["blockNumber"], 16) <= self._endpoint.finalised().number:
-                break
+    # Waiting.
+
+    def _outcomes(self, pending: Sequence[Pending]) -> list[dict[str, Any]]:
+        """Receipts in final blocks, in order; of reverted ones too.
+
+        On return the journal has forgotten them. On an error it keeps them, for whoever makes the same calls again.
+        """
+        ids = [item.transaction_hash for item in pending]
+        for entry_id in ids:
+            self._endpoint.watch.sent(entry_id)
+        try:
+            self._wait(pending)
+            receipts = self._receipts(pending)
+        except LedgerError:
+            self._journal.release(ids)
+            raise
+        finally:
+            for entry_id in ids:
+                self._endpoint.watch.settled(entry_id)
+        self._journal.forget(ids)
+        for item, receipt in zip(pending, receipts, strict=True):
+            if receipt is None:
+                raise TransactionReplacedError(
+                    f"another transaction has nonce {item.nonce} of {self.address} in a final block"
+                )
+        return [receipt for receipt in receipts if receipt is not None]
+
+    def _wait(self, pending: Sequence[Pending]) -> None:
+        """Wait until the highest nonce is used in a final block, and so all before it."""
+        last = max(pending, key=lambda item: item.nonce)
+        begun = time.monotonic()
+        pause = 2 * self._endpoint.profile.block_interval_s
+        look_after = begun + pause
+        while not self._is_over(last):
+            self._endpoint.watch.check()
+            now = time.monotonic()
+            if now - begun >= self._patience:
+                raise TransactionLostError(
+                    f"transaction 0x{last.transaction_hash.hex()} is not final after {self._patience:.0f} s",
+                    hint="it may still be included: repeat the command, which waits for the same transaction",
+                )
+            if now >= look_after:
+                look_after = now + pause
+                if self._look_after({item.transaction_hash for item in pending}) > last.nonce:
+                    return
             time.sleep(_POLL_SECONDS)
-        else:
-            raise TransactionLostError(
-                f"transaction 0x{tx_hash.hex()} is not final after {self._patience:.0f} s",
-                hint="look it up before sending again: it may still be included",
+
+    def _is_over(self, pending: Pending) -> bool:
+        (receipt,) = self._receipts([pending])
+        final = self._endpoint.finalised().number
+        return receipt is not None and int(receipt["blockNumber"], 16) <= final
+
+    def _look_after(self, ids: set[bytes]) -> int:
+        """Send what is not included yet again, at a higher fee if the chain asks for more by now.
+
+        Returns how many nonces of the account are used in final blocks.
+        """
+        profile = self._endpoint.profile
+        with self._journal.locked():
+            included = self._endpoint.quantity("eth_getTransactionCount", self.address, "latest")
+            price = self._gas_price()
+            waiting = [e for e in self._journal.in_flight() if e.id in ids and e.nonce >= included]
+            for entry in waiting:
+                if entry.gas_price < price:
+                    to, data = entry.call
+                    offer = max(price, entry.gas_price * _RAISE_FEE_PERCENT // 100 + 1)
+                    self._journal.replace(entry, self._sign(to, data, entry.gas, entry.nonce, offer))
+            again = [e for e in self._journal.in_flight() if e.id in ids and e.nonce >= included]
+            with contextlib.suppress(_Refused):
+                self._broadcast(again)
+        return self._endpoint.quantity("eth_getTransactionCount", self.address, profile.finality_tag)
+
+    def _receipts(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+        """The receipt of whichever transaction of each intent was included; None where none was."""
+        lookups = [
+            (position, transaction)
+            for position, item in enumerate(pending)
+            for transaction in self._journal.hashes_of(item.transaction_hash)
+        ]
+        found: list[dict[str, Any] | None] = [None] * len(pending)
+        for at in range(0, len(lookups), _CHUNK):
+            chunk = lookups[at : at + _CHUNK]
+            calls = [("eth_getTransactionReceipt", ("0x" + transaction.hex(),)) for _, transaction in chunk]
+            for (position, _), receipt in zip(chunk, self._endpoint.batch(calls), strict=True):
+                found[position] = found[position] or receipt
+        return found
+
+    def _receipt_of(self, receipt: dict[str, Any], pending: Pending) -> Receipt:
+        """The receipt as a record.
+
+        Raises
+        ------
+        TransactionRevertedError
+            If the contract refused in the block.
+        """
+        with well_formed(self._endpoint.url):
+            if int(receipt["status"], 16) != 1:
+                raise self._reason(receipt, pending.to, pending.data)
+            return Receipt(
+                transaction_hash=bytes.fromhex(receipt["transactionHash"][2:]),
+                block_number=int(receipt["blockNumber"], 16),
+                block_hash=bytes.fromhex(receipt["blockHash"][2:]),
+                gas_used=int(receipt["gasUsed"], 16),
+                contract_address=receipt.get("contractAddress"),
+                logs=receipt["logs"],
             )
-        if int(receipt["status"], 16) != 1:
-            raise self._reason(receipt, to, data)
-        return Receipt(
-            transaction_hash=tx_hash,
-            block_number=int(receipt["blockNumber"], 16),
-            block_hash=bytes.fromhex(receipt["blockHash"][2:]),
-            gas_used=int(receipt["gasUsed"], 16),
-            contract_address=receipt.get("contractAddress"),
-            logs=receipt["logs"],
-        )
 
     def _reason(self, receipt: dict[str, Any], to: str | None, data: bytes) -> LedgerError:
         try:
@@ -194,3 +372,8 @@ class Sender:
         except TransactionRevertedError as exc:
             return exc
         return TransactionRevertedError("OutOfGasOrChanged", {"transaction": receipt["transactionHash"]})
+
+
+def _pending(entry: InFlight) -> Pending:
+    to, data = entry.call
+    return Pending(transaction_hash=entry.id, nonce=entry.nonce, to=to, data=data)

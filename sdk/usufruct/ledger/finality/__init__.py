@@ -1,7 +1,7 @@
 """Finality that an outsider can check: from the pinned validators to a block, from the block to an event in it.
 
-Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` follows changes of the set; the rest is pure: `proof`
-(the record), `warp` and `besu` (one verifier for each way of signing), `header`, `receipts`, `bls`.
+Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` follows changes of the set; the rest is
+pure: `proof` (the record), `warp` and `besu` (one verifier for each way of signing), `header`, `receipts`, `bls`.
 """
 
 from usufruct.ledger.finality.fetch import fetch_finality, fetch_header

@@ -1,0 +1,391 @@
+"""Several JSON-RPC endpoints of one chain behind the interface of one: the first that is fit is used until it fails.
+
+Fit is an endpoint that serves the right chain, is not behind the others or behind what was already seen, and shows
+the same final blocks. A transaction is handed over as the same bytes to whichever endpoint is in use, so that
+changing endpoints neither loses nor doubles it. Signs nothing, waits for no receipt.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from usufruct.errors import (
+    ConfigurationError,
+    ContradictingEndpointError,
+    LedgerError,
+    LedgerUnreachableError,
+    StaleLedgerError,
+    WrongChainError,
+)
+from usufruct.ledger.endpoint import Endpoint, Head, well_formed
+from usufruct.ledger.health import ChainHealth, EndpointHealth
+from usufruct.ledger.profile import ChainProfile
+
+Arbiter = Callable[[Endpoint, Head], bool]
+"""Whether an endpoint can prove to an outsider that this block is final; for endpoints that contradict each other."""
+
+_PROBE_SECONDS = 5.0
+_LAG_BLOCKS = 3
+"""Blocks that one endpoint may be behind another without being refused: news takes time to travel."""
+
+_REMEMBERED = 4_096
+"""Final blocks whose hashes are kept, to hold against what endpoints show later."""
+
+
+class _Member:
+    """One endpoint and what is known of it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.height: int | None = None
+        self.trouble: LedgerError | None = None
+        self.again_at = 0.0
+        """Monotonic seconds before which it is not tried again."""
+        self.admitted = False
+
+
+class Endpoints(Endpoint):
+    """Blocking, thread-safe access to a chain through several endpoints.
+
+    Calls are repeated, on another endpoint where there is one, for `patience` seconds. What `finalised` once gave is
+    never taken back: an endpoint that shows less is behind and one that shows otherwise contradicts; neither is used.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        profile: ChainProfile,
+        chain_id: int,
+        genesis_hash: str,
+        patience: float = 30.0,
+        arbiter: Arbiter | None = None,
+    ) -> None:
+        if not urls:
+            raise ConfigurationError("a network needs at least one RPC endpoint")
+        super().__init__(urls[0], patience=patience, profile=profile)
+        self._chain_id, self._genesis_hash = chain_id, genesis_hash
+        self._arbiter = arbiter
+        self._members = [_Member(Endpoint(url, patience=0.0, profile=profile)) for url in dict.fromkeys(urls)]
+        # One that hangs must not hold up the others; where there are none, there is nothing else to wait for.
+        self._probes = {
+            m.endpoint.url: Endpoint(m.endpoint.url, patience=0.0, profile=profile, request_s=_PROBE_SECONDS)
+            if len(self._members) > 1
+            else m.endpoint
+            for m in self._members
+        }
+        self._lock = threading.RLock()
+        self._choosing = threading.Lock()
+        self._current: _Member | None = None
+        self._final: OrderedDict[int, bytes] = OrderedDict()
+        self._newest: Head | None = None
+        self._surveyed_at = -float("inf")
+        self._survey_thread: threading.Thread | None = None
+
+    def finalised(self) -> Head:
+        """The newest finalised block; never older than one given before.
+
+        Raises
+        ------
+        StaleLedgerError, ContradictingEndpointError, WrongChainError
+            If no endpoint is fit, and this is why.
+        LedgerUnreachableError
+        """
+        for attempt in self._attempts():
+            with attempt:
+                head = self._read_head(self._choose())
+        self._survey_sometimes()
+        self.watch.observed(head.number)
+        return head
+
+    def block(self, number: int) -> Head:
+        """The block with this number; errors as in `finalised`, since final blocks do not change."""
+        for attempt in self._attempts():
+            with attempt:
+                member = self._choose()
+                head = super().block(number)
+                known = self._final.get(number)
+                if known is not None and known != head.hash:
+                    self._contradicted(member, Head(number, known, 0), head)
+        return head
+
+    def check_chain(self, chain_id: int, genesis_hash: str) -> None:
+        """Find an endpoint that is fit; errors as in `finalised`."""
+        if (chain_id, genesis_hash) != (self._chain_id, self._genesis_hash):
+            raise WrongChainError(f"these endpoints are for chain {self._chain_id}, not {chain_id}")
+        for attempt in self._attempts():
+            with attempt:
+                self._choose()
+
+    def hold_final(self, head: Head) -> None:
+        """Remember a block that was proven final: endpoints that show another at its height are refused from now on.
+
+        Raises
+        ------
+        ContradictingEndpointError
+            If the endpoint in use has shown another.
+        """
+        with self._lock:
+            seen = self._final.get(head.number)
+            if seen is not None and seen != head.hash:
+                contradiction = _contradiction(self.url, head.number, seen, head.hash)
+                self._drop(self._current, contradiction, wait_s=float("inf"))
+                self._trust_anew(head)
+                raise contradiction
+            self._remember(head)
+
+    def health(self) -> ChainHealth:
+        """What this process has seen of the chain and of each endpoint; asks nobody."""
+        with self._lock:
+            endpoints = tuple(
+                EndpointHealth(
+                    url=member.endpoint.url,
+                    in_use=member is self._current,
+                    height=member.height,
+                    trouble=str(member.trouble) if member.trouble else None,
+                )
+                for member in self._members
+            )
+        return ChainHealth(
+            height=self.watch.height,
+            stalled_since=self.watch.stalled_since(),
+            waiting=self.watch.waiting,
+            endpoints=endpoints,
+        )
+
+    # The two primitives of `Endpoint`, each on whichever endpoint is fit.
+
+    def _post(self, method: str, params: Sequence[object]) -> object:
+        member = self._choose()
+        try:
+            answer = member.endpoint._post(method, params)
+        except LedgerUnreachableError as exc:
+            self._drop(member, exc)
+            raise
+        if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
+            broken = LedgerUnreachableError(
+                f"{member.endpoint.url} answers {method} with no JSON-RPC response"
+            )
+            self._drop(member, broken)
+            raise broken
+        return answer
+
+    def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
+        member = self._choose()
+        try:
+            return member.endpoint._post_batch(calls)
+        except LedgerUnreachableError as exc:
+            self._drop(member, exc)
+            raise
+        except LedgerError as exc:
+            self._drop(member, exc)
+            raise LedgerUnreachableError(str(exc)) from exc
+
+    def _attempts(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type((LedgerUnreachableError, StaleLedgerError)),
+            wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.1),
+            stop=stop_after_delay(self._patience),
+            reraise=True,
+        )
+
+    # Choosing.
+
+    def _choose(self) -> _Member:
+        """The endpoint in use, or the first that is fit.
+
+        Raises
+        ------
+        LedgerUnreachableError, StaleLedgerError, WrongChainError, ContradictingEndpointError
+            Why none is: the reason of the first, unless others may yet come back.
+        """
+        current = self._current
+        if current is not None:
+            return current
+        with self._choosing:
+            if self._current is not None:
+                return self._current
+            now = time.monotonic()
+            untried = [member for member in self._members if member.again_at <= now]
+            self._survey(untried)
+            for member in self._fittest():
+                try:
+                    self._read_head(member)
+                except LedgerError:
+                    continue
+                with self._lock:
+                    self._current, self.url, member.trouble = member, member.endpoint.url, None
+                return member
+            raise self._why_none()
+
+    def _fittest(self) -> list[_Member]:
+        """Those without trouble in the order of the settings, but none that is behind another."""
+        fit = [m for m in self._members if m.trouble is None and m.admitted and m.height is not None]
+        newest = max((m.height or 0 for m in fit), default=0)
+        near = []
+        for member in fit:
+            if newest - (member.height or 0) > _LAG_BLOCKS:
+                behind = StaleLedgerError(
+                    f"{member.endpoint.url} is at block {member.height}, another endpoint at {newest}"
+                )
+                self._drop(member, behind)
+            else:
+                near.append(member)
+        return near
+
+    def _why_none(self) -> LedgerError:
+        troubles = [member.trouble for member in self._members if member.trouble is not None]
+        passing = [t for t in troubles if isinstance(t, LedgerUnreachableError | StaleLedgerError)]
+        for reason in (*passing, *troubles):
+            return reason
+        return LedgerUnreachableError(f"{self.url} does not answer")
+
+    def _survey(self, members: Sequence[_Member]) -> None:
+        """Ask each for its head, all at once; those that answer and serve this chain are admitted."""
+        threads = [threading.Thread(target=self._probe, args=(member,), daemon=True) for member in members]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _probe(self, member: _Member) -> None:
+        probe = self._probes[member.endpoint.url]
+        try:
+            if not member.admitted:
+                probe.check_chain(self._chain_id, self._genesis_hash)
+            head = probe.finalised()
+        except WrongChainError as exc:
+            self._drop(member, exc, wait_s=30.0)
+        except LedgerError as exc:
+            unreachable = exc if isinstance(exc, LedgerUnreachableError) else LedgerUnreachableError(str(exc))
+            self._drop(member, unreachable)
+        else:
+            with self._lock:
+                member.admitted, member.height = True, head.number
+                if not isinstance(member.trouble, ContradictingEndpointError):
+                    member.trouble = None
+
+    def _survey_sometimes(self) -> None:
+        """Look after the others in the background, so that it is known before it matters who is behind or down."""
+        if len(self._members) == 1 and self.profile.empty_blocks:
+            return
+        with self._lock:
+            now = time.monotonic()
+            running = self._survey_thread is not None and self._survey_thread.is_alive()
+            if running or now - self._surveyed_at < self.profile.block_interval_s:
+                return
+            self._surveyed_at = now
+            self._survey_thread = threading.Thread(target=self._look_around, daemon=True)
+            self._survey_thread.start()
+
+    def _look_around(self) -> None:
+        current = self._current
+        others = [m for m in self._members if m is not current and m.again_at <= time.monotonic()]
+        self._survey(others)
+        with self._lock:
+            newest = max((m.height or 0 for m in others if m.trouble is None), default=0)
+            if current is not None and newest - (current.height or 0) > _LAG_BLOCKS:
+                url = current.endpoint.url
+                self._drop(
+                    current,
+                    StaleLedgerError(f"{url} is at block {current.height}, another endpoint at {newest}"),
+                )
+        if not self.profile.empty_blocks and current is not None:
+            self._look_into_pool(self._probes[current.endpoint.url])
+
+    def _look_into_pool(self, probe: Endpoint) -> None:
+        try:
+            status = probe.call("txpool_status")
+            with well_formed(probe.url):
+                self.watch.pooled(int(status["pending"], 16))
+        except LedgerError:
+            # Not every endpoint opens its pool; then only our own transactions show that a block is due.
+            self.watch.pooled(0)
+
+    # What is final stays final.
+
+    def _read_head(self, member: _Member) -> Head:
+        """The endpoint's newest final block, held against what was seen before; drops the endpoint when it does not fit."""
+        seen = self._newest
+        asked: list[tuple[str, Sequence[object]]] = [
+            ("eth_getBlockByNumber", (self.profile.finality_tag, False))
+        ]
+        if seen is not None:
+            asked.append(("eth_getBlockByNumber", (hex(seen.number), False)))
+        endpoint = member.endpoint
+        try:
+            newest, *before = endpoint.batch(asked)
+            with well_formed(endpoint.url):
+                head = _head_of(newest)
+                rest = [_head_of(block) for block in before if block is not None]
+        except LedgerError as exc:
+            unreachable = exc if isinstance(exc, LedgerUnreachableError) else LedgerUnreachableError(str(exc))
+            self._drop(member, unreachable)
+            raise unreachable from exc
+        if seen is not None:
+            if rest and rest[0].hash != seen.hash:
+                self._contradicted(member, seen, rest[0])
+            elif head.number < seen.number:
+                behind = StaleLedgerError(
+                    f"{endpoint.url} is at block {head.number}, block {seen.number} was already seen"
+                )
+                self._drop(member, behind)
+                raise behind
+        with self._lock:
+            member.height = head.number
+            known = self._final.get(head.number)
+            if known is None:
+                self._remember(head)
+            if self._newest is None or head.number > self._newest.number:
+                self._newest = head
+        if known is not None and known != head.hash:
+            self._contradicted(member, Head(head.number, known, 0), head)
+        return head
+
+    def _contradicted(self, member: _Member, seen: Head, shown: Head) -> None:
+        """Two endpoints differ about a final block: the one that can prove its own is right, else the one that came first."""
+        if self._arbiter is not None and self._arbiter(member.endpoint, shown):
+            with self._lock:
+                self._trust_anew(shown)
+            return
+        contradiction = _contradiction(member.endpoint.url, seen.number, shown.hash, seen.hash)
+        self._drop(member, contradiction, wait_s=float("inf"))
+        raise contradiction
+
+    def _trust_anew(self, head: Head) -> None:
+        """Forget what an endpoint showed that turned out to be wrong."""
+        self._final.clear()
+        self._remember(head)
+        self._newest = head
+
+    def _remember(self, head: Head) -> None:
+        self._final[head.number] = head.hash
+        while len(self._final) > _REMEMBERED:
+            self._final.popitem(last=False)
+
+    def _drop(self, member: _Member | None, trouble: LedgerError, *, wait_s: float | None = None) -> None:
+        """Use another endpoint; try this one again after a while."""
+        if member is None:
+            return
+        with self._lock:
+            member.trouble = trouble
+            pause = wait_s if wait_s is not None else min(0.5, self.profile.block_interval_s)
+            member.again_at = time.monotonic() + (pause if len(self._members) > 1 else min(pause, 0.05))
+            if member is self._current:
+                self._current = None
+
+
+def _head_of(block: dict[str, Any]) -> Head:
+    return Head(int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16))
+
+
+def _contradiction(url: str, number: int, shown: bytes, seen: bytes) -> ContradictingEndpointError:
+    return ContradictingEndpointError(
+        f"{url} shows block {number} as {shown.hex()[:16]}..., which is final as {seen.hex()[:16]}..."
+    )

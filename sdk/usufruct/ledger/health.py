@@ -1,0 +1,128 @@
+"""Whether the chain moves, and which endpoints are fit for use: what was observed, as plain records.
+
+Counts time between observations of one process only; no clock of the chain and no wall clock enters a decision, so a
+wrong clock neither hides a standstill nor invents one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from usufruct.errors import ChainStalledError
+from usufruct.ledger.profile import ChainProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointHealth:
+    """What is known of one endpoint."""
+
+    url: str
+    in_use: bool
+    height: int | None
+    """Newest final block that it showed; None before it answered."""
+    trouble: str | None
+    """Why it is not used; None when it could be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainHealth:
+    """What is known of the chain."""
+
+    height: int | None
+    """Newest final block seen."""
+    stalled_since: float | None
+    """Unix seconds at which the last block was seen to come, when the chain stands still; None while it moves."""
+    waiting: int
+    """Transactions that wait for a block, as far as known."""
+    endpoints: tuple[EndpointHealth, ...]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether blocks are due and none comes."""
+        return self.stalled_since is not None
+
+
+class ChainWatch:
+    """Decides whether a chain stands still from the heights that one process observes; thread-safe.
+
+    A block is due always where the engine makes empty ones, elsewhere while a transaction waits.
+    """
+
+    def __init__(self, profile: ChainProfile, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._profile = profile
+        self._now = now
+        self._lock = threading.Lock()
+        self._height: int | None = None
+        self._first_seen = self._last_seen = now()
+        self._advanced_at = time.time()
+        self._due_since: float | None = now() if profile.empty_blocks else None
+        self._ours: set[bytes] = set()
+        self._pool = 0
+
+    def observed(self, height: int) -> None:
+        """The newest final block, just read from the chain."""
+        with self._lock:
+            self._last_seen = self._now()
+            if height != self._height:
+                self._height, self._first_seen, self._advanced_at = height, self._last_seen, time.time()
+
+    def sent(self, transaction: bytes) -> None:
+        """A transaction of ours waits for a block from now on."""
+        with self._lock:
+            self._ours.add(transaction)
+            self._mark()
+
+    def settled(self, transaction: bytes) -> None:
+        """A transaction of ours is in a block, or will never be."""
+        with self._lock:
+            self._ours.discard(transaction)
+            self._mark()
+
+    def pooled(self, transactions: int) -> None:
+        """How many transactions the endpoint's pool holds."""
+        with self._lock:
+            self._pool = transactions
+            self._mark()
+
+    @property
+    def height(self) -> int | None:
+        """Newest final block observed."""
+        with self._lock:
+            return self._height
+
+    @property
+    def waiting(self) -> int:
+        """Transactions that wait, ours and others'."""
+        with self._lock:
+            return max(len(self._ours), self._pool)
+
+    def stalled_since(self) -> float | None:
+        """Unix seconds of the last block that was seen to come; None while the chain moves, or nothing is due."""
+        with self._lock:
+            if self._due_since is None:
+                return None
+            # The same height at both ends of the span: what was not looked at does not count as standing still.
+            span = self._last_seen - max(self._first_seen, self._due_since)
+            return self._advanced_at if span > self._profile.stall_after_s else None
+
+    def check(self) -> None:
+        """Raise if the chain stands still.
+
+        Raises
+        ------
+        ChainStalledError
+        """
+        since = self.stalled_since()
+        if since is not None:
+            raise ChainStalledError(self.height or 0, since)
+
+    def _mark(self) -> None:
+        if self._profile.empty_blocks:
+            return
+        if not self._ours and not self._pool:
+            self._due_since = None
+        elif self._due_since is None:
+            self._due_since = self._now()

@@ -1,0 +1,260 @@
+"""Signed transactions that may be on their way, kept until their outcome is known. Survives a crash at any moment.
+
+A transaction is written down before it is handed to anybody. Whoever comes after a crash therefore knows every
+transaction that can still be included, sends those same bytes again, and never signs the same intent a second time
+under another nonce.
+
+The file (mode 0600) has a JSON object per line: `{"id", "raw", "owner"}` for a signed transaction, another with the
+same id for a replacement at a higher fee, `{"done"}` once the outcome was handed to whoever asked for it. A torn last
+line was never sent. Holds no key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rlp
+
+from usufruct.errors import ConfigurationError
+from usufruct.ledger.endpoint import transaction_hash
+
+_COMPACT_ABOVE_BYTES = 1 << 20
+
+_waiting: set[bytes] = set()
+"""Ids of transactions whose outcome a thread of this process waits for."""
+_waiting_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """One intent: a call under one nonce, and every transaction that was signed for it."""
+
+    id: bytes
+    """Hash of the first."""
+    raws: tuple[bytes, ...]
+    """Signed transactions that differ in their fee only, oldest first."""
+    owner: str
+    """Process that signed it."""
+
+    @classmethod
+    def signed(cls, raw: bytes) -> InFlight:
+        """An intent that this process just signed."""
+        return cls(id=transaction_hash(raw), raws=(raw,), owner=_process(os.getpid()))
+
+    @property
+    def nonce(self) -> int:
+        """Position among the account's transactions."""
+        return int.from_bytes(self._fields()[0], "big")
+
+    @property
+    def gas_price(self) -> int:
+        """Wei per gas offered by the newest."""
+        return int.from_bytes(self._fields()[1], "big")
+
+    @property
+    def gas(self) -> int:
+        """Gas limit."""
+        return int.from_bytes(self._fields()[2], "big")
+
+    @property
+    def call(self) -> tuple[str | None, bytes]:
+        """Address in lower-case hex, or None for a creation, and call data."""
+        fields = self._fields()
+        return ("0x" + fields[3].hex() if fields[3] else None, fields[5])
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """Hashes of all that were signed."""
+        return [transaction_hash(raw) for raw in self.raws]
+
+    def _fields(self) -> list[bytes]:
+        return list(rlp.decode(self.raws[-1]))
+
+
+class Journal:
+    """What is in flight from one account; shared by threads, and with a file by processes too."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._held = 0
+        self._kept: dict[bytes, InFlight] = {}
+        self._read_to = 0
+        self._inode: int | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else takes a nonce of this account meanwhile.
+
+        Raises
+        ------
+        ConfigurationError
+            If the file cannot be read or written, or is no journal.
+        """
+        with self._lock:
+            if self._path is None or self._held:
+                yield
+                return
+            try:
+                handle = self._path.with_name(self._path.name + ".lock").open("a")
+            except OSError as exc:
+                raise ConfigurationError(f"the journal {self._path} cannot be used: {exc}") from exc
+            with handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                self._held += 1
+                try:
+                    self._refresh()
+                    yield
+                finally:
+                    self._held -= 1
+
+    def in_flight(self) -> list[InFlight]:
+        """All whose outcome nobody was told yet, by nonce; to be called while `locked`."""
+        return sorted(self._kept.values(), key=lambda entry: entry.nonce)
+
+    def add(self, entries: Sequence[InFlight]) -> None:
+        """Write entries down; on return they survive a crash. To be called while `locked`."""
+        lines = [
+            {"id": entry.id.hex(), "raw": entry.raws[-1].hex(), "owner": entry.owner} for entry in entries
+        ]
+        self._append(lines, durable=True)
+        for entry in entries:
+            self._kept[entry.id] = entry
+        with _waiting_lock:
+            _waiting.update(entry.id for entry in entries)
+
+    def hashes_of(self, entry_id: bytes) -> list[bytes]:
+        """Every transaction of an intent; the id itself when the journal does not know it (any more)."""
+        with self._lock:
+            entry = self._kept.get(entry_id)
+            return entry.hashes if entry else [entry_id]
+
+    def replace(self, entry: InFlight, raw: bytes) -> None:
+        """Write down another transaction for the same intent; to be called while `locked`, before it is sent."""
+        self._append([{"id": entry.id.hex(), "raw": raw.hex(), "owner": entry.owner}], durable=True)
+        self._kept[entry.id] = dataclasses.replace(entry, raws=(*entry.raws, raw))
+
+    def forget(self, ids: Sequence[bytes]) -> None:
+        """Drop entries whose outcome was handed over, or that were refused."""
+        with self.locked():
+            known = [entry_id for entry_id in ids if entry_id in self._kept]
+            if known:
+                self._append([{"done": entry_id.hex()} for entry_id in known], durable=False)
+            for entry_id in known:
+                del self._kept[entry_id]
+            self._compact()
+        self.release(ids)
+
+    def release(self, ids: Sequence[bytes]) -> None:
+        """Nobody of this process waits for these any more; whoever makes the same call takes them up."""
+        with _waiting_lock:
+            _waiting.difference_update(ids)
+
+    def take_up(self, call: tuple[str | None, bytes]) -> InFlight | None:
+        """The transaction of an earlier attempt at the same call that nobody waits for; from now on the caller does."""
+        to, data = call
+        wanted = (None if to is None else to.lower(), data)
+        for entry in self.in_flight():
+            if entry.call != wanted or not self.is_orphan(entry):
+                continue
+            with _waiting_lock:
+                if entry.id in _waiting:
+                    continue
+                _waiting.add(entry.id)
+            return entry
+        return None
+
+    def is_orphan(self, entry: InFlight) -> bool:
+        """Whether nobody waits for its outcome any more."""
+        if entry.owner == _process(os.getpid()):
+            with _waiting_lock:
+                return entry.id not in _waiting
+        with _waiting_lock:
+            if entry.id in _waiting:
+                return False
+        return _process(int(entry.owner.split(".")[0])) != entry.owner
+
+    def _refresh(self) -> None:
+        """Take in what other processes wrote."""
+        path = self._require_path()
+        try:
+            with path.open("rb") as handle:
+                inode = os.fstat(handle.fileno()).st_ino
+                if inode != self._inode:
+                    self._kept, self._read_to, self._inode = {}, 0, inode
+                handle.seek(self._read_to)
+                content = handle.read()
+        except FileNotFoundError:
+            self._kept, self._read_to, self._inode = {}, 0, None
+            return
+        except OSError as exc:
+            raise ConfigurationError(f"the journal {path} cannot be read: {exc}") from exc
+        whole = content[: content.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._replay(line)
+        self._read_to += len(whole)
+        if len(whole) < len(content):
+            os.truncate(path, self._read_to)
+
+    def _replay(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            if "done" in record:
+                self._kept.pop(bytes.fromhex(record["done"]), None)
+                return
+            entry_id, raw = bytes.fromhex(record["id"]), bytes.fromhex(record["raw"])
+            known = self._kept.get(entry_id)
+            entry = InFlight(id=entry_id, raws=(raw,), owner=str(record["owner"]))
+            if len(entry._fields()) != 9 or not entry.owner.split(".")[0].isdigit():
+                raise ValueError("no signed transaction")
+        except (ValueError, KeyError, TypeError, rlp.exceptions.RLPException) as exc:
+            raise ConfigurationError(
+                f"{self._path} is not a journal of transactions",
+                hint="restore it, or remove it once no transaction of this account is on its way",
+            ) from exc
+        self._kept[entry_id] = dataclasses.replace(known, raws=(*known.raws, raw)) if known else entry
+
+    def _append(self, records: Sequence[dict[str, str]], *, durable: bool) -> None:
+        if self._path is None:
+            return
+        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab") as handle:
+                handle.write(data)
+                handle.flush()
+                if durable:
+                    os.fsync(handle.fileno())
+                self._inode = os.fstat(handle.fileno()).st_ino
+        except OSError as exc:
+            raise ConfigurationError(f"the journal {self._path} cannot be written: {exc}") from exc
+        self._read_to += len(data)
+
+    def _compact(self) -> None:
+        """Begin a new file once nothing is in flight and the old one has grown."""
+        if self._path is None or self._kept or self._read_to < _COMPACT_ABOVE_BYTES:
+            return
+        self._path.unlink()
+        self._read_to, self._inode = 0, None
+
+    def _require_path(self) -> Path:
+        if self._path is None:
+            raise ConfigurationError("this journal has no file")
+        return self._path
+
+
+def _process(pid: int) -> str:
+    """Names a process for good: its number and when it began, since numbers are used again."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return f"{pid}.gone"
+    return f"{pid}.{stat.rpartition(')')[2].split()[19]}"
