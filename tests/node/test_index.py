@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 
 import pytest
@@ -217,24 +217,24 @@ def test_index_that_followed_block_by_block_equals_one_built_from_scratch(
     assert tables(tmp_path / "followed.db") == tables(tmp_path / "index.db")
 
 
-class Deadly(list):
-    """Events that kill the process when the one with this number is asked for."""
+class Deadly(Index):
+    """Dies by SIGKILL when a step is about to write its row number `fatal`."""
 
-    def __init__(self, events: list[LedgerEvent], fatal: int) -> None:
-        super().__init__(events)
-        self._fatal = fatal
+    def advance(self, events: Sequence[LedgerEvent], head: Head, *, fatal: int = 0) -> None:
+        written = count(1)
 
-    def __iter__(self) -> Iterator[LedgerEvent]:
-        for number, event in enumerate(super().__iter__()):
-            if number == self._fatal:
+        def trace(statement: str) -> None:
+            if statement.startswith(("INSERT", "UPDATE")) and next(written) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield event
+
+        self._db.set_trace_callback(trace)
+        super().advance(events, head)
 
 
 def killed_while_advancing(path: Path, batch: list[LedgerEvent], head: Head, fatal: int) -> None:
     child = os.fork()
     if child == 0:
-        Index(path).advance(Deadly(batch, fatal), head)
+        Deadly(path).advance(batch, head, fatal=fatal)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -247,7 +247,7 @@ def test_index_killed_in_the_middle_of_a_step_loses_nothing_and_doubles_nothing(
     for start in range(0, len(blocks), 7):
         batch = [event for events, _ in blocks[start : start + 7] for event in events]
         head = blocks[min(start + 6, len(blocks) - 1)][1]
-        killed_while_advancing(path, batch, head, fatal=len(batch) * (start % 3 + 1) // 4)
+        killed_while_advancing(path, batch, head, fatal=1 + len(batch) * (start % 3) // 2)
         resumed = Index(path)
         assert resumed.cursor() == (blocks[start - 1][1] if start else None)
         resumed.advance(batch, head)

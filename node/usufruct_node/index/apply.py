@@ -1,15 +1,15 @@
-"""Turns one ledger event into rows. One function per event; together they rebuild every record of the contracts."""
+"""Turns ledger events into rows. One function per event; together they rebuild every record of the contracts."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from usufruct.errors import StaleLedgerError
 from usufruct.ledger.abi import args_to_json
-from usufruct.ledger.series import event_codec, next_head, series_of
+from usufruct.ledger.series import Link, next_heads, series_of
 from usufruct.records import (
     ZERO_32,
     ArtifactKind,
@@ -21,26 +21,35 @@ from usufruct.records import (
     MemberStatus,
     Refusal,
 )
+from usufruct_node.index.step import Step
 
 Args = dict[str, Any]
 
-Handler = Callable[[sqlite3.Connection, LedgerEvent, Args], None]
+Handler = Callable[[Step, LedgerEvent, Args], None]
+
+_ADD_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_POLICY = "INSERT INTO policy VALUES (?, ?, ?)"
+_ADD_EPOCH = "INSERT INTO consent_epoch VALUES (?, ?, ?, ?, ?, ?, ?)"
+_ADD_PARENT = "INSERT OR IGNORE INTO parent_of VALUES (?, ?)"
+_ADD_CHILD = "INSERT OR IGNORE INTO child_of VALUES (?, ?)"
 
 
-def apply_event(db: sqlite3.Connection, event: LedgerEvent) -> None:
-    """Store an event and what follows from it; the caller owns the transaction.
+def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
+    """Store events and what follows from them; the caller owns the transaction.
 
     Raises
     ------
     StaleLedgerError
-        If an event of its series is missing before it: the endpoint did not show everything.
+        If an event of a series is missing before one of these, was changed, or is shown twice.
     """
-    series = series_of(event)
-    if series is not None:
-        _continue_series(db, event, series)
-    db.execute(
-        "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
+    step = Step(db)
+    links: list[Link] = []
+    for event in events:
+        series = series_of(event)
+        if series is not None:
+            links.append(Link(_continue_series(step, event, series), event))
+        step.append(
+            _ADD_EVENT,
             event.block_number,
             event.log_index,
             event.block_hash,
@@ -49,30 +58,47 @@ def apply_event(db: sqlite3.Connection, event: LedgerEvent) -> None:
             event.contract,
             event.name,
             series,
-            json.dumps(args_to_json(event.args), separators=(",", ":")),
-        ),
-    )
-    handler = _HANDLERS.get(event.name)
-    if handler is not None:
-        handler(db, event, event.args)
-
-
-def _continue_series(db: sqlite3.Connection, event: LedgerEvent, series: bytes) -> None:
-    row = db.execute(
-        "SELECT length, head FROM series WHERE contract = ? AND series = ?", (event.contract, series)
-    ).fetchone()
-    length, head = (row[0], row[1]) if row else (0, ZERO_32)
-    codec = event_codec(event.contract, event.name)
-    if event.args["sequence"] != length + 1 or event.args["head"] != next_head(head, codec, event.args):
-        raise StaleLedgerError(
-            f"the endpoint left out an event before {event.name} number {event.args['sequence']}"
-            f" in block {event.block_number}"
+            _to_json(event.args),
         )
-    db.execute(
-        "INSERT INTO series VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " length = excluded.length, head = excluded.head",
-        (event.contract, series, event.args["sequence"], event.args["head"]),
+        handler = _HANDLERS.get(event.name)
+        if handler is not None:
+            handler(step, event, event.args)
+    for link, head in zip(links, next_heads(links), strict=True):
+        if head != link.event.args["head"]:
+            raise _gap_before(link.event)
+    step.write()
+
+
+def _continue_series(step: Step, event: LedgerEvent, series: bytes) -> bytes:
+    """Move a series on by one event; returns the head that the event must follow."""
+    args: Args = event.args
+    number, head = args["sequence"], args["head"]
+    if number == 1:
+        step.insert("series", event.contract, series, 1, head)
+        return ZERO_32
+    row = step.get("series", event.contract, series)
+    if row is None or row["length"] != number - 1:
+        raise _gap_before(event)
+    before: bytes = row["head"]
+    step.update("series", event.contract, series, length=number, head=head)
+    return before
+
+
+def _gap_before(event: LedgerEvent) -> StaleLedgerError:
+    return StaleLedgerError(
+        f"the endpoint left out an event before {event.name} number {event.args['sequence']}"
+        f" in block {event.block_number}"
     )
+
+
+def _hex(value: object) -> str:
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    raise TypeError(f"an event has no {type(value).__name__}")
+
+
+_to_json = json.JSONEncoder(separators=(",", ":"), default=_hex).encode
+"""The text of `args_to_json`, in one pass."""
 
 
 def to_signed(value: int) -> int:
@@ -85,200 +111,199 @@ def from_signed(value: int) -> int:
     return value & ((1 << 64) - 1)
 
 
-def _admitted(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+def _admitted(step: Step, event: LedgerEvent, args: Args) -> None:
     member = args["participant"]
-    db.execute(
-        "INSERT INTO participant VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            args["id"],
-            member["account"],
-            member["nodeAccount"],
-            member["roles"],
-            MemberStatus.ACTIVE,
-            member["hpkeKey"],
-            member["peerId"],
-            member["endpoint"],
-        ),
+    step.insert(
+        "participant",
+        args["id"],
+        member["account"],
+        member["nodeAccount"],
+        member["roles"],
+        MemberStatus.ACTIVE,
+        member["hpkeKey"],
+        member["peerId"],
+        member["endpoint"],
     )
 
 
-def _status(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE participant SET status = ? WHERE org_id = ?", (args["status"], args["id"]))
+def _status(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("participant", args["id"], status=args["status"])
 
 
-def _roles(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE participant SET roles = ? WHERE org_id = ?", (args["roles"], args["id"]))
+def _roles(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("participant", args["id"], roles=args["roles"])
 
 
-def _endpoint(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE participant SET endpoint = ? WHERE org_id = ?", (args["endpoint"], args["id"]))
+def _endpoint(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("participant", args["id"], endpoint=args["endpoint"])
 
 
-def _key_registered(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO key_domain VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            args["keyId"],
-            args["custodian"],
-            args["parametersId"],
-            args["publicDigest"],
-            args["epoch"],
-            event.timestamp,
-            KeyStatus.ACTIVE,
-        ),
+def _key_registered(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.insert(
+        "key_domain",
+        args["keyId"],
+        args["custodian"],
+        args["parametersId"],
+        args["publicDigest"],
+        args["epoch"],
+        event.timestamp,
+        KeyStatus.ACTIVE,
     )
 
 
-def _key_status(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE key_domain SET status = ? WHERE key_id = ?", (args["status"], args["keyId"]))
+def _key_status(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("key_domain", args["keyId"], status=args["status"])
 
 
-def _bundle(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+def _bundle(step: Step, event: LedgerEvent, args: Args) -> None:
     given = args["registration"]
-    db.execute(
-        "INSERT INTO artifact VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (
-            args["artifactId"],
-            ArtifactKind.BUNDLE,
-            args["steward"],
-            given["keyId"],
-            given["contentDigest"],
-            given["policyDigest"],
-            1,
-            given["consentScope"],
-            to_signed(given["retainUntil"]),
-            event.timestamp,
-            FreezeState.NONE,
-        ),
+    step.insert(
+        "artifact",
+        args["artifactId"],
+        ArtifactKind.BUNDLE,
+        args["steward"],
+        given["keyId"],
+        given["contentDigest"],
+        given["policyDigest"],
+        1,
+        given["consentScope"],
+        to_signed(given["retainUntil"]),
+        event.timestamp,
+        FreezeState.NONE,
+        None,
     )
-    db.execute("INSERT INTO policy VALUES (?, 1, ?)", (args["artifactId"], given["policyDigest"]))
-    _edges(db, args["artifactId"], given["parents"])
+    step.append(_ADD_POLICY, args["artifactId"], 1, given["policyDigest"])
+    _edges(step, args["artifactId"], given["parents"])
 
 
-def _derived(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO artifact VALUES (?, ?, ?, ?, ?, ?, 0, ?, 0, ?, ?, ?)",
-        (
-            args["artifactId"],
-            args["kind"],
-            args["steward"],
-            args["keyId"],
-            args["contentDigest"],
-            ZERO_32,
-            ZERO_32,
-            event.timestamp,
-            FreezeState.NONE,
-            args["jobId"],
-        ),
+def _derived(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.insert(
+        "artifact",
+        args["artifactId"],
+        args["kind"],
+        args["steward"],
+        args["keyId"],
+        args["contentDigest"],
+        ZERO_32,
+        0,
+        ZERO_32,
+        0,
+        event.timestamp,
+        FreezeState.NONE,
+        args["jobId"],
     )
-    _edges(db, args["artifactId"], args["parents"])
+    _edges(step, args["artifactId"], args["parents"])
 
 
-def _edges(db: sqlite3.Connection, child: bytes, parents: list[bytes]) -> None:
-    db.executemany("INSERT OR IGNORE INTO parent_of VALUES (?, ?)", [(child, p) for p in parents])
-    db.executemany("INSERT OR IGNORE INTO child_of VALUES (?, ?)", [(p, child) for p in parents])
+def _edges(step: Step, child: bytes, parents: list[bytes]) -> None:
+    for parent in parents:
+        step.append(_ADD_PARENT, child, parent)
+        step.append(_ADD_CHILD, parent, child)
 
 
-def _policy(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    values = (args["policyDigest"], args["policyVersion"], args["artifactId"])
-    db.execute("UPDATE artifact SET policy_digest = ?, policy_version = ? WHERE artifact_id = ?", values)
-    db.execute(
-        "INSERT INTO policy VALUES (?, ?, ?)",
-        (args["artifactId"], args["policyVersion"], args["policyDigest"]),
-    )
+def _policy(step: Step, event: LedgerEvent, args: Args) -> None:
+    digest, version = args["policyDigest"], args["policyVersion"]
+    step.update("artifact", args["artifactId"], policy_digest=digest, policy_version=version)
+    step.append(_ADD_POLICY, args["artifactId"], version, digest)
 
 
-def _frozen(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE artifact SET frozen = ? WHERE artifact_id = ?", (args["frozen"], args["artifactId"]))
+def _frozen(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("artifact", args["artifactId"], frozen=args["frozen"])
 
 
-def _epoch(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO consent_epoch VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            args["steward"],
-            args["scope"],
-            args["epoch"],
-            event.timestamp,
-            args["cohortFloor"],
-            args["consentRoot"],
-            args["statusDigest"],
-        ),
+def _epoch(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.append(
+        _ADD_EPOCH,
+        args["steward"],
+        args["scope"],
+        args["epoch"],
+        event.timestamp,
+        args["cohortFloor"],
+        args["consentRoot"],
+        args["statusDigest"],
     )
 
 
-def _requested(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO usage_grant VALUES (?, ?, ?, ?, ?, 0, ?, NULL, ?)",
-        (
-            args["grantId"],
-            args["artifactId"],
-            args["grantee"],
-            args["purpose"],
-            GrantStatus.REQUESTED,
-            json.dumps(args_to_json(args["terms"])),
-            event.timestamp,
-        ),
+def _requested(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.insert(
+        "usage_grant",
+        args["grantId"],
+        args["artifactId"],
+        args["grantee"],
+        args["purpose"],
+        GrantStatus.REQUESTED,
+        0,
+        json.dumps(args_to_json(args["terms"])),
+        None,
+        event.timestamp,
     )
 
 
-def _granted(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "UPDATE usage_grant SET status = ?, terms = ? WHERE grant_id = ?",
-        (GrantStatus.GRANTED, json.dumps(args_to_json(args["terms"])), args["grantId"]),
+def _granted(step: Step, event: LedgerEvent, args: Args) -> None:
+    terms = json.dumps(args_to_json(args["terms"]))
+    step.update("usage_grant", args["grantId"], status=GrantStatus.GRANTED, terms=terms)
+
+
+def _denied(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("usage_grant", args["grantId"], status=GrantStatus.DENIED)
+
+
+def _used(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("usage_grant", args["grantId"], used=args["used"])
+
+
+def _revoked(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update("usage_grant", args["grantId"], status=GrantStatus.REVOKED)
+
+
+def _artifact_revoked(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.execute(
+        "UPDATE usage_grant SET status = :revoked WHERE artifact_id = :artifact AND status = :granted",
+        {
+            "revoked": GrantStatus.REVOKED,
+            "granted": GrantStatus.GRANTED,
+            "artifact": args["artifactId"],
+        },
     )
 
 
-def _denied(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE usage_grant SET status = ? WHERE grant_id = ?", (GrantStatus.DENIED, args["grantId"]))
-
-
-def _used(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE usage_grant SET used = ? WHERE grant_id = ?", (args["used"], args["grantId"]))
-
-
-def _revoked(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute("UPDATE usage_grant SET status = ? WHERE grant_id = ?", (GrantStatus.REVOKED, args["grantId"]))
-
-
-def _artifact_revoked(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "UPDATE usage_grant SET status = ? WHERE artifact_id = ? AND status = ?",
-        (GrantStatus.REVOKED, args["artifactId"], GrantStatus.GRANTED),
+def _grantee_revoked(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.execute(
+        "UPDATE usage_grant SET status = :revoked WHERE grantee = :grantee AND status = :granted"
+        " AND artifact_id IN (SELECT artifact_id FROM artifact WHERE steward = :steward)",
+        {
+            "revoked": GrantStatus.REVOKED,
+            "granted": GrantStatus.GRANTED,
+            "grantee": args["grantee"],
+            "steward": args["steward"],
+        },
     )
 
 
-def _grantee_revoked(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "UPDATE usage_grant SET status = ? WHERE grantee = ? AND status = ? AND artifact_id IN"
-        " (SELECT artifact_id FROM artifact WHERE steward = ?)",
-        (GrantStatus.REVOKED, args["grantee"], GrantStatus.GRANTED, args["steward"]),
-    )
-
-
-def _budget_set(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO budget VALUES (?, ?, 0, 0) ON CONFLICT DO UPDATE SET total = excluded.total",
-        (args["artifactId"], to_signed(args["totalRhoMicro"])),
-    )
+def _budget_set(step: Step, event: LedgerEvent, args: Args) -> None:
+    total = to_signed(args["totalRhoMicro"])
+    if step.get("budget", args["artifactId"]) is None:
+        step.insert("budget", args["artifactId"], total, 0, 0)
+    else:
+        step.update("budget", args["artifactId"], total=total)
 
 
 def _budget_moved(reserved: int, spent: int) -> Handler:
-    def apply(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-        before = db.execute("SELECT reserved, spent FROM budget WHERE artifact_id = ?", (args["artifactId"],))
-        after = [
-            to_signed(from_signed(word) + sign * args["rhoMicro"])
-            for word, sign in zip(before.fetchone(), (reserved, spent), strict=True)
-        ]
-        db.execute(
-            "UPDATE budget SET reserved = ?, spent = ? WHERE artifact_id = ?", (*after, args["artifactId"])
-        )
+    def apply(step: Step, event: LedgerEvent, args: Args) -> None:
+        account = step.get("budget", args["artifactId"])
+        if account is None:
+            raise StaleLedgerError(f"the endpoint left out the budget before {event.name}")
+        moved = {
+            name: to_signed(from_signed(account[name]) + sign * args["rhoMicro"])
+            for name, sign in (("reserved", reserved), ("spent", spent))
+        }
+        step.update("budget", args["artifactId"], **moved)
 
     return apply
 
 
 def _insert_job(
-    db: sqlite3.Connection,
+    step: Step,
     event: LedgerEvent,
     args: Args,
     *,
@@ -286,41 +311,44 @@ def _insert_job(
     key_id: bytes,
     deadline: int,
     replicas: int,
-    refusal: Refusal,
+    refusal: int,
 ) -> None:
     request = args["request"]
-    db.execute(
-        "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
-        (
-            args["jobId"],
-            state,
-            args["requester"],
-            ZERO_32,
-            key_id,
-            deadline,
-            replicas,
-            refusal,
-            ZERO_32,
-            ZERO_32,
-            request["artifactId"],
-            request["grantId"],
-            request["kernelId"],
-            request["parametersDigest"],
-            request["purpose"],
-            to_signed(request["consentEpoch"]),
-            request["policyVersion"],
-            to_signed(request["rhoMicro"]),
-            request["rowLevel"],
-            to_signed(request["nonce"]),
-            event.timestamp,
-            event.timestamp,
-        ),
+    step.insert(
+        "job",
+        args["jobId"],
+        state,
+        args["requester"],
+        ZERO_32,
+        key_id,
+        deadline,
+        replicas,
+        0,
+        0,
+        0,
+        0,
+        refusal,
+        ZERO_32,
+        ZERO_32,
+        request["artifactId"],
+        request["grantId"],
+        request["kernelId"],
+        request["parametersDigest"],
+        request["purpose"],
+        to_signed(request["consentEpoch"]),
+        request["policyVersion"],
+        to_signed(request["rhoMicro"]),
+        request["rowLevel"],
+        to_signed(request["nonce"]),
+        0,
+        event.timestamp,
+        event.timestamp,
     )
 
 
-def _posted(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+def _posted(step: Step, event: LedgerEvent, args: Args) -> None:
     _insert_job(
-        db,
+        step,
         event,
         args,
         state=JobState.POSTED,
@@ -331,37 +359,37 @@ def _posted(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
     )
 
 
-def _job_denied(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    known = db.execute(
-        "SELECT key_id FROM artifact WHERE artifact_id = ?", (args["request"]["artifactId"],)
-    ).fetchone()
+def _job_denied(step: Step, event: LedgerEvent, args: Args) -> None:
+    known = step.get("artifact", args["request"]["artifactId"])
     _insert_job(
-        db,
+        step,
         event,
         args,
         state=JobState.DENIED,
-        key_id=known[0] if known else ZERO_32,
+        key_id=known["key_id"] if known else ZERO_32,
         deadline=0,
         replicas=0,
         refusal=Refusal(args["reason"]),
     )
 
 
-def _set_job(db: sqlite3.Connection, event: LedgerEvent, args: Args, **columns: object) -> None:
-    names = ", ".join(f"{name} = ?" for name in columns)
-    db.execute(
-        f"UPDATE job SET {names}, changed_at = ? WHERE job_id = ?",  # noqa: S608
-        (*columns.values(), event.timestamp, args["jobId"]),
-    )
+def _set_job(step: Step, event: LedgerEvent, args: Args, **columns: object) -> None:
+    step.update("job", args["jobId"], **columns, changed_at=event.timestamp)
 
 
-def _claimed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=JobState.CLAIMED, executor=args["executor"], deadline=args["deadline"])
+def _count(step: Step, args: Args, column: str) -> None:
+    job = step.get("job", args["jobId"])
+    if job is not None:
+        step.update("job", args["jobId"], **{column: job[column] + 1})
 
 
-def _committed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=JobState.CLAIMED, executor=args["executor"], deadline=args["deadline"])
+
+
+def _committed(step: Step, event: LedgerEvent, args: Args) -> None:
     _set_job(
-        db,
+        step,
         event,
         args,
         state=JobState.COMMITTED,
@@ -371,49 +399,46 @@ def _committed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
     )
 
 
-def _verdict(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "INSERT INTO verdict VALUES (?, ?, ?, NULL, NULL, NULL)",
-        (args["jobId"], args["verifier"], args["commitment"]),
+def _verdict(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.insert("verdict", args["jobId"], args["verifier"], args["commitment"], None, None, None)
+    _count(step, args, "commits")
+
+
+def _closed(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=JobState.REVEALING, commits=args["commits"], deadline=args["deadline"])
+
+
+def _revealed(step: Step, event: LedgerEvent, args: Args) -> None:
+    step.update(
+        "verdict",
+        args["jobId"],
+        args["verifier"],
+        result_digest=args["resultDigest"],
+        possession=args["possession"],
+        agrees=args["agrees"],
     )
-    db.execute("UPDATE job SET commits = commits + 1 WHERE job_id = ?", (args["jobId"],))
+    _count(step, args, "agreeing" if args["agrees"] else "dissenting")
 
 
-def _closed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=JobState.REVEALING, commits=args["commits"], deadline=args["deadline"])
+def _disputed(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=JobState.DISPUTED, deadline=args["deadline"])
 
 
-def _revealed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    db.execute(
-        "UPDATE verdict SET result_digest = ?, possession = ?, agrees = ? WHERE job_id = ? AND verifier = ?",
-        (args["resultDigest"], args["possession"], args["agrees"], args["jobId"], args["verifier"]),
-    )
-    agrees = bool(args["agrees"])
-    db.execute(
-        "UPDATE job SET agreeing = agreeing + ?, dissenting = dissenting + ? WHERE job_id = ?",
-        (int(agrees), int(not agrees), args["jobId"]),
-    )
+def _verified(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=JobState.VERIFIED, deadline=args["deadline"])
 
 
-def _disputed(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=JobState.DISPUTED, deadline=args["deadline"])
+def _ended(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0)
 
 
-def _verified(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=JobState.VERIFIED, deadline=args["deadline"])
+def _opened(step: Step, event: LedgerEvent, args: Args) -> None:
+    _set_job(step, event, args, state=JobState.OPENED, deadline=args["deadline"])
 
 
-def _ended(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=args["state"], refusal=args["reason"], deadline=0)
-
-
-def _opened(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
-    _set_job(db, event, args, state=JobState.OPENED, deadline=args["deadline"])
-
-
-def _released(db: sqlite3.Connection, event: LedgerEvent, args: Args) -> None:
+def _released(step: Step, event: LedgerEvent, args: Args) -> None:
     _set_job(
-        db,
+        step,
         event,
         args,
         state=JobState.RELEASED,

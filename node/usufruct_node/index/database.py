@@ -40,9 +40,10 @@ from usufruct.records import (
     Role,
     UsageGrant,
 )
-from usufruct_node.index.apply import apply_event, from_signed
+from usufruct_node.index.apply import apply_events, from_signed
 
 MAX_GRAPH_EDGES = 100_000
+_CACHE_KIB = 32_768
 
 
 class GraphTooLargeError(InputError):
@@ -83,6 +84,10 @@ class Index:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._create()
+
+    def _create(self) -> None:
         schema = resources.files("usufruct_node.index").joinpath("schema.sql").read_text("utf-8")
         with self._lock, self._db:
             self._db.executescript(schema)
@@ -111,13 +116,27 @@ class Index:
             before = self.cursor()
             if before is not None and head.number < before.number:
                 raise StaleLedgerError(f"block {head.number} is older than the indexed block {before.number}")
-            for event in events:
-                apply_event(db, event)
+            apply_events(db, events)
             db.execute(
                 "INSERT INTO cursor VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET block_number ="
                 " excluded.block_number, block_hash = excluded.block_hash, block_time = excluded.block_time",
                 (head.number, head.hash, head.timestamp),
             )
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Do without the search trees over events meanwhile, and build each in one go at the end.
+
+        For many events at once: in a tree that grows event by event, every event lands on another page. Queries stay right, but
+        read all events. A process that dies meanwhile leaves the trees to whoever opens the file next.
+        """
+        with self._transaction() as db:
+            db.execute("DROP INDEX event_series")
+            db.execute("DROP INDEX event_name")
+        try:
+            yield
+        finally:
+            self._create()
 
     # Members.
 

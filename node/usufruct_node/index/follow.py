@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 
 import trio
 
 from usufruct.errors import LedgerError, StaleLedgerError
-from usufruct.ledger import Ledger
+from usufruct.ledger import Head, Ledger
+from usufruct.records import LedgerEvent
 from usufruct_node.index.database import Index
 
 _log = logging.getLogger(__name__)
@@ -16,7 +20,7 @@ _SPAN = 2_000
 
 
 def catch_up(index: Index, ledger: Ledger) -> bool:
-    """Index every finalised block not indexed yet; returns whether there was any.
+    """Index every finalised block not indexed yet, reading ahead by one span; returns whether there was any.
 
     Raises
     ------
@@ -34,12 +38,22 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
         if head.number == cursor.number:
             return False
         first = cursor.number + 1
-    while first <= head.number:
-        last = min(first + _SPAN - 1, head.number)
-        events = ledger.events(first, last)
-        index.advance(events, head if last == head.number else ledger.endpoint.block(last))
-        first = last + 1
+    spans = [(at, min(at + _SPAN - 1, head.number)) for at in range(first, head.number + 1, _SPAN)]
+    whole = index.growing() if len(spans) > 1 else nullcontext()
+    with whole, ThreadPoolExecutor(1, "index-ahead") as ahead:
+        read = partial(_read, ledger, head)
+        coming = ahead.submit(read, spans[0])
+        for following in [*spans[1:], None]:
+            events, reached = coming.result()
+            if following is not None:
+                coming = ahead.submit(read, following)
+            index.advance(events, reached)
     return True
+
+
+def _read(ledger: Ledger, head: Head, span: tuple[int, int]) -> tuple[list[LedgerEvent], Head]:
+    first, last = span
+    return ledger.events(first, last), head if last == head.number else ledger.endpoint.block(last)
 
 
 async def follow(

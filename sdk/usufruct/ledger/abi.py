@@ -20,6 +20,7 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from usufruct.errors import InputError, TransactionRevertedError
+from usufruct.ledger.packing import Packing
 
 Record = TypeVar("Record")
 
@@ -144,14 +145,22 @@ class EventCodec:
     name: str
     topic: bytes
     inputs: tuple[Mapping[str, Any], ...]
+    in_series: bool
+    """Whether the event ends in `(sequence, head)`."""
+    _packing: Packing | None = dataclasses.field(repr=False, compare=False)
 
-    @property
-    def in_series(self) -> bool:
-        """Whether the event ends in `(sequence, head)`."""
-        return [entry["name"] for entry in self.inputs[-2:]] == ["sequence", "head"]
+    @classmethod
+    def of(cls, contract: str, name: str, topic: bytes, inputs: tuple[Mapping[str, Any], ...]) -> EventCodec:
+        """The codec of an event with these ABI inputs."""
+        in_series = [entry["name"] for entry in inputs[-2:]] == ["sequence", "head"]
+        return cls(contract, name, topic, inputs, in_series, Packing.of(inputs))
 
     def decode(self, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
         """Arguments by name, in order of declaration; structs as nested dicts."""
+        if self._packing is not None:
+            packed = self._packing.decode(b"".join(topics[1:]) + data)
+            if packed is not None:
+                return packed
         plain = [entry for entry in self.inputs if not entry["indexed"]]
         values = iter(eth_abi.abi.decode([_wire_type(entry) for entry in plain], data))
         words = iter(topics[1:])
@@ -163,6 +172,10 @@ class EventCodec:
 
     def payload(self, arguments: Mapping[str, Any]) -> bytes:
         """`abi.encode` of everything before `(sequence, head)`; what the rolling hash covers."""
+        if self._packing is not None:
+            packed = self._packing.payload(arguments)
+            if packed is not None:
+                return packed
         covered = self.inputs[:-2]
         return eth_abi.abi.encode(
             [abi_type(entry) for entry in covered],
@@ -202,7 +215,7 @@ def load_abi(name: str) -> ContractAbi:
             outputs = tuple(_wire_type(item) for item in entry["outputs"])
             functions[entry["name"]] = FunctionCodec(entry["name"], digest[:4], types, outputs)
         elif entry["type"] == "event":
-            events[digest] = EventCodec(name, entry["name"], digest, inputs)
+            events[digest] = EventCodec.of(name, entry["name"], digest, inputs)
         elif entry["type"] == "error":
             errors[digest[:4]] = (entry["name"], inputs)
     return ContractAbi(name, functions, events, errors)

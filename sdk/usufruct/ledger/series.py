@@ -6,13 +6,15 @@ Source: `contracts/EventSeries.sol`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import eth_abi.abi
 from eth_utils.crypto import keccak
 
 from usufruct.errors import MissingEventError, VerificationError
 from usufruct.ledger.abi import CONTRACTS, EventCodec, load_abi
+from usufruct.ledger.keccak import keccak_many
 from usufruct.records import LedgerEvent
 
 _SERIES_KEYS = {
@@ -24,6 +26,14 @@ _SERIES_KEYS = {
 }
 
 
+class Link(NamedTuple):
+    """An event and the head of its series before it."""
+
+    previous: bytes
+    event: LedgerEvent
+
+
+@lru_cache(maxsize=1024)
 def event_codec(contract: str, name: str) -> EventCodec:
     """The codec of an event by name.
 
@@ -52,6 +62,20 @@ def next_head(previous: bytes, codec: EventCodec, arguments: Mapping[str, Any]) 
     return bytes(keccak(eth_abi.abi.encode(["bytes32", "uint64", "bytes32", "bytes32"], words)))
 
 
+def next_heads(links: Sequence[Link]) -> list[bytes]:
+    """Rolling hash after each event, as `next_head`; each link is computed by itself, so that all are hashed at once."""
+    codecs = [event_codec(event.contract, event.name) for _, event in links]
+    payloads = keccak_many(
+        [codec.payload(event.args) for codec, (_, event) in zip(codecs, links, strict=True)]
+    )
+    return keccak_many(
+        [
+            previous + _number(event).to_bytes(32, "big") + codec.topic + payload
+            for codec, payload, (previous, event) in zip(codecs, payloads, links, strict=True)
+        ]
+    )
+
+
 def check_series(events: Sequence[LedgerEvent], *, final_head: bytes | None = None) -> bytes:
     """Walk the events of one series in order and return its last head.
 
@@ -74,6 +98,13 @@ def check_series(events: Sequence[LedgerEvent], *, final_head: bytes | None = No
     if final_head is not None and head != final_head:
         raise MissingEventError("the series goes on after the events at hand")
     return head
+
+
+def _number(event: LedgerEvent) -> int:
+    number = event.args["sequence"]
+    if not isinstance(number, int):
+        raise MissingEventError(f"a sequence number is {type(number).__name__}, not a number")
+    return number
 
 
 def _bytes(value: object) -> bytes:
