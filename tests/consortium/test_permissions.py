@@ -1,0 +1,212 @@
+"""One vote governs both levels: what the council decides about a member, every validator enforces."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+from eth_utils.address import to_checksum_address
+
+from chain_fixture import Organisation, until, word
+from governed_fixture import GovernedConsortium
+from usufruct.errors import ChainListError, TransactionRevertedError
+from usufruct.ledger.code import verify_network
+from usufruct.ledger.permissions import LISTS, check_lists
+from usufruct.ledger.subnet_evm import (
+    DEPLOYER_ALLOW_LIST,
+    FOUNDER_FUNDS_WEI,
+    NATIVE_MINTER,
+    TRANSACTION_ALLOW_LIST,
+    AllowListRole,
+    mint_call,
+    set_role_call,
+)
+from usufruct.records import MemberStatus, Role
+from validators_fixture import CHAIN_ID
+
+NODE_MODULES = Path(__file__).resolve().parents[2] / "node_modules"
+REFUSED = "cannot issue transaction from non-allow listed address"
+STRANGER = to_checksum_address("0x" + "5a" * 20)
+GAS_PRICE = 2
+
+
+def signed(governed: GovernedConsortium, key: bytes, **fields: Any) -> bytes:
+    """A transaction that nothing but a list can refuse: next nonce, funds and price in order."""
+    address = Account.from_key(key).address
+    nonce = governed.reader.endpoint.quantity("eth_getTransactionCount", address, "pending")
+    plain = {
+        "nonce": nonce,
+        "gas": 200_000,
+        "gasPrice": GAS_PRICE,
+        "value": 0,
+        "chainId": CHAIN_ID,
+        "data": b"",
+    }
+    return bytes(Account.sign_transaction({"to": STRANGER, **plain, **fields}, key).raw_transaction)
+
+
+def mined(governed: GovernedConsortium, raw: bytes) -> dict[str, Any]:
+    endpoint = governed.reader.endpoint
+    digest = endpoint.call("eth_sendRawTransaction", "0x" + raw.hex())
+    until(lambda: endpoint.call("eth_getTransactionReceipt", digest) is not None)
+    receipt: dict[str, Any] = endpoint.call("eth_getTransactionReceipt", digest)
+    return receipt
+
+
+def keys_of(member: Organisation) -> tuple[bytes, bytes]:
+    return member.authority_key, member.node_key
+
+
+def decide(governed: GovernedConsortium, member: Organisation, status: MemberStatus) -> None:
+    governed.govern("ParticipantRegistry", "setStatus", member.id, status)
+
+
+def govern_call(governed: GovernedConsortium, target: str, data: bytes) -> None:
+    """Have the council make a call to something that is no contract of the network."""
+    first, *others = governed.members.values()
+    receipt = first.ledger.transact("MemberCouncil", "propose", target, data)
+    number = first.ledger.event_of(receipt, "ProposalMade").args["proposalId"]
+    for member in others:
+        if governed.reader.participant(member.id).status is MemberStatus.ACTIVE:
+            member.ledger.transact("MemberCouncil", "vote", number, True)
+    first.ledger.transact("MemberCouncil", "execute", number)
+
+
+def test_a_founded_network_administers_its_chain_alone(governed: GovernedConsortium) -> None:
+    rows = {row["address"]: row["with_role"] for row in check_lists(governed.reader)}
+    council_and_permissions, accounts = 2, 2 * len(governed.members)
+    assert rows == {
+        DEPLOYER_ALLOW_LIST: 1,
+        NATIVE_MINTER: council_and_permissions,
+        TRANSACTION_ALLOW_LIST: council_and_permissions + accounts,
+    }
+
+
+def test_founding_validators_stand_in_the_contract_as_in_the_network_file(
+    governed: GovernedConsortium,
+) -> None:
+    version, keys, weights = governed.reader.read("ValidatorSet", "current")
+    pin = governed.network.finality
+    assert pin is not None
+    assert version == 1
+    assert "0x" + keys.hex() == "0x" + "".join(validator.key[2:] for validator in pin.validators)
+    assert list(weights) == [validator.weight for validator in pin.validators]
+    assert governed.reader.read("ValidatorSet", "chain") == (bytes.fromhex(pin.chain[2:]),)
+
+
+def test_removed_members_raw_transactions_are_refused_by_every_validator(
+    governed: GovernedConsortium,
+) -> None:
+    member = governed.join("passing", Role.PARTNER)
+    for key in keys_of(member):
+        assert mined(governed, signed(governed, key))["status"] == "0x1"
+    for status in (MemberStatus.SUSPENDED, MemberStatus.ACTIVE, MemberStatus.REMOVED):
+        decide(governed, member, status)
+        for key in keys_of(member):
+            if status is MemberStatus.ACTIVE:
+                assert mined(governed, signed(governed, key))["status"] == "0x1"
+                continue
+            reasons = governed.refusals(signed(governed, key))
+            assert len(reasons) == 5
+            assert all(REFUSED in reason for reason in reasons), reasons
+        check_lists(governed.reader)
+
+
+def test_what_a_member_signed_before_its_suspension_is_not_mined_after_it(
+    governed: GovernedConsortium,
+) -> None:
+    member = governed.join("hoarder", Role.PARTNER)
+    raw = signed(governed, member.authority_key)
+    decide(governed, member, MemberStatus.SUSPENDED)
+    assert all(REFUSED in reason for reason in governed.refusals(raw))
+    decide(governed, member, MemberStatus.ACTIVE)
+    assert mined(governed, raw)["status"] == "0x1"
+
+
+def test_strangers_with_funds_are_refused_by_every_validator(governed: GovernedConsortium) -> None:
+    key = word()
+    gift = {"to": Account.from_key(key).address, "value": 10**9}
+    assert mined(governed, signed(governed, governed["north"].authority_key, **gift))["status"] == "0x1"
+    assert all(REFUSED in reason for reason in governed.refusals(signed(governed, key)))
+
+
+def test_an_admitted_member_has_fees_and_transacts_but_creates_no_contract(
+    governed: GovernedConsortium,
+) -> None:
+    member = governed.join("late", Role.PARTNER | Role.COMPUTE)
+    balances = [
+        governed.reader.endpoint.quantity("eth_getBalance", address, "latest")
+        for address in (member.record.account, member.record.node_account)
+    ]
+    assert balances == [FOUNDER_FUNDS_WEI] * 2
+    member.node.transact("ParticipantRegistry", "setEndpoint", "/dns4/late/tcp/4001")
+    for key in (*keys_of(member), governed["north"].authority_key):
+        creation = {"to": b"", "data": bytes.fromhex("600160005360016000f3")}
+        receipt = mined(governed, signed(governed, key, **creation))
+        assert receipt["status"] == "0x0"
+        code = governed.reader.endpoint.call("eth_getCode", receipt["contractAddress"] or STRANGER, "latest")
+        assert code == "0x"
+
+
+def test_no_member_changes_a_list_or_mints_by_itself(governed: GovernedConsortium) -> None:
+    member = governed["north"]
+    for precompile in LISTS.values():
+        for role in AllowListRole:
+            receipt = mined(
+                governed,
+                signed(
+                    governed,
+                    member.authority_key,
+                    to=precompile,
+                    data=set_role_call(STRANGER, role),
+                    gas=100_000,
+                ),
+            )
+            assert receipt["status"] == "0x0"
+    mint = mint_call(member.record.account, 1)
+    assert mined(governed, signed(governed, member.node_key, to=NATIVE_MINTER, data=mint))["status"] == "0x0"
+    check_lists(governed.reader)
+
+
+@pytest.mark.parametrize("precompile", LISTS.values(), ids=LISTS)
+def test_a_role_beside_the_members_decisions_is_found(governed: GovernedConsortium, precompile: str) -> None:
+    for role in (AllowListRole.ENABLED, AllowListRole.ADMIN):
+        govern_call(governed, precompile, set_role_call(STRANGER, role))
+        with pytest.raises(ChainListError, match=role.name) as caught:
+            check_lists(governed.reader)
+        assert caught.value.account == STRANGER
+    govern_call(governed, precompile, set_role_call(STRANGER, AllowListRole.NONE))
+    check_lists(governed.reader)
+
+
+def test_a_member_that_the_list_lacks_is_found(governed: GovernedConsortium) -> None:
+    account = governed["auditor"].record.node_account
+    govern_call(governed, TRANSACTION_ALLOW_LIST, set_role_call(account, AllowListRole.NONE))
+    with pytest.raises(ChainListError, match="NONE instead of ENABLED"):
+        check_lists(governed.reader)
+    govern_call(governed, TRANSACTION_ALLOW_LIST, set_role_call(account, AllowListRole.ENABLED))
+    check_lists(governed.reader)
+
+
+def test_a_member_without_fees_is_fuelled_by_another(governed: GovernedConsortium) -> None:
+    member, helper = governed["compute"], governed["south"]
+    endpoint, address = governed.reader.endpoint, member.record.node_account
+    balance = endpoint.quantity("eth_getBalance", address, "latest")
+    spent = {"value": balance - 21_000 * GAS_PRICE, "gas": 21_000}
+    assert mined(governed, signed(governed, member.node_key, **spent))["status"] == "0x1"
+    assert endpoint.quantity("eth_getBalance", address, "latest") < 21_000 * GAS_PRICE
+    helper.ledger.transact("ChainPermissions", "refuel", address)
+    assert endpoint.quantity("eth_getBalance", address, "latest") == FOUNDER_FUNDS_WEI
+    member.node.transact("ParticipantRegistry", "setEndpoint", "/dns4/compute/tcp/4001")
+    with pytest.raises(TransactionRevertedError, match="NotAllowed"):
+        helper.ledger.transact("ChainPermissions", "refuel", STRANGER)
+
+
+def test_contracts_and_lists_are_verified_as_one_network(governed: GovernedConsortium) -> None:
+    rows = verify_network(
+        governed.reader, node=Path(sys.executable).parent / "node", node_modules=NODE_MODULES
+    )
+    assert {row["contract"] for row in rows} > {"ChainPermissions", "ValidatorSet", *LISTS}
