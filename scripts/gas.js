@@ -1,8 +1,8 @@
 // Writes docs/gas.md from real runs: `npx hardhat run scripts/gas.js`.
 import { writeFileSync } from "node:fs";
 import {
-  KERNEL, PURPOSE, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers,
-  participantOf, passDeadline, ready, registration, request, reveal, terms,
+  KERNEL, PURPOSE, Status, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers, govern,
+  participantOf, passDeadline, ready, registration, request, reveal, setStatus, terms,
 } from "../tests/contracts/network.js";
 
 const format = (gas) => String(gas).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -85,6 +85,12 @@ async function council() {
     if (voter === n.south) rows.push(["`vote`", gas]);
   }
   rows.push(["`execute`, five members, admitting a sixth", await gasOf(n.council.connect(n.north.account).execute(1))]);
+  rows.push(["`execute`, suspending a member", await gasOf(setStatus(n, n.university, Status.Suspended))]);
+  for (const count of [5, 20]) {
+    const keys = [...Array(count).keys()].map((i) => ethers.toBeHex((0x80n << 376n) | BigInt(i + 1), 48));
+    const replaced = govern(n, n.validators, "replace", [ethers.concat(keys), Array(count).fill(20)]);
+    rows.push([`\`execute\`, replacing the set of validators by one of ${count}`, await gasOf(replaced)]);
+  }
   return rows;
 }
 
@@ -93,7 +99,7 @@ async function deployment() {
   const named = {
     AccessManager: manager, ParticipantRegistry: c.participants, KeyRegistry: c.keys, LineageRegistry: c.lineage,
     ConsentRegistry: c.consents, UsageRights: c.rights, PrivacyBudget: c.budgets, JobLedger: c.jobs,
-    MemberCouncil: c.council,
+    MemberCouncil: c.council, OpenPermissions: c.permissions, ValidatorSet: c.validators,
   };
   const rows = [];
   for (const [name, contract] of Object.entries(named)) {
@@ -124,6 +130,8 @@ ${table(["transaction", "gas"], await otherEnds(n))}
 ${table(["transaction", "gas"], await registries())}
 
 ## The council
+
+Over \`OpenPermissions\`; with the lists of a Subnet-EVM chain see "Governance" in \`docs/consortium.md\`.
 
 ${table(["transaction", "gas"], await council())}
 

@@ -6,6 +6,7 @@ Errors go to stderr: what happened, and what to do. Exit codes: 2 input, 3 integ
 
 import typer
 
+from usufruct.cli.chain import members_refuel, network_recovery
 from usufruct.cli.jobs import (
     bundles,
     denials,
@@ -43,7 +44,9 @@ app.command("release")(release)
 app.command("lineage")(lineage_command)
 app.command("impact")(impact)
 app.command("denials")(denials)
+members_app.command("refuel")(members_refuel)
 app.add_typer(members_app, name="members")
+network_app.command("recovery")(network_recovery)
 app.add_typer(network_app, name="network")
 
 

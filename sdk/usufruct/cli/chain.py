@@ -1,0 +1,85 @@
+"""Commands about the chain beneath the contracts: fees of members, recovery of a deadlocked council."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from usufruct.cli.terminal import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    PassphraseOption,
+    done,
+    guarded,
+    read_text,
+)
+from usufruct.client import Client
+from usufruct.errors import InputError
+from usufruct.home import Home
+from usufruct.ledger import Ledger, Network
+from usufruct.ledger.recovery import recovery_upgrade
+from usufruct.records import org_id
+
+
+@guarded
+def members_refuel(
+    name: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill what a member's two accounts have for fees, within the allowance that the council set."""
+    ledger = Client.open(home, passphrase_file=passphrase_file).ledger
+    member = ledger.participant(org_id(name))
+    accounts = [member.account, member.node_account]
+    for account in accounts:
+        ledger.transact("ChainPermissions", "refuel", account)
+    done(f"refuelled {', '.join(accounts)}", {"member": name, "accounts": accounts}, as_json=as_json)
+
+
+@guarded
+def network_recovery(
+    suspend: Annotated[list[str], typer.Option(help="Member that is lost; may be repeated.")],
+    at: Annotated[int, typer.Option(help="Unix seconds; every validator must have the file before.")],
+    output: Annotated[Path, typer.Option(help="The upgrade.json to write, for every validator's operator.")],
+    earlier: Annotated[
+        Path | None, typer.Option(help="The upgrade.json in use, if any: what was applied must stay in it.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the state upgrade that suspends lost members, when the council can decide nothing any more."""
+    if output.exists():
+        raise InputError(f"{output} exists already", hint="choose another file")
+    if at <= time.time():
+        raise InputError(f"{at} is past", hint="give the operators time: all must restart before it")
+    network = Network.load(Home.at(home).network_file)
+    upgrade = recovery_upgrade(
+        network,
+        Ledger.open(network).participants(),
+        {org_id(name) for name in suspend},
+        activation=at,
+        earlier=None if earlier is None else _read_upgrade(earlier),
+    )
+    output.write_text(json.dumps(upgrade, indent=2) + "\n", "utf-8")
+    done(
+        f"{output} suspends {', '.join(suspend)} from {at} on; give it to every validator's operator",
+        {"upgrade_file": str(output), "activation": at, "suspended": suspend},
+        as_json=as_json,
+    )
+
+
+def _read_upgrade(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+        timestamps = [upgrade["blockTimestamp"] for upgrade in content.get("stateUpgrades", ())]
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise InputError(f"{path} is no upgrade file: {exc!r}") from exc
+    if not all(isinstance(timestamp, int) for timestamp in timestamps):
+        raise InputError(f"{path} is no upgrade file: a blockTimestamp is no number")
+    return dict(content)
