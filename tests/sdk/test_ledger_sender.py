@@ -6,19 +6,16 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chain_fixture import Consortium, word
+from rpc_door import Door, door_to
 from usufruct.errors import (
     ConfigurationError,
     LedgerError,
@@ -30,56 +27,6 @@ from usufruct.errors import (
 )
 from usufruct.ledger import Endpoint, Ledger, Network, Sender
 from usufruct.ledger.abi import CONTRACTS
-
-Fault = Callable[[list[dict[str, Any]]], bytes | None]
-"""Takes the calls of one request; None lets it through, bytes are the reply instead, empty ones end the connection."""
-
-
-class Door:
-    """Forwards JSON-RPC to the chain; `after` may replace the reply of a request that the chain has carried out."""
-
-    def __init__(self, target: str) -> None:
-        self.before: Fault = lambda calls: None
-        self.after: Fault = lambda calls: None
-        door = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                asked = json.loads(body)
-                calls = asked if isinstance(asked, list) else [asked]
-                reply = door.before(calls)
-                if reply is None:
-                    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
-                    with urllib.request.urlopen(request) as answer:
-                        carried_out = answer.read()
-                    reply = door.after(calls)
-                    reply = carried_out if reply is None else reply
-                if not reply:
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@contextmanager
-def door_to(target: str) -> Iterator[Door]:
-    door = Door(target)
-    thread = threading.Thread(target=door.server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield door
-    finally:
-        door.server.shutdown()
-        door.server.server_close()
 
 
 @pytest.fixture

@@ -93,6 +93,19 @@ class Endpoint:
                 answers = self._post_batch(calls)
         return [self._unwrap(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
 
+    def members(self) -> list[Endpoint]:
+        """The single endpoints behind this one that may be asked."""
+        return [self]
+
+    def anyone(self, method: str, *params: object) -> Any:
+        """The first answer of a member that is not empty; None when none has one."""
+        for member in self.members():
+            with contextlib.suppress(LedgerError):
+                found = member.call(method, *params)
+                if found is not None:
+                    return found
+        return None
+
     def check_chain(self, chain_id: int, genesis_hash: str) -> None:
         """Refuse an endpoint that serves another chain.
 

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from usufruct.errors import (
     ConfigurationError,
@@ -36,6 +36,10 @@ _LAG_BLOCKS = 3
 
 _REMEMBERED = 4_096
 """Final blocks whose hashes are kept, to hold against what endpoints show later."""
+
+
+_PASSING = (LedgerUnreachableError, StaleLedgerError)
+"""Troubles that an endpoint may get over."""
 
 
 class _Member:
@@ -115,6 +119,13 @@ class Endpoints(Endpoint):
                     self._contradicted(member, Head(number, known, 0), head)
         return head
 
+    def members(self) -> list[Endpoint]:
+        """The single endpoints that were not refused, the one in use first; each gives up soon."""
+        lies = WrongChainError | ContradictingEndpointError
+        fit = [member for member in self._members if not isinstance(member.trouble, lies)]
+        fit.sort(key=lambda member: member is not self._current)
+        return [self._probes[member.endpoint.url] for member in fit]
+
     def check_chain(self, chain_id: int, genesis_hash: str) -> None:
         """Find an endpoint that is fit; errors as in `finalised`."""
         if (chain_id, genesis_hash) != (self._chain_id, self._genesis_hash):
@@ -189,11 +200,17 @@ class Endpoints(Endpoint):
 
     def _attempts(self) -> Retrying:
         return Retrying(
-            retry=retry_if_exception_type((LedgerUnreachableError, StaleLedgerError)),
+            retry=retry_if_exception(self._may_pass),
             wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.1),
             stop=stop_after_delay(self._patience),
             reraise=True,
         )
+
+    def _may_pass(self, error: BaseException) -> bool:
+        """Whether another attempt may succeed: the endpoint may come back, or another one is left."""
+        if isinstance(error, ContradictingEndpointError | WrongChainError):
+            return any(m.trouble is None or isinstance(m.trouble, _PASSING) for m in self._members)
+        return isinstance(error, _PASSING)
 
     # Choosing.
 
@@ -241,7 +258,7 @@ class Endpoints(Endpoint):
 
     def _why_none(self) -> LedgerError:
         troubles = [member.trouble for member in self._members if member.trouble is not None]
-        passing = [t for t in troubles if isinstance(t, LedgerUnreachableError | StaleLedgerError)]
+        passing = [t for t in troubles if isinstance(t, _PASSING)]
         for reason in (*passing, *troubles):
             return reason
         return LedgerUnreachableError(f"{self.url} does not answer")

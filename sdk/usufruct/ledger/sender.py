@@ -203,7 +203,7 @@ class Sender:
     def _forget_replaced(self) -> None:
         """Drop what can never be included, because another transaction has its nonce in a final block."""
         passed = self._orphans_passed()
-        receipts = self._receipts([_pending(entry) for entry in passed])
+        receipts = self._receipts_anywhere([_pending(entry) for entry in passed])
         gone = [entry.id for entry, receipt in zip(passed, receipts, strict=True) if receipt is None]
         self._journal.forget(gone)
 
@@ -271,7 +271,7 @@ class Sender:
             self._endpoint.watch.sent(entry_id)
         try:
             self._wait(pending)
-            receipts = self._receipts(pending)
+            receipts = self._receipts_anywhere(pending)
         except LedgerError:
             self._journal.release(ids)
             raise
@@ -344,6 +344,17 @@ class Sender:
             calls = [("eth_getTransactionReceipt", ("0x" + transaction.hex(),)) for _, transaction in chunk]
             for (position, _), receipt in zip(chunk, self._endpoint.batch(calls), strict=True):
                 found[position] = found[position] or receipt
+        return found
+
+    def _receipts_anywhere(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+        """As `_receipts`, for nonces that are used: one endpoint's word is not enough to call a transaction replaced."""
+        found = self._receipts(pending)
+        for position, item in enumerate(pending):
+            for transaction in self._journal.hashes_of(item.transaction_hash):
+                if found[position] is None:
+                    found[position] = self._endpoint.anyone(
+                        "eth_getTransactionReceipt", "0x" + transaction.hex()
+                    )
         return found
 
     def _receipt_of(self, receipt: dict[str, Any], pending: Pending) -> Receipt:

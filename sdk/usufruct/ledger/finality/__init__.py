@@ -4,7 +4,7 @@ Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` foll
 pure: `proof` (the record), `warp` and `besu` (one verifier for each way of signing), `header`, `receipts`, `bls`.
 """
 
-from usufruct.ledger.finality.fetch import fetch_finality, fetch_header
+from usufruct.ledger.finality.fetch import collect_finality, fetch_finality, fetch_header
 from usufruct.ledger.finality.header import BlockHeader, block_hash_of, check_header
 from usufruct.ledger.finality.proof import FinalityProof, Signers
 from usufruct.ledger.finality.receipts import (
@@ -16,6 +16,14 @@ from usufruct.ledger.finality.receipts import (
     prove_receipt,
     receipts_root,
 )
+from usufruct.ledger.finality.validators import (
+    ValidatorChange,
+    ValidatorVersion,
+    adopt,
+    follow_validators,
+    founding_version,
+    prove_final,
+)
 from usufruct.ledger.finality.verify import verify_finality
 
 __all__ = [
@@ -25,12 +33,19 @@ __all__ = [
     "ReceiptProof",
     "Signers",
     "TransactionReceipt",
+    "ValidatorChange",
+    "ValidatorVersion",
+    "adopt",
     "block_hash_of",
     "check_header",
     "check_receipt_inclusion",
+    "collect_finality",
     "encode_receipt",
     "fetch_finality",
     "fetch_header",
+    "follow_validators",
+    "founding_version",
+    "prove_final",
     "prove_receipt",
     "receipts_root",
     "verify_finality",

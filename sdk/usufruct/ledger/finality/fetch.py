@@ -6,11 +6,12 @@ import hashlib
 
 from multiformats import multibase
 
-from usufruct.errors import LedgerError, LedgerUnreachableError, ProofUnavailableError
+from usufruct.errors import LedgerError, MalformedProofError, ProofUnavailableError
 from usufruct.ledger.endpoint import Endpoint, well_formed
+from usufruct.ledger.finality import bls
 from usufruct.ledger.finality.header import BlockHeader
 from usufruct.ledger.finality.proof import FinalityProof
-from usufruct.ledger.finality.warp import QUORUM_PERCENT, WarpMessage
+from usufruct.ledger.finality.warp import QUORUM_PERCENT, WarpMessage, unsigned_message
 from usufruct.ledger.network import FinalityPin
 from usufruct.ledger.profile import ChainProfile
 
@@ -48,15 +49,61 @@ def fetch_finality(
         return FinalityProof(
             kind="qbft", chain=bytes.fromhex(pin.chain[2:]), block_hash=block_hash, payload=payload
         )
-    try:
-        answer = endpoint.call("warp_getBlockAggregateSignature", cb58(block_hash), QUORUM_PERCENT, "")
-    except LedgerUnreachableError:
-        raise
-    except LedgerError as exc:
-        raise ProofUnavailableError(
-            f"no proof of block {block_hash.hex()}: {exc}",
-            hint="67% of the validators must be up to prove a block; try again, or another endpoint",
-        ) from exc
+    reasons = []
+    for member in endpoint.members():
+        try:
+            return _aggregated(member, block_hash)
+        except (LedgerError, MalformedProofError) as exc:
+            reasons.append(str(exc))
+    raise ProofUnavailableError(
+        f"no endpoint gives a proof of block {block_hash.hex()}: {reasons[0] if reasons else 'none is fit'}",
+        hint="validators with 67% of the weight must be up to prove a block",
+    )
+
+
+def collect_finality(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) -> FinalityProof:
+    """A proof put together here from what each validator signs by itself, for any set of validators that can be asked.
+
+    Each signature is verified on the way, so that a validator that answers with a wrong one does not spoil the sum.
+
+    Raises
+    ------
+    ProofUnavailableError
+        If too few validators of the pin can be asked.
+    """
+    chain = bytes.fromhex(pin.chain[2:])
+    message = unsigned_message(pin.network_id, chain, block_hash)
+    signed: dict[int, bytes] = {}
+    total = sum(validator.weight for validator in pin.validators)
+    for member in endpoint.members():
+        try:
+            answer = member.call("warp_getBlockSignature", cb58(block_hash))
+            with well_formed(member.url):
+                signature = bytes.fromhex(answer.removeprefix("0x"))
+        except LedgerError:
+            continue
+        for position, validator in enumerate(pin.validators):
+            key = bytes.fromhex(validator.key[2:])
+            if position not in signed and bls.is_signed_by_all([key], message, signature):
+                signed[position] = signature
+                break
+        if 100 * sum(pin.validators[i].weight for i in signed) >= QUORUM_PERCENT * total:
+            payload = WarpMessage(
+                network_id=pin.network_id,
+                chain=chain,
+                block_hash=block_hash,
+                signers=sum(1 << i for i in signed),
+                signature=bls.aggregate(list(signed.values())),
+            ).encode()
+            return FinalityProof(kind="warp", chain=chain, block_hash=block_hash, payload=payload)
+    raise ProofUnavailableError(
+        f"only {len(signed)} of {len(pin.validators)} validators could be asked for block {block_hash.hex()}",
+        hint="name the RPC endpoints of more validators in rpc_urls",
+    )
+
+
+def _aggregated(endpoint: Endpoint, block_hash: bytes) -> FinalityProof:
+    answer = endpoint.call("warp_getBlockAggregateSignature", cb58(block_hash), QUORUM_PERCENT, "")
     with well_formed(endpoint.url):
         payload = bytes.fromhex(answer.removeprefix("0x"))
     message = WarpMessage.parse(payload)

@@ -1,0 +1,662 @@
+"""Several endpoints of a real chain behind doors that shut, hang and lie: nothing lost, nothing doubled, no lie believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coincurve import PrivateKey
+from eth_account import Account
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chain_fixture import Consortium, running_chain, until
+from rpc_door import Door, door_to
+from usufruct.errors import (
+    ChainStalledError,
+    ConfigurationError,
+    ContradictingEndpointError,
+    LedgerUnreachableError,
+    StaleLedgerError,
+    TransactionLostError,
+    TransactionReplacedError,
+    WrongChainError,
+)
+from usufruct.ledger import PROFILES, Endpoints, Head, Ledger, Sender
+from usufruct.ledger.endpoint import transaction_hash
+from usufruct.ledger.health import ChainWatch
+from usufruct.ledger.journal import InFlight, Journal
+from usufruct.ledger.signing import sign_transaction
+
+EMBEDDED = PROFILES["embedded"]
+QUICK = replace(EMBEDDED, block_interval_s=0.5)
+"""The fixture's chain makes a block every tenth of a second."""
+
+
+@pytest.fixture
+def doors(chain_url: str) -> Iterator[list[Door]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(door_to(chain_url)) for _ in range(3)]
+
+
+def through(
+    doors: list[Door],
+    consortium: Consortium,
+    *,
+    key: bytes | None = None,
+    journal: Path | None = None,
+    patience: float = 10.0,
+) -> Ledger:
+    """A ledger through these doors, in their order."""
+    network = consortium.network.model_copy(update={"rpc_urls": tuple(door.url for door in doors)})
+    endpoint = Endpoints(
+        network.rpc_urls,
+        profile=QUICK,
+        chain_id=network.chain_id,
+        genesis_hash=network.genesis_hash,
+        patience=patience,
+    )
+    sender = None
+    if key is not None:
+        sender = Sender(endpoint, network.chain_id, key, journal=journal, patience=patience)
+    return Ledger(network, endpoint, sender)
+
+
+def count(ledger: Ledger, tag: str = "latest") -> int:
+    return int(ledger.endpoint.call("eth_getTransactionCount", ledger.address, tag), 16)
+
+
+def say(ledger: Ledger, text: str) -> Any:
+    return ledger.transact("ParticipantRegistry", "setEndpoint", text)
+
+
+def broadcasts(door: Door) -> list[str]:
+    return [call["params"][0] for call in door.seen if call["method"] == "eth_sendRawTransaction"]
+
+
+# Which endpoint is used.
+
+
+def test_the_first_endpoint_is_used_while_it_is_fit_and_the_next_when_it_is_not(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium)
+    height = ledger.finalised().number
+    assert ledger.endpoint.url == doors[0].url
+    doors[0].shut()
+    assert ledger.finalised().number >= height
+    assert ledger.endpoint.url == doors[1].url
+    health = ledger.health()
+    assert [e.in_use for e in health.endpoints] == [False, True, False]
+    assert "does not answer" in (health.endpoints[0].trouble or "")
+    assert not health.stalled
+
+
+def test_an_endpoint_that_answers_with_rubbish_is_left_for_the_next(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium)
+    ledger.finalised()
+    for rubbish in (b"<html>", b"[]", b"null", b'{"jsonrpc":"2.0","id":1}'):
+        doors[0].before = lambda calls, rubbish=rubbish: rubbish
+        assert ledger.endpoint.quantity("eth_chainId") == consortium.network.chain_id
+        assert ledger.endpoint.batch([("eth_chainId", ())]) == [hex(consortium.network.chain_id)]
+        assert ledger.endpoint.url != doors[0].url
+
+
+def test_endpoints_that_all_come_back_within_patience_go_unnoticed(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium)
+    ledger.finalised()
+    for door in doors:
+        door.shut()
+    threading.Timer(0.8, doors[2].open).start()
+    assert ledger.finalised().number > 0
+    assert ledger.endpoint.url == doors[2].url
+
+
+def test_when_no_endpoint_answers_the_error_is_typed(consortium: Consortium, doors: list[Door]) -> None:
+    ledger = through(doors, consortium, patience=0.5)
+    for door in doors:
+        door.shut()
+    with pytest.raises(LedgerUnreachableError, match="does not answer"):
+        ledger.finalised()
+
+
+def test_an_endpoint_that_hangs_does_not_hold_up_the_others(
+    consortium: Consortium, doors: list[Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usufruct.ledger.endpoints._PROBE_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        network = consortium.network
+        endpoints = Endpoints(
+            (f"http://127.0.0.1:{silent.getsockname()[1]}", doors[0].url),
+            profile=QUICK,
+            chain_id=network.chain_id,
+            genesis_hash=network.genesis_hash,
+        )
+        assert endpoints.finalised().number > 0
+        assert endpoints.url == doors[0].url
+
+
+# Lies.
+
+
+@pytest.mark.parametrize(
+    ("method", "lie"),
+    [
+        ("eth_chainId", lambda result: hex(int(result, 16) + 1)),
+        ("eth_getBlockByNumber", lambda block: block and block | {"hash": "0x" + "66" * 32}),
+    ],
+    ids=["other chain id", "other genesis"],
+)
+def test_an_endpoint_on_another_chain_is_refused(
+    consortium: Consortium, doors: list[Door], method: str, lie: Any
+) -> None:
+    doors[0].lie = lambda call, result: lie(result) if call["method"] == method else result
+    ledger = through(doors, consortium)
+    assert ledger.finalised().number > 0
+    assert ledger.endpoint.url == doors[1].url
+    alone = through(doors[:1], consortium, patience=0.5)
+    with pytest.raises(WrongChainError, match="serves"):
+        alone.finalised()
+
+
+def as_of(door: Door, block: dict[str, Any]) -> None:
+    """Have the door tell that this block is still the newest."""
+
+    def lie(call: dict[str, Any], result: Any) -> Any:
+        asked = call["params"][0] if call["params"] else None
+        if call["method"] == "eth_getBlockByNumber":
+            if asked in ("finalized", "latest"):
+                return block
+            return None if int(asked, 16) > int(block["number"], 16) else result
+        return result
+
+    door.lie = lie
+
+
+def test_an_endpoint_that_falls_back_behind_what_was_seen_is_refused(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:2], consortium)
+    old = ledger.endpoint.call("eth_getBlockByNumber", "finalized", False)
+    until(lambda: ledger.finalised().number > int(old["number"], 16) + 1)
+    seen = ledger.finalised()
+    assert ledger.endpoint.url == doors[0].url
+    as_of(doors[0], old)
+    assert ledger.finalised().number >= seen.number
+    assert ledger.endpoint.url == doors[1].url
+    as_of(doors[1], old)
+    impatient = ledger.endpoint
+    impatient._patience = 0.5
+    with pytest.raises(StaleLedgerError, match="already seen"):
+        ledger.finalised()
+
+
+def test_an_endpoint_that_is_behind_the_others_from_the_beginning_is_refused(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    old = consortium.reader.endpoint.call("eth_getBlockByNumber", "finalized", False)
+    until(lambda: consortium.reader.finalised().number > int(old["number"], 16) + 4)
+    as_of(doors[0], old)
+    ledger = through(doors, consortium)
+    assert ledger.finalised().number > int(old["number"], 16) + 3
+    assert ledger.endpoint.url == doors[1].url
+    assert "another endpoint at" in (ledger.health().endpoints[0].trouble or "")
+
+
+def forge(door: Door, number: int) -> None:
+    """Have the door tell another block at this height."""
+
+    def lie(call: dict[str, Any], result: Any) -> Any:
+        if call["method"] == "eth_getBlockByNumber" and result and int(result["number"], 16) == number:
+            return result | {"hash": "0x" + "66" * 32}
+        return result
+
+    door.lie = lie
+
+
+def test_an_endpoint_that_contradicts_a_block_seen_as_final_is_not_used_again(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:2], consortium)
+    seen = ledger.finalised()
+    forge(doors[0], seen.number)
+    until(lambda: ledger.endpoint.finalised().number > seen.number)
+    assert ledger.endpoint.url == doors[1].url
+    doors[0].open()
+    doors[1].shut()
+    ledger.endpoint._patience = 0.5
+    with pytest.raises((ContradictingEndpointError, LedgerUnreachableError)):
+        ledger.finalised()
+    assert "shows block" in (ledger.health().endpoints[0].trouble or "")
+
+
+def test_an_endpoint_that_contradicts_a_proven_block_is_refused(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:2], consortium)
+    seen = ledger.finalised()
+    assert isinstance(ledger.endpoint, Endpoints)
+    ledger.endpoint.hold_final(seen)  # Positive control: the endpoint showed the proven block.
+    with pytest.raises(ContradictingEndpointError, match="is final as"):
+        ledger.endpoint.hold_final(Head(seen.number, b"\x66" * 32, seen.timestamp))
+
+
+def test_of_two_that_differ_the_one_that_can_prove_its_block_is_believed(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    network = consortium.network
+    endpoints = Endpoints(
+        [doors[0].url, doors[1].url],
+        profile=QUICK,
+        chain_id=network.chain_id,
+        genesis_hash=network.genesis_hash,
+        arbiter=lambda endpoint, head: endpoint.url == doors[1].url,
+    )
+    until(lambda: consortium.reader.finalised().number > 2)
+    number = consortium.reader.finalised().number
+    forge(doors[0], number)
+    doors[1].shut()
+    until(lambda: endpoints.finalised().number >= number)
+    assert endpoints._final.get(number, b"\x66" * 32) == b"\x66" * 32
+    doors[1].open()
+    doors[0].shut()
+    until(lambda: endpoints.finalised().number > number)
+    assert endpoints.block(number).hash == consortium.reader.endpoint.block(number).hash
+
+
+# Transactions over a change of endpoint.
+
+
+def test_an_endpoint_that_dies_between_sending_and_receipt_loses_and_doubles_nothing(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium, key=consortium["compute"].authority_key)
+    before = count(ledger)
+    died = []
+
+    def die_after_sending(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] == "eth_sendRawTransaction":
+            died.append(True)
+            doors[0].shut()
+            return b""
+        return None
+
+    doors[0].after = die_after_sending
+    receipt = say(ledger, "/survivor")
+    assert died
+    assert ledger.endpoint.url == doors[1].url
+    assert count(ledger) == before + 1
+    assert ledger.event_of(receipt, "ParticipantEndpointChanged").args["endpoint"] == "/survivor"
+
+
+def test_an_endpoint_that_swallows_a_transaction_costs_time_but_no_transaction(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium, key=consortium["compute"].authority_key)
+    before = count(ledger)
+
+    def swallow(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        answers = [
+            {
+                "jsonrpc": "2.0",
+                "id": call["id"],
+                "result": "0x" + transaction_hash(bytes.fromhex(call["params"][0][2:])).hex(),
+            }
+            for call in calls
+        ]
+        doors[0].before = lambda calls: None
+        threading.Timer(0.3, doors[0].shut).start()
+        return json.dumps(answers).encode()
+
+    doors[0].before = swallow
+    say(ledger, "/swallowed")
+    assert count(ledger) == before + 1
+    first, *again = broadcasts(doors[0]) + broadcasts(doors[1])
+    assert again, "it was never sent again"
+    assert set(again) == {first}, "another transaction than the first was sent"
+
+
+def test_a_nonce_gap_that_a_forgetful_endpoint_left_is_filled_with_the_same_bytes(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member = consortium["auditor"]
+    ledger = through(doors, consortium, key=member.authority_key, journal=tmp_path / "in-flight")
+    before = count(ledger)
+    lost = sign_for(ledger, member.authority_key, nonce=before, text="/lost")
+    journal = Journal(tmp_path / "in-flight")
+    with journal.locked():
+        journal.add([InFlight.signed(lost)])  # Signed and written down, but never handed over.
+    receipt = say(ledger, "/behind")
+    assert count(ledger) == before + 2
+    assert ledger.event_of(receipt, "ParticipantEndpointChanged").args["endpoint"] == "/behind"
+    found = ledger.endpoint.call("eth_getTransactionByHash", "0x" + transaction_hash(lost).hex())
+    assert int(found["nonce"], 16) == before
+
+
+def sign_for(ledger: Ledger, key: bytes, *, nonce: int, text: str, gas_price: int = 0) -> bytes:
+    to, data = ledger.call_data("ParticipantRegistry", "setEndpoint", text)
+    return sign_transaction(
+        PrivateKey(key),
+        chain_id=ledger.network.chain_id,
+        nonce=nonce,
+        gas_price=gas_price,
+        gas=300_000,
+        to=to,
+        data=data,
+    )
+
+
+def test_a_call_that_was_given_up_on_and_is_made_again_is_the_same_transaction(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:1], consortium, key=consortium["auditor"].authority_key, patience=1.0)
+    before = count(ledger)
+    sent: list[str] = []
+
+    def shut_after_sending(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] == "eth_sendRawTransaction":
+            sent.append(calls[0]["params"][0])
+            doors[0].shut()
+        return None
+
+    doors[0].after = shut_after_sending
+    with pytest.raises((LedgerUnreachableError, TransactionLostError)):
+        say(ledger, "/twice")
+    doors[0].open()
+    receipt = say(ledger, "/twice")
+    assert receipt.transaction_hash == transaction_hash(bytes.fromhex(sent[0][2:]))
+    assert count(ledger) == before + 1
+    say(ledger, "/twice")  # Its outcome was handed over: from now on the same call is meant anew.
+    assert count(ledger) == before + 2
+
+
+CRASHING = """
+import os, signal, sys
+from pathlib import Path
+from usufruct.ledger import Ledger, Network
+network, key, journal = sys.argv[1:]
+ledger = Ledger.open(Network.load(Path(network)), private_key=bytes.fromhex(key), journal=Path(journal))
+sender = ledger._require_sender()
+broadcast = sender._endpoint.broadcast
+def die(raws):
+    if "after" in journal:
+        broadcast(raws)
+    os.kill(os.getpid(), signal.SIGKILL)
+sender._endpoint.broadcast = die
+ledger.transact("ParticipantRegistry", "setEndpoint", "/crash")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_killed_around_sending_leaves_one_transaction_however_often_it_is_repeated(
+    consortium: Consortium, tmp_path: Path, moment: str
+) -> None:
+    member = consortium["university"]
+    network = tmp_path / "network.json"
+    consortium.network.save(network)
+    journal = tmp_path / f"killed-{moment}"
+    before = count(member.ledger)
+    arguments = [str(network), member.authority_key.hex(), str(journal)]
+    killed = subprocess.run([sys.executable, "-c", CRASHING, *arguments], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert journal.stat().st_mode & 0o777 == 0o600
+    (raw,) = [json.loads(line)["raw"] for line in journal.read_text().splitlines()]
+    ledger = Ledger.open(consortium.network, private_key=member.authority_key, journal=journal)
+    receipt = say(ledger, "/crash")
+    assert receipt.transaction_hash == transaction_hash(bytes.fromhex(raw))
+    assert count(ledger) == before + 1
+
+
+def test_a_transaction_whose_nonce_something_else_took_is_reported_as_replaced(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    member = consortium["south"]
+    rival = Ledger.open(consortium.network, private_key=member.authority_key)
+    before = count(rival)
+    journal = Journal(tmp_path / "journal")
+    never_sent = InFlight.signed(sign_for(rival, member.authority_key, nonce=before, text="/loser"))
+    with journal.locked():
+        journal.add([never_sent])
+    say(rival, "/winner")
+    ledger = Ledger.open(consortium.network, private_key=member.authority_key, journal=tmp_path / "journal")
+    sender = ledger._require_sender()
+    with pytest.raises(TransactionReplacedError, match=f"has nonce {before}"):
+        sender.settle([pending_of(never_sent)])
+    assert journal_ids(tmp_path / "journal") == set()
+
+
+def pending_of(entry: InFlight) -> Any:
+    from usufruct.ledger.sender import _pending
+
+    return _pending(entry)
+
+
+def journal_ids(path: Path) -> set[bytes]:
+    journal = Journal(path)
+    with journal.locked():
+        return {entry.id for entry in journal.in_flight()}
+
+
+# Standing still.
+
+
+def test_a_chain_that_stands_still_shows_within_five_block_intervals_and_goes_on_by_itself(
+    tmp_path: Path,
+) -> None:
+    with running_chain(tmp_path) as url:
+        consortium = Consortium(url)
+        with door_to(url) as door:
+            ledger = through([door], consortium, key=consortium["compute"].authority_key)
+            ledger.finalised()
+            assert not ledger.health().stalled
+            frozen = ledger.endpoint.call("eth_getBlockByNumber", "finalized", False)
+
+            def lie(call: dict[str, Any], result: Any) -> Any:
+                if call["method"] == "eth_getBlockByNumber" and call["params"][0] == "finalized":
+                    return frozen
+                if call["method"] == "eth_getTransactionCount":
+                    return "0x0"
+                return None if call["method"] == "eth_getTransactionReceipt" else result
+
+            door.lie = lie
+            height = int(frozen["number"], 16)
+            with pytest.raises(ChainStalledError, match=f"stood still at block {height} since") as caught:
+                say(ledger, "/waiting")
+            assert caught.value.height == height
+            assert ledger.health().stalled_since == caught.value.since
+            door.open()
+            ledger.finalised()
+            assert not ledger.health().stalled
+            before = count(ledger)
+            say(ledger, "/waiting")
+            assert count(ledger) == before, "the call that was given up on was sent twice"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def test_a_chain_with_empty_blocks_stands_still_when_none_comes_for_five_intervals() -> None:
+    clock = Clock()
+    watch = ChainWatch(EMBEDDED, now=clock)
+    watch.observed(7)
+    clock.at = EMBEDDED.stall_after_s
+    watch.observed(7)
+    assert watch.stalled_since() is None
+    clock.at += 0.1
+    watch.observed(7)
+    with pytest.raises(ChainStalledError, match="block 7"):
+        watch.check()
+    watch.observed(8)
+    watch.check()
+
+
+def test_time_in_which_nobody_looked_does_not_count_as_standing_still() -> None:
+    clock = Clock()
+    watch = ChainWatch(EMBEDDED, now=clock)
+    watch.observed(7)
+    clock.at = 1000.0
+    assert watch.stalled_since() is None
+    watch.observed(8)
+    assert watch.stalled_since() is None
+
+
+def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() -> None:
+    profile, clock = PROFILES["subnet-evm"], Clock()
+    watch = ChainWatch(profile, now=clock)
+    watch.observed(7)
+    clock.at = 1000.0
+    watch.observed(7)
+    assert watch.stalled_since() is None
+    watch.sent(b"mine")
+    clock.at += profile.stall_after_s
+    watch.observed(7)
+    assert watch.stalled_since() is None
+    clock.at += 0.1
+    watch.observed(7)
+    assert watch.stalled_since() is not None
+    watch.settled(b"mine")
+    assert watch.stalled_since() is None
+    watch.pooled(3)
+    assert watch.waiting == 3
+    clock.at += profile.stall_after_s + 0.1
+    watch.observed(7)
+    assert watch.stalled_since() is not None
+    watch.pooled(0)
+    assert watch.stalled_since() is None
+
+
+# The journal and the signer.
+
+
+def entry_of(nonce: int, data: bytes = b"\1", price: int = 0) -> InFlight:
+    raw = sign_transaction(
+        PrivateKey(b"\7" * 32),
+        chain_id=5,
+        nonce=nonce,
+        gas_price=price,
+        gas=9,
+        to="0x" + "ab" * 20,
+        data=data,
+    )
+    return InFlight.signed(raw)
+
+
+def test_a_torn_last_line_of_the_journal_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    with journal.locked():
+        journal.add([entry_of(1), entry_of(2)])
+    whole = path.read_bytes()
+    for cut in range(1, 40):
+        path.write_bytes(whole[:-cut])
+        assert journal_ids(path) == {entry_of(1).id}
+        again = Journal(path)
+        with again.locked():
+            again.add([entry_of(3)])
+        assert journal_ids(path) == {entry_of(1).id, entry_of(3).id}
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"rubbish", b'{"id": "00", "raw": "c0", "owner": "1.2"}', b'{"done": 5}', b"\xff"]
+)
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(ConfigurationError, match="not a journal"), Journal(path).locked():
+        pass
+    assert path.read_bytes() == line + b"\n"
+
+
+def test_what_another_live_process_waits_for_is_not_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    mine = entry_of(1)
+    parent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    for owner, free in (
+        (f"{os.getppid()}.{parent}", False),
+        (f"{os.getppid()}.0", True),  # The number was used again since.
+        ("999999999.7", True),
+    ):
+        path.write_text(json.dumps({"id": mine.id.hex(), "raw": mine.raws[0].hex(), "owner": owner}) + "\n")
+        journal = Journal(path)
+        with journal.locked():
+            assert journal.is_orphan(mine if free is None else journal.in_flight()[0]) is free
+            assert (journal.take_up(mine.call) is not None) is free
+            assert journal.take_up(mine.call) is None
+        journal.release([mine.id])
+
+
+def test_a_journal_that_has_grown_begins_anew_once_nothing_is_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usufruct.ledger.journal._COMPACT_ABOVE_BYTES", 1000)
+    path = tmp_path / "journal"
+    one, other = Journal(path), Journal(path)
+    entries = [entry_of(nonce) for nonce in range(10)]
+    with one.locked():
+        one.add(entries)
+    one.forget([entry.id for entry in entries[:9]])
+    assert journal_ids(path) == {entries[9].id}
+    one.forget([entries[9].id])
+    assert not path.exists()
+    with other.locked():
+        assert other.in_flight() == []
+        other.add([entries[0]])
+    with one.locked():
+        assert [entry.id for entry in one.in_flight()] == [entries[0].id]
+    other.release([entries[0].id])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    key=st.integers(1, 2**200).map(lambda i: i.to_bytes(32, "big")),
+    chain_id=st.integers(1, 2**53),
+    nonce=st.integers(0, 2**40),
+    gas_price=st.integers(0, 2**70),
+    gas=st.integers(21_000, 2**40),
+    to=st.none() | st.binary(min_size=20, max_size=20).map(lambda b: "0x" + b.hex()),
+    data=st.binary(max_size=300),
+)
+def test_the_signer_makes_the_bytes_that_eth_account_makes(
+    key: bytes, chain_id: int, nonce: int, gas_price: int, gas: int, to: str | None, data: bytes
+) -> None:
+    fields: dict[str, Any] = {
+        "nonce": nonce,
+        "gasPrice": gas_price,
+        "gas": gas,
+        "value": 0,
+        "data": data,
+        "chainId": chain_id,
+    }
+    if to is not None:
+        from eth_utils.address import to_checksum_address
+
+        fields["to"] = to_checksum_address(to)
+    theirs = bytes(Account.from_key(key).sign_transaction(fields).raw_transaction)
+    ours = sign_transaction(
+        PrivateKey(key), chain_id=chain_id, nonce=nonce, gas_price=gas_price, gas=gas, to=to, data=data
+    )
+    assert ours == theirs
