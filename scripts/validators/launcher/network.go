@@ -19,6 +19,7 @@ import (
 	"github.com/ava-labs/avalanchego/api/health"
 	"github.com/ava-labs/avalanchego/chains"
 	"github.com/ava-labs/avalanchego/config"
+	"github.com/ava-labs/avalanchego/database/pebbledb"
 	"github.com/ava-labs/avalanchego/genesis"
 	"github.com/ava-labs/avalanchego/ids"
 	"github.com/ava-labs/avalanchego/tests/fixture/tmpnet"
@@ -46,9 +47,13 @@ const (
 
 	// The VM's settings on every validator. Archive: an auditor may ask for the state of any block. The
 	// pool is as deep as a batch of the library; the debugging and administration interfaces stay shut.
+	//
+	// database-config is {"sync": true}. Left to its default, the VM keeps its last writes in its own memory: a
+	// killed process forgets blocks that were final, and five killed at once take them from the chain.
 	chainConfig = `{
   "warp-api-enabled": true,
   "pruning-enabled": false,
+  "database-config": "eyJzeW5jIjogdHJ1ZX0=",
   "eth-apis": ["eth", "eth-filter", "net", "web3", "internal-eth", "internal-blockchain", "internal-transaction",
     "internal-tx-pool"],
   "tx-pool-account-slots": 1024,
@@ -305,8 +310,10 @@ func nodeFlags() tmpnet.FlagsMap {
 		config.MaxValidatorStakeKey:  strconv.FormatUint(platformFunds, 10),
 		config.AdminAPIEnabledKey:    "false",
 		config.IndexEnabledKey:       "false",
-		config.LogLevelKey:           logging.Info.String(),
-		config.LogDisplayLevelKey:    logging.Off.String(),
+		// The default, LevelDB, is never synced to the disk; Pebble is, on every write.
+		config.DBTypeKey:          pebbledb.Name,
+		config.LogLevelKey:        logging.Info.String(),
+		config.LogDisplayLevelKey: logging.Off.String(),
 	}
 }
 
