@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hypercorn.trio
 import trio
 from hypercorn.config import Config
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.content import Cid, EmbeddedBlockStore
@@ -38,11 +38,14 @@ from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
 from usufruct.records import JobState, KeyId, OrgId, Role, unlabel
 from usufruct_node.api import build_api, new_token
+from usufruct_node.chain_clock import ChainClock
+from usufruct_node.chain_view import ChainView
 from usufruct_node.config import NodeSettings
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
 from usufruct_node.intake import STAGED
 from usufruct_node.membership import Membership
+from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
@@ -74,9 +77,11 @@ class Node:
             private_key=keys.ledger_key,
             journal=home.root / "node.transactions",
             patience=settings.ledger_patience_s,
+            rpc_urls=settings.rpc_urls,
         )
         (authority,) = self.ledger.read("ParticipantRegistry", "authority")
         self.contracts = {**network.contracts, "AccessManager": authority}
+        self._chain = ChainView(self.ledger)
         self.index = Index(home.index_database)
         self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
         self.holdings = Holdings(home.node_database)
@@ -103,12 +108,11 @@ class Node:
             journal=self._journal,
             host=self._host,
             workers=self._workers,
+            clock=ChainClock(network.chain),
         )
         self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
-        self._ledger_trouble: str | None = None
         self._started_at = time.time()
-        self._metrics = CollectorRegistry()
-        self._gauges = _Gauges(self._metrics)
+        self._metrics = Metrics()
 
     async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gives the URL of the HTTP interface."""
@@ -130,7 +134,7 @@ class Node:
                         self.ledger,
                         poll_s=self._settings.poll_s,
                         on_advance=self._advanced,
-                        on_trouble=self._troubled,
+                        on_trouble=self._chain.heard,
                     )
                 )
                 nursery.start_soon(self._keep_membership)
@@ -144,7 +148,7 @@ class Node:
         """State of each dependency."""
         cursor, elsewhere = self.index.cursor(), self._membership.superseded_by
         parts = {
-            "ledger": self._ledger_trouble or "ok",
+            "ledger": self._chain.state(),
             "index": "ok" if cursor else "empty",
             "membership": "ok" if self._membership.is_active() else "not an active member",
             "identity": "ok"
@@ -159,8 +163,7 @@ class Node:
         """Prometheus metrics as of now."""
         state = await self.status()
         jobs = await trio.to_thread.run_sync(lambda: {s: self.index.job_count(s) for s in JobState if s})
-        self._gauges.update(state, jobs)
-        return self._metrics
+        return self._metrics.update(state, jobs)
 
     async def status(self) -> dict[str, Any]:
         """What an operator wants to see."""
@@ -173,6 +176,7 @@ class Node:
             "health": self.health(),
             "uptime_s": round(time.time() - self._started_at),
             "chain_id": self.ledger.network.chain_id,
+            "chain": self._chain.to_dict(),
             "indexed_block": cursor.number if cursor else None,
             "indexed_block_time": cursor.timestamp if cursor else None,
             "events": self.index.event_count(),
@@ -239,9 +243,6 @@ class Node:
     def _advanced(self) -> None:
         self._dispatcher.wake()
 
-    def _troubled(self, reason: str | None) -> None:
-        self._ledger_trouble = reason
-
     async def _tidy(self) -> None:
         """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
         await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
@@ -260,6 +261,7 @@ class Node:
             now = self.index.cursor()
             if now != seen:
                 seen = now
+                self._chain.heard()
                 await self._follow_registry()
 
     async def _follow_registry(self) -> None:
@@ -318,41 +320,6 @@ class _SecretKeys:
         if key_id not in self._loaded:
             self._loaded[key_id] = he_keys.load_secret(self._keystore, key_id)
         return self._loaded[key_id]
-
-
-class _Gauges:
-    """Prometheus metrics, brought up to date when they are read."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._block = Gauge("usufruct_indexed_block", "Newest indexed block", registry=registry)
-        self._lag = Gauge(
-            "usufruct_indexed_block_age_seconds", "Age of the newest indexed block", registry=registry
-        )
-        self._peers = Gauge("usufruct_peers_connected", "Connected members", registry=registry)
-        self._bytes = Gauge("usufruct_blocks_bytes", "Bytes in the block store", registry=registry)
-        self._jobs = Gauge("usufruct_jobs", "Jobs on the ledger by state", ["state"], registry=registry)
-        self._trouble = Gauge(
-            "usufruct_jobs_in_trouble", "Jobs whose last step failed here", registry=registry
-        )
-        self._healthy = Gauge("usufruct_healthy", "1 when every dependency is well", registry=registry)
-        self._refusals = Counter(
-            "usufruct_refusals", "Refused peers and requests", ["reason"], registry=registry
-        )
-        self._counted: dict[str, int] = {}
-
-    def update(self, status: dict[str, Any], jobs: dict[JobState, int]) -> None:
-        if status["indexed_block"] is not None:
-            self._block.set(status["indexed_block"])
-            self._lag.set(max(0.0, time.time() - status["indexed_block_time"]))
-        self._peers.set(len(status["connected"]))
-        self._bytes.set(status["blocks_bytes"])
-        self._trouble.set(len(status["jobs_in_trouble"]))
-        self._healthy.set(1 if status["health"]["ok"] else 0)
-        for state, count in jobs.items():
-            self._jobs.labels(state.name).set(count)
-        for reason, count in status["refusals"].items():
-            self._refusals.labels(reason).inc(count - self._counted.get(reason, 0))
-            self._counted[reason] = count
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 The archive is a sealed stream (`usufruct.keys.sealed`) of frames: kind, length, payload. A file of the home is named by
 `_ITEMS`, a block by its CID; the format has no paths, links or modes. Passphrases, the API token and locks are never in it.
 
-**Invariant:** what names something is copied before what it names. Databases come before the blocks that their rows name,
-blocks before the keys that they were sealed under, so an archive made while the node runs lacks nothing that it refers to. A
-block that is collected meanwhile belonged to a job that has ended, and nobody asks for it again.
+**Invariant:** what names something is copied before what it names. Signed transactions come before the databases with what
+they reveal, databases before the blocks that their rows name, blocks before the keys that they were sealed under, so an archive
+made while the node runs lacks nothing that it refers to. A block that is collected meanwhile belonged to a job that has ended,
+and nobody asks for it again.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class _Item:
     database: bool = False
 
 
-_BEFORE_BLOCKS = (_Item("node.db", database=True), _Item("index.db", database=True))
+_BEFORE_BLOCKS = (
+    _Item("authority.transactions"),
+    _Item("node.transactions"),
+    _Item("node.db", database=True),
+    _Item("index.db", database=True),
+)
 _AFTER_BLOCKS = (
     _Item("consent.db", database=True),
     _Item("node.keys", required=True),

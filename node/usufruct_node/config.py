@@ -38,6 +38,8 @@ class NodeSettings(BaseSettings):
     """Processes that run kernels."""
     quota_bytes: int | None = Field(default=None, gt=0)
     """Most bytes that the block store keeps; no limit by default."""
+    rpc_urls: tuple[str, ...] = ()
+    """JSON-RPC endpoints of the chain to use before those of the network file, such as that of one's own validator."""
     ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)
     """How long a call is repeated while no endpoint answers."""
 

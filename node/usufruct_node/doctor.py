@@ -75,13 +75,18 @@ def _disk(home: Home) -> str:
 
 
 def _chain(home: Home) -> str:
-    network = Network.load(home.network_file)
-    ledger = Ledger.open(network, patience=3.0)
-    return f"chain {network.chain_id}, finalised block {ledger.finalised().number}, contracts as shipped"
+    ledger = _open(home)
+    number = ledger.finalised().number
+    return f"chain {ledger.network.chain_id}, finalised block {number} at {ledger.endpoint.url}, contracts as shipped"
+
+
+def _open(home: Home) -> Ledger:
+    urls = NodeSettings.load(home.root).rpc_urls
+    return Ledger.open(Network.load(home.network_file), patience=3.0, rpc_urls=urls)
 
 
 def _membership(home: Home) -> str:
-    ledger = Ledger.open(Network.load(home.network_file), patience=3.0)
+    ledger = _open(home)
     member = ledger.participant(home.organisation().id)
     if member.status != MemberStatus.ACTIVE:
         raise ConfigurationError(

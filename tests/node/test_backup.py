@@ -40,7 +40,16 @@ from usufruct_node.holdings import Holdings, Purpose
 from usufruct_node.index import Index
 from usufruct_node.roles.journal import Journal, OwnRelease, OwnVerdict
 
-LEFT_OUT = {"api.json", "api.token", "node.lock", "node.passphrase", "authority.passphrase", "node.log"}
+LEFT_OUT = {
+    "api.json",
+    "api.token",
+    "authority.passphrase",
+    "authority.transactions.lock",
+    "node.lock",
+    "node.log",
+    "node.passphrase",
+    "node.transactions.lock",
+}
 JOB = JobId(b"\x07" * 32)
 WORD = b"\x05" * 32
 

@@ -20,6 +20,7 @@ from usufruct.publish import read_manifest
 from usufruct.records import FINAL_JOB_STATES, Job, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
+from usufruct_node.chain_clock import ChainClock
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, JobRow
 from usufruct_node.peers import PeerHost
@@ -51,6 +52,7 @@ class RoleContext:
     journal: Journal
     host: PeerHost
     workers: Workers
+    clock: ChainClock
     sending: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_SENDING_THREADS))
     """Threads that wait for transactions; apart from the others, so that many jobs cannot starve the block protocol."""
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
@@ -175,6 +177,21 @@ class RoleContext:
         )
         log.info("%s %s", function, job_id.hex()[:12])
 
+    async def close(self, function: str, job_id: JobId) -> None:
+        """End what is overdue.
+
+        Not simulated where blocks come only when somebody sends: the newest block there is older than the deadline.
+        """
+        ledger = self.ledger
+        if ledger.network.chain.empty_blocks:
+            await self.transact(function, job_id)
+            return
+        call = ledger.call_data("JobLedger", function, job_id)
+        await trio.to_thread.run_sync(
+            partial(ledger.transact_many, [call], gas=_STEP_GAS), limiter=self.sending
+        )
+        log.info("%s %s", function, job_id.hex()[:12])
+
     def member(self, org: OrgId) -> Participant:
         """A member's record from the index.
 
@@ -189,9 +206,8 @@ class RoleContext:
         return found
 
     def now(self) -> int:
-        """Chain time: seconds of the newest indexed block."""
-        cursor = self.index.cursor()
-        return 0 if cursor is None else cursor.timestamp
+        """Chain time in Unix seconds."""
+        return self.clock.now(self.index.cursor())
 
     def blocks_of(self, cids: Sequence[Cid]) -> list[bytes]:
         """Bytes of local blocks, each checked against its CID."""

@@ -59,7 +59,7 @@ class Verifier:
         """One step: commit, reveal, or close what is overdue."""
         if overdue(row.job, self._context.now()):
             await trio.sleep(self._turn())
-            await self._context.transact(_CLOSERS[row.job.state], row.job_id)
+            await self._context.close(_CLOSERS[row.job.state], row.job_id)
         elif row.job.state == JobState.COMMITTED:
             await self._commit(row)
         else:
