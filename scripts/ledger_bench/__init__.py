@@ -1,0 +1,1 @@
+"""Parts of `scripts/bench ledger`: a ledger's history to index, transactions to send, proofs to check."""
