@@ -25,9 +25,6 @@ NATIVE_MINTER = "0x0200000000000000000000000000000000000001"
 TRANSACTION_ALLOW_LIST = "0x0200000000000000000000000000000000000002"
 """Who may send transactions."""
 
-WARP_MESSENGER = "0x0200000000000000000000000000000000000005"
-"""Signs messages with the validators' BLS keys."""
-
 BLOCK_GAS_LIMIT = 100_000_000
 """Gas of one block, and so of one transaction."""
 
@@ -151,21 +148,6 @@ def set_role_call(account: str, role: AllowListRole) -> bytes:
         AllowListRole.MANAGER: "setManager",
     }[role]
     return _call(f"{function}(address)", _address(account))
-
-
-def mint_call(account: str, amount_wei: int) -> bytes:
-    """Call data of `mintNativeCoin(address,uint256)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the amount is negative or does not fit 256 bits.
-    """
-    if not 0 <= amount_wei < 1 << 256:
-        raise ConfigurationError(f"{amount_wei} is no amount of wei")
-    return keccak(text="mintNativeCoin(address,uint256)")[:4] + encode(
-        ["address", "uint256"], [_address(account), amount_wei]
-    )
 
 
 def _call(signature: str, account: str) -> bytes:
