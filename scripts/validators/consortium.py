@@ -80,11 +80,13 @@ def build(target, stamp):
     (unfinished / "plugins").mkdir(parents=True)
     compile_with(go, environment, ["mod", "download"], "modules")
     linker = f"-ldflags=-X {AVALANCHEGO}/version.GitCommit={stamp}"
-    for name, output, package in (
+    programs = [
         ("engine", "avalanchego", f"{AVALANCHEGO}/main"),
         ("virtual machine", f"plugins/{VM}", "./vm"),
-        ("launcher", "launcher", "./launcher"),
-    ):
+    ]
+    if target.name == DEFAULT:
+        programs.append(("launcher", "launcher", "./launcher"))
+    for name, output, package in programs:
         compile_with(go, environment, ["build", "-v", linker, "-o", unfinished / output, package], name)
     (unfinished / "fingerprint").write_text(wanted, "ascii")
     shutil.rmtree(target, ignore_errors=True)
