@@ -23,9 +23,12 @@ from usufruct.errors import ConfigurationError, InputError
 from usufruct.he.parameters import ALLOWED
 from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
-from usufruct.ledger import Ledger, Network
+from usufruct.ledger import PROFILES, Ledger, Network
 from usufruct.ledger.code import verify_network
+from usufruct.ledger.finality import follow_validators, prove_final
 from usufruct.ledger.genesis import found_network
+from usufruct.ledger.network import read_pin
+from usufruct.ledger.profile import profile_of
 from usufruct.records import MemberStatus, org_id
 
 members_app = typer.Typer(help="Who is a member; votes of the council.", no_args_is_help=True)
@@ -125,13 +128,17 @@ def members_execute(
 @network_app.command("deploy")
 @guarded
 def network_deploy(
-    rpc: Annotated[str, typer.Option(help="JSON-RPC address of the chain.")],
+    rpc: Annotated[list[str], typer.Option(help="JSON-RPC address of the chain; may be repeated.")],
     founder: Annotated[
         list[Path], typer.Option(help="participant.json of a founding member; may be repeated.")
     ],
     output: Annotated[Path, typer.Option(help="Network file to write; hand it to every member.")],
     quorum: Annotated[int, typer.Option(help="Fewest verifiers that must agree on any job.")] = 2,
     name: Annotated[str, typer.Option(help="Name of the network.")] = "usufruct",
+    profile: Annotated[str, typer.Option(help=f"Kind of chain: {', '.join(PROFILES)}.")] = "embedded",
+    validators: Annotated[
+        Path | None, typer.Option(help="consortium.json of the running validators, to pin them.")
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -139,6 +146,11 @@ def network_deploy(
     """Deploy the contracts of a new network from this home's authority and hand it over to the members' council."""
     if output.exists():
         raise InputError(f"{output} exists already", hint="choose another file: it may be a network in use")
+    pin = read_pin(validators) if validators else None
+    if profile_of(profile).proof == "warp" and pin is None:
+        raise InputError(
+            f"a network of profile {profile} pins its validators", hint="--validators consortium.json"
+        )
     founders = [ParticipantFile.load(path).to_participant() for path in founder]
     keys = identity.load_authority_keys(open_authority_keystore(Home.at(home), passphrase_file))
     with err.status("deploying"):
@@ -149,11 +161,66 @@ def network_deploy(
             parameters=[(key, value.security_bits) for key, value in ALLOWED.items()],
             quorum=quorum,
             name=name,
+            profile=profile,
+            finality=pin,
         )
     network.save(output)
     done(
         f"{len(network.contracts)} contracts on chain {network.chain_id}; network file {output}",
         {"network_file": str(output), "chain_id": network.chain_id},
+        as_json=as_json,
+    )
+
+
+@network_app.command("validators")
+@guarded
+def network_validators(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List who makes blocks final: the set in force, reached from the pinned one by proven votes."""
+    ledger = Ledger.open(Network.load(Home.at(home).network_file))
+    newest = follow_validators(ledger.endpoint, ledger.network)[-1]
+    total = sum(validator.weight for validator in newest.pin.validators)
+    rows = [
+        {
+            "position": position,
+            "key": validator.key,
+            "weight": validator.weight,
+            "share": f"{100 * validator.weight / total:.1f}%",
+            "version": newest.version,
+            "since_block": newest.since_block,
+        }
+        for position, validator in enumerate(newest.pin.validators)
+    ]
+    columns = {"position": "position", "key": "key", "weight": "weight", "share": "share", "set": "version"}
+    show("validators", rows, columns, as_json=as_json)
+
+
+@network_app.command("finality")
+@guarded
+def network_finality(
+    block: Annotated[int | None, typer.Option(help="Height; default: the newest final block.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove to an outsider that a block is final: verify the validators' signatures against the pinned set."""
+    ledger = Ledger.open(Network.load(Home.at(home).network_file))
+    number = ledger.finalised().number if block is None else block
+    versions = follow_validators(ledger.endpoint, ledger.network)
+    proof, signers, version = prove_final(ledger.endpoint, ledger.network, versions, number)
+    share = 100 * signers.weight / signers.total_weight
+    done(
+        f"block {number} ({proof.block_hash.hex()}) is final: {len(signers.keys)} of"
+        f" {len(version.pin.validators)} validators of set {version.version} signed, {share:.1f}% of the weight",
+        {
+            "block": number,
+            "block_hash": proof.block_hash.hex(),
+            "kind": proof.kind,
+            "chain": proof.chain.hex(),
+            "signers": list(signers.keys),
+            "weight": signers.weight,
+            "total_weight": signers.total_weight,
+            "validators_version": version.version,
+            "proof": proof.payload.hex(),
+        },
         as_json=as_json,
     )
 

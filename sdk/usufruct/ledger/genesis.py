@@ -13,6 +13,7 @@ from usufruct.errors import ConfigurationError
 from usufruct.ledger.abi import CONTRACTS
 from usufruct.ledger.deploy import ChainLevel, deploy
 from usufruct.ledger.endpoint import Endpoint
+from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.network import FinalityPin, Network
 from usufruct.ledger.profile import ChainProfile, profile_of
 from usufruct.ledger.sender import Pending, Sender
@@ -37,7 +38,7 @@ def _created_address(sender: str, nonce: int) -> str:
 
 
 def found_network(
-    rpc_url: str,
+    rpc_urls: str | Sequence[str],
     *,
     deployer_key: bytes,
     founders: Sequence[Participant],
@@ -53,6 +54,8 @@ def found_network(
 
     Parameters
     ----------
+    rpc_urls :
+        One endpoint of the chain or several; the network file will name them.
     parameters :
         (parameters id, security bits) of the allowed encryption parameters.
     quorum :
@@ -68,14 +71,17 @@ def found_network(
     ConfigurationError
         If the chain's blocks hold less gas than the largest contract may need.
     """
-    endpoint = Endpoint(rpc_url)
+    urls = (rpc_urls,) if isinstance(rpc_urls, str) else tuple(rpc_urls)
+    kind = profile_of(profile)
+    first = Endpoint(urls[0], profile=kind)
+    chain_id = first.quantity("eth_chainId")
+    genesis = first.call("eth_getBlockByNumber", "0x0", False)["hash"]
+    endpoint = Endpoints(urls, profile=kind, chain_id=chain_id, genesis_hash=genesis)
     limit = int(endpoint.call("eth_getBlockByNumber", "latest", False)["gasLimit"], 16)
     if limit < CREATION_GAS:
         raise ConfigurationError(
             f"a block of this chain holds {limit} gas, but a contract may need {CREATION_GAS}"
         )
-    chain_id = int(endpoint.call("eth_chainId"), 16)
-    genesis = endpoint.call("eth_getBlockByNumber", "0x0", False)["hash"]
     first_block = endpoint.finalised().number
     sender = Sender(endpoint, chain_id, deployer_key)
     pending: list[Pending] = []
@@ -95,7 +101,7 @@ def found_network(
         quorum=quorum,
         voting_period=voting_period,
         quorum_bps=QUORUM_BPS,
-        chain=_chain_level(profile_of(profile), finality),
+        chain=_chain_level(kind, finality),
     )
     sender.settle(pending)
     return Network(
@@ -103,7 +109,7 @@ def found_network(
         profile=profile,
         chain_id=chain_id,
         genesis_hash=genesis,
-        rpc_urls=(rpc_url,),
+        rpc_urls=urls,
         address_book=addresses["AddressBook"],
         contracts={contract: addresses[contract] for contract in CONTRACTS},
         deployed_at_block=first_block,

@@ -53,6 +53,36 @@ class FinalityPin(BaseModel):
         return self
 
 
+class _RunningValidator(BaseModel):
+    bls_public_key: str
+    weight: int
+
+
+class _Running(BaseModel):
+    network_id: int
+    blockchain_id_hex: str
+    validators: list[_RunningValidator]
+
+
+def read_pin(path: Path) -> FinalityPin:
+    """The pin of validators that run: from the `consortium.json` that `scripts/consortium` writes.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    try:
+        running = _Running.model_validate_json(path.read_text("utf-8"))
+        validators = [Validator(key=v.bls_public_key, weight=v.weight) for v in running.validators]
+        return FinalityPin(
+            network_id=running.network_id,
+            chain=running.blockchain_id_hex,
+            validators=tuple(sorted(validators, key=lambda validator: validator_order(validator.key))),
+        )
+    except (OSError, UnicodeDecodeError, ValidationError) as exc:
+        raise ConfigurationError(f"{path} does not describe running validators: {exc}") from exc
+
+
 def validator_order(key: str) -> bytes:
     """What validators are sorted by: the x coordinate of a compressed BLS key, without its flag bits; an address itself.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from queue import Queue
+from threading import Thread
 
 from multiformats import multibase
 
@@ -49,12 +51,17 @@ def fetch_finality(
         return FinalityProof(
             kind="qbft", chain=bytes.fromhex(pin.chain[2:]), block_hash=block_hash, payload=payload
         )
+    # All at once: an aggregator that waits for a peer of its own can hang for as long as it likes.
+    members = endpoint.members()
+    answers: Queue[FinalityProof | Exception] = Queue()
+    for member in members:
+        Thread(target=_ask, args=(member, block_hash, answers), daemon=True).start()
     reasons = []
-    for member in endpoint.members():
-        try:
-            return _aggregated(member, block_hash)
-        except (LedgerError, MalformedProofError) as exc:
-            reasons.append(str(exc))
+    for _ in members:
+        answer = answers.get()
+        if isinstance(answer, FinalityProof):
+            return answer
+        reasons.append(str(answer))
     raise ProofUnavailableError(
         f"no endpoint gives a proof of block {block_hash.hex()}: {reasons[0] if reasons else 'none is fit'}",
         hint="validators with 67% of the weight must be up to prove a block",
@@ -100,6 +107,13 @@ def collect_finality(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) ->
         f"only {len(signed)} of {len(pin.validators)} validators could be asked for block {block_hash.hex()}",
         hint="name the RPC endpoints of more validators in rpc_urls",
     )
+
+
+def _ask(endpoint: Endpoint, block_hash: bytes, answers: Queue[FinalityProof | Exception]) -> None:
+    try:
+        answers.put(_aggregated(endpoint, block_hash))
+    except (LedgerError, MalformedProofError) as exc:
+        answers.put(exc)
 
 
 def _aggregated(endpoint: Endpoint, block_hash: bytes) -> FinalityProof:
