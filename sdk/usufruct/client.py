@@ -205,9 +205,9 @@ class Client:
         self._book.withdraw(subject, scope=scope)
         return self.anchor_consents(scope=scope)
 
-    def anchor_consents(self, *, scope: str) -> ConsentEpoch:
-        """Anchor the next consent epoch."""
-        return consent.anchor_epoch(self._book, self.ledger, self.content, scope=scope)
+    def anchor_consents(self, *, scope: str, supersede: int | None = None) -> ConsentEpoch:
+        """Anchor the next consent epoch; `supersede` names one that a restored, older consent book may follow."""
+        return consent.anchor_epoch(self._book, self.ledger, self.content, scope=scope, supersede=supersede)
 
     def consent_receipt(self, subject: str, *, scope: str) -> ConsentReceipt:
         """A subject's signed receipt."""

@@ -28,6 +28,7 @@ from usufruct.errors import (
     InputError,
     ManifestError,
     ReleaseRefusedError,
+    StaleConsentBookError,
     VerificationError,
 )
 from usufruct.ledger import Ledger, typed_data
@@ -63,6 +64,12 @@ CREATE TABLE IF NOT EXISTS former_receipt (
     signature BLOB NOT NULL,
     withdrawn_at INTEGER,
     PRIMARY KEY (scope, position, given_at, salt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS anchored (
+    scope TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    status_digest BLOB NOT NULL,
+    PRIMARY KEY (scope, epoch, status_digest)
 ) WITHOUT ROWID;
 """
 
@@ -365,6 +372,20 @@ class ConsentBook:
         status = ConsentStatus(scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes())
         return status, live
 
+    def note_epoch(self, scope: str, epoch: int, status_digest: bytes) -> None:
+        """Remember that an epoch was made of this book; to be called before it is anchored."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO anchored VALUES (?, ?, ?)", (scope, epoch, status_digest))
+
+    def made_epoch(self, scope: str, epoch: int, status_digest: bytes) -> bool:
+        """Whether an epoch was made of this book; a copy of it that is older than the epoch does not know it."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT 1 FROM anchored WHERE scope = ? AND epoch = ? AND status_digest = ?",
+                (scope, epoch, status_digest),
+            ).fetchone()
+        return found is not None
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -376,13 +397,29 @@ class ConsentBook:
             raise ConfigurationError(f"the consent book {self._path} cannot be used: {exc}") from exc
 
 
-def anchor_epoch(book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope: str) -> ConsentEpoch:
+def anchor_epoch(
+    book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope: str, supersede: int | None = None
+) -> ConsentEpoch:
     """Publish the status bitstring and anchor the next epoch; returns the epoch in force.
 
     Anchors nothing when the epoch in force says the same already, so that an interrupted call may be repeated.
+
+    Parameters
+    ----------
+    supersede :
+        Epoch in force that may be followed although the book did not make it.
+
+    Raises
+    ------
+    StaleConsentBookError
+        If the epoch in force was not made of this book: withdrawals in it would be undone.
     """
     steward = ledger.organisation_of(ledger.address)
     current = ledger.consent_epoch(steward, label(scope))
+    if supersede is not None and supersede == current.epoch:
+        book.note_epoch(scope, current.epoch, current.status_digest)
+    if current.epoch and not book.made_epoch(scope, current.epoch, current.status_digest):
+        raise StaleConsentBookError(current.epoch)
     now = ledger.finalised().timestamp
     status, live = book.status(scope, current.epoch, now=now)
     leaves = [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in live]
@@ -392,6 +429,7 @@ def anchor_epoch(book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope:
         return current
     epoch = current.epoch + 1
     cid = node.put_record("status", replace(status, epoch=epoch).to_record())
+    book.note_epoch(scope, epoch, cid.digest)
     ledger.transact(
         "ConsentRegistry",
         "anchorEpoch",

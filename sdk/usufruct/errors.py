@@ -61,6 +61,18 @@ class HomeInUseError(ConfigurationError):
     hint = "stop it first; two of them would destroy each other's records"
 
 
+class StaleConsentBookError(ConfigurationError):
+    """The ledger has a consent epoch that this consent book did not make: it was restored from an older backup."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        super().__init__(
+            f"consent epoch {epoch} is in force, and this consent book does not know it: withdrawals may be missing from it",
+            hint="enter again every withdrawal since the backup, then `usufruct consent anchor --supersede "
+            f"{epoch}`; nothing was anchored",
+        )
+
+
 class PrivacyError(InputError):
     """A privacy parameter is not a positive, finite number in its range."""
 

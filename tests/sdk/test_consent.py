@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from usufruct.errors import (
     InputError,
     ManifestError,
     ReleaseRefusedError,
+    StaleConsentBookError,
     VerificationError,
 )
 from usufruct.records import label, org_id
@@ -340,6 +343,39 @@ def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
     assert anchor_epoch(book, north.ledger, node, scope=SCOPE) == epoch, "nothing changed, nothing to anchor"
     book.withdraw("subject-4", scope=SCOPE)
     assert anchor_epoch(book, north.ledger, node, scope=SCOPE).epoch == 2
+
+
+def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
+    book: ConsentBook, consortium: Consortium, tmp_path: Path
+) -> None:
+    north, node, scope = consortium["north"], Kept(), "restored-study"
+    record(book, consortium, ["ada", "eve"], scope=scope)
+    assert anchor_epoch(book, north.ledger, node, scope=scope).epoch == 1
+    path = tmp_path / "restored.db"
+    with closing(sqlite3.connect(book._path)) as live, closing(sqlite3.connect(path)) as copy:
+        live.backup(copy)
+    book.withdraw("eve", scope=scope)
+    current = anchor_epoch(book, north.ledger, node, scope=scope)
+    assert current.epoch == 2
+
+    restored = ConsentBook(path, steward=NORTH, pseudonym_key=b"\x07" * 32)
+    for supersede in (None, 1, 3):
+        with pytest.raises(StaleConsentBookError) as refused:
+            anchor_epoch(restored, north.ledger, node, scope=scope, supersede=supersede)
+        assert refused.value.epoch == 2
+    assert consortium.reader.consent_epoch(NORTH, label(scope)) == current
+    restored.withdraw("eve", scope=scope)
+    followed = anchor_epoch(restored, north.ledger, node, scope=scope, supersede=2)
+    status, live_receipts = restored.status(scope, followed.epoch, now=1)
+    assert (
+        len(live_receipts) == 1
+        and not status.row_mask(np.array([restored.receipt("eve", scope=scope).position])).any()
+    )
+    restored.withdraw("ada", scope=scope)
+    assert anchor_epoch(restored, north.ledger, node, scope=scope).epoch == followed.epoch + 1
+    # From now on it is the other copy that does not know what is in force.
+    with pytest.raises(StaleConsentBookError):
+        anchor_epoch(book, north.ledger, node, scope=scope)
 
 
 def test_chain_linkability_neither_subjects_nor_pseudonyms_reach_the_ledger_or_the_status_record(

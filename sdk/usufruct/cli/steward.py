@@ -224,12 +224,19 @@ def consent_withdraw(
 @guarded
 def consent_anchor(
     scope: Annotated[str, typer.Option(help="Purpose.")],
+    supersede: Annotated[
+        int | None,
+        typer.Option(
+            help="Epoch in force that a restored consent book lacks; enter its withdrawals again before."
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Anchor what has changed: withdrawals and receipts whose anchoring was interrupted, and consents that expired."""
-    epoch = Client.open(home, passphrase_file=passphrase_file).anchor_consents(scope=scope)
+    client = Client.open(home, passphrase_file=passphrase_file)
+    epoch = client.anchor_consents(scope=scope, supersede=supersede)
     done(f"epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
 
 
