@@ -86,12 +86,12 @@ contract SubnetEvmPermissions is IChainPermissions, AccessManaged {
         uint256 left = allowance > drawn.amount ? allowance - drawn.amount : 0;
         uint256 missing = allowance > account.balance ? allowance - account.balance : 0;
         uint128 amount = uint128(missing < left ? missing : left);
-        if (amount == 0) return;
-
-        drawn.amount += amount;
-        _drawn[account] = drawn;
-        COIN.mintNativeCoin(account, amount);
-        emit AccountFuelled(account, amount);
+        if (amount > 0) {
+            drawn.amount += amount;
+            _drawn[account] = drawn;
+            emit AccountFuelled(account, amount);
+            COIN.mintNativeCoin(account, amount);
+        }
     }
 
     function _setFees(uint128 allowance, uint64 period) private {

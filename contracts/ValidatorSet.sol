@@ -61,9 +61,9 @@ contract ValidatorSet is IValidatorSet, AccessManaged {
         bool sized = count != 0 && count <= MAX_VALIDATORS && publicKeys.length == count * KEY_BYTES;
         if (!sized) revert ValidatorSetInvalid(publicKeys.length, count);
 
-        uint256 total;
-        uint256 high;
-        uint128 low;
+        uint256 total = 0;
+        uint256 high = 0;
+        uint128 low = 0;
         for (uint256 i = 0; i < count; ++i) {
             bytes calldata key = publicKeys[i * KEY_BYTES:(i + 1) * KEY_BYTES];
             uint256 nextHigh = uint256(bytes32(key[:32])) & COORDINATE;
