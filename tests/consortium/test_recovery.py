@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import pytest
 from eth_account import Account
+from typer.testing import CliRunner
 
 from chain_fixture import CAST
 from governed_fixture import GovernedConsortium
+from usufruct.cli import app
 from usufruct.errors import TransactionRevertedError
+from usufruct.home import Home
 from usufruct.ledger.permissions import check_lists
-from usufruct.ledger.recovery import recovery_upgrade
-from usufruct.records import MemberStatus, org_id
+from usufruct.records import MemberStatus, org_id, unlabel
 from validators_fixture import CHAIN_ID
 
 LOST = ("north", "south", "compute")
 LEFT = ("auditor", "university")
-RESTARTS_S = 60
+RESTARTS_S = 90
 """Seconds within which all validators have the file; they restart one by one."""
 
 
@@ -45,11 +46,14 @@ def test_a_deadlocked_council_is_freed_by_its_validators(
     ]
     suspended = lost | {member.id for member in others}
     activation = int(time.time()) + RESTARTS_S
-    upgrade = recovery_upgrade(
-        governed.network, governed.reader.participants(), suspended, activation=activation
-    )
     file = tmp_path / "upgrade.json"
-    file.write_text(json.dumps(upgrade), "utf-8")
+    (tmp_path / "organisation.json").write_text("{}")
+    governed.network.save(Home.at(tmp_path).network_file)
+    words = ["network", "recovery", "--home", tmp_path, "--at", activation, "--output", file]
+    for org in sorted(suspended):
+        words += ["--suspend", unlabel(org)]
+    answer = CliRunner().invoke(app, [str(word) for word in words])
+    assert answer.exit_code == 0, answer.output
     governed.validators.command("upgrade-state", str(file))
     assert time.time() < activation, "the validators took longer to restart than this test allows"
     governed.open()

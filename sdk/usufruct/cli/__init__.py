@@ -6,7 +6,7 @@ Errors go to stderr: what happened, and what to do. Exit codes: 2 input, 3 integ
 
 import typer
 
-from usufruct.cli.chain import members_refuel, network_recovery
+from usufruct.cli.chain import members_refuel, network_propose_validators, network_recovery
 from usufruct.cli.founding import network_init
 from usufruct.cli.jobs import (
     bundles,
@@ -47,6 +47,7 @@ app.command("impact")(impact)
 app.command("denials")(denials)
 members_app.command("refuel")(members_refuel)
 app.add_typer(members_app, name="members")
+network_app.command("propose-validators")(network_propose_validators)
 network_app.command("recovery")(network_recovery)
 network_app.command("init")(network_init)
 app.add_typer(network_app, name="network")

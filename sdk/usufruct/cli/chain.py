@@ -1,4 +1,4 @@
-"""Commands about the chain beneath the contracts: fees of members, recovery of a deadlocked council."""
+"""Commands about the chain beneath the contracts: members' fees, who validates, recovery of a deadlocked council."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from usufruct.client import Client
 from usufruct.errors import InputError
 from usufruct.home import Home
 from usufruct.ledger import Ledger, Network
+from usufruct.ledger.network import FinalityPin, Validator, validator_order
 from usufruct.ledger.recovery import recovery_upgrade
 from usufruct.records import org_id
 
@@ -72,6 +73,46 @@ def network_recovery(
         {"upgrade_file": str(output), "activation": at, "suspended": suspend},
         as_json=as_json,
     )
+
+
+@guarded
+def network_propose_validators(
+    description: Annotated[Path, typer.Argument(help="The consortium.json that names the validators.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose to pin another set of validators, after one joined, left or changed its keys."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    wanted = _read_validators(description)
+    pinned = client.ledger.network.finality
+    if pinned is None or pinned.chain != wanted.chain:
+        raise InputError(f"{description} describes another chain than the network's")
+    keys = b"".join(bytes.fromhex(validator.key[2:]) for validator in wanted.validators)
+    weights = [validator.weight for validator in wanted.validators]
+    number = client.propose("ValidatorSet", "replace", keys, weights)
+    done(
+        f"proposal {number}: {len(weights)} validators",
+        {"proposal": number, "validators": len(weights)},
+        as_json=as_json,
+    )
+
+
+def _read_validators(path: Path) -> FinalityPin:
+    try:
+        told = json.loads(read_text(path))
+        voting = [
+            Validator(key=validator["bls_public_key"], weight=validator["weight"])
+            for validator in told["validators"]
+            if validator["weight"]
+        ]
+        return FinalityPin(
+            network_id=told["network_id"],
+            chain=told["blockchain_id_hex"],
+            validators=tuple(sorted(voting, key=lambda validator: validator_order(validator.key))),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise InputError(f"{path} describes no validators: {exc}") from exc
 
 
 def _read_upgrade(path: Path) -> dict[str, Any]:
