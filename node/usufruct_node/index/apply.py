@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
+
 from usufruct.errors import StaleLedgerError
 from usufruct.ledger.abi import args_to_json
 from usufruct.ledger.series import Link, next_heads, series_of
@@ -43,22 +45,24 @@ def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
         If an event of a series is missing before one of these, was changed, or is shown twice.
     """
     step = Step(db)
+    stored = step.appended(_ADD_EVENT)
     links: list[Link] = []
     for event in events:
         series = series_of(event)
         if series is not None:
             links.append(Link(_continue_series(step, event, series), event))
-        step.append(
-            _ADD_EVENT,
-            event.block_number,
-            event.log_index,
-            event.block_hash,
-            event.timestamp,
-            event.transaction_hash,
-            event.contract,
-            event.name,
-            series,
-            _to_json(event.args),
+        stored.append(
+            (
+                event.block_number,
+                event.log_index,
+                event.block_hash,
+                event.timestamp,
+                event.transaction_hash,
+                event.contract,
+                event.name,
+                series,
+                _to_json(event.args),
+            )
         )
         handler = _HANDLERS.get(event.name)
         if handler is not None:
@@ -91,14 +95,16 @@ def _gap_before(event: LedgerEvent) -> StaleLedgerError:
     )
 
 
-def _hex(value: object) -> str:
-    if isinstance(value, bytes):
-        return "0x" + value.hex()
-    raise TypeError(f"an event has no {type(value).__name__}")
+def _to_json(args: Args) -> str:
+    """The text of `args_to_json`."""
+    try:
+        return orjson.dumps(args, default=_hex).decode()
+    except orjson.JSONEncodeError:  # a number of more than 64 bits
+        return json.dumps(args_to_json(args), separators=(",", ":"))
 
 
-_to_json = json.JSONEncoder(separators=(",", ":"), default=_hex).encode
-"""The text of `args_to_json`, in one pass."""
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
 
 
 def to_signed(value: int) -> int:

@@ -100,7 +100,11 @@ class Step:
 
     def append(self, statement: str, *values: object) -> None:
         """Run a statement at the end, for rows that no event changes or reads again."""
-        self._lists.setdefault(statement, []).append(values)
+        self.appended(statement).append(values)
+
+    def appended(self, statement: str) -> list[tuple[object, ...]]:
+        """What a statement will be run with."""
+        return self._lists.setdefault(statement, [])
 
     def execute(self, statement: str, values: Mapping[str, object]) -> None:
         """Run a statement that touches rows by anything but their key, on everything up to here."""
@@ -122,7 +126,7 @@ class Step:
                 raise _shown_twice(table.name) from exc
         for statement, rows in self._lists.items():
             self._db.executemany(statement, rows)
-        self._lists.clear()
+            rows.clear()
 
 
 def _tables(db: sqlite3.Connection) -> Iterator[_Table]:

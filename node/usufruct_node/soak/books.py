@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from usufruct.records import LedgerEvent
+from usufruct.records import JobState, LedgerEvent
 
 Fact = tuple[object, ...]
 """Something that somebody was told: a name and the ids that it is about."""
@@ -80,7 +80,7 @@ class Books:
             if event.name == "JobReleased":
                 self.released[job] = args["releaseDigest"]
             if event.name in _ENDS:
-                self.ends["released" if event.name == "JobReleased" else f"ended {args['state']}"] += 1
+                self.ends[JobState(args.get("state", JobState.RELEASED)).name] += 1
         if event.contract == "PrivacyBudget" and event.name.startswith("Budget"):
             broken += self._budget_event(event.name, args)
         return broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -263,8 +264,8 @@ class Ledger:
             name=codec.name,
             args=codec.decode(topics, bytes.fromhex(log["data"][2:])),
             block_number=int(log["blockNumber"], 16),
-            block_hash=bytes.fromhex(log["blockHash"][2:]),
-            transaction_hash=bytes.fromhex(log["transactionHash"][2:]),
+            block_hash=_hash(log["blockHash"]),
+            transaction_hash=_hash(log["transactionHash"]),
             log_index=int(log["logIndex"], 16),
             timestamp=int(timestamp, 16),
         )
@@ -273,3 +274,9 @@ class Ledger:
         if self._sender is None:
             raise ConfigurationError("this ledger was opened for reading only")
         return self._sender
+
+
+@lru_cache(maxsize=1024)
+def _hash(text: str) -> bytes:
+    """A hash from its hex digits; logs of one block and of one transaction repeat it."""
+    return bytes.fromhex(text[2:])
