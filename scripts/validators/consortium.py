@@ -89,8 +89,13 @@ def build(target, stamp):
     for name, output, package in programs:
         compile_with(go, environment, ["build", "-v", linker, "-o", unfinished / output, package], name)
     (unfinished / "fingerprint").write_text(wanted, "ascii")
-    shutil.rmtree(target, ignore_errors=True)
+    replaced = target.with_name(f".{target.name}.old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        # Validators that run keep the programs that they have open.
+        target.rename(replaced)
     unfinished.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
     say(f"built {target.relative_to(ROOT)}")
 
 

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -132,6 +133,9 @@ func (o *options) upgradeState() *cobra.Command {
 func (o *options) down() *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "stop every validator", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
 		c, err := o.lock()
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -140,15 +144,28 @@ func (o *options) down() *cobra.Command {
 }
 
 func (o *options) lock() (*consortium, error) {
-	directory := o.directory
-	if directory == "" {
-		directory = filepath.Join(o.state, "network")
+	return lockDirectory(o.networkDirectory(), filepath.Join(o.state, "build"))
+}
+
+func (o *options) networkDirectory() string {
+	if o.directory != "" {
+		return o.directory
 	}
-	return lockDirectory(directory, filepath.Join(o.state, "build"))
+	return filepath.Join(o.state, "network")
 }
 
 func (o *options) run(ctx context.Context, mayCreate bool, act func(context.Context, *consortium) error) error {
+	if mayCreate {
+		if err := os.MkdirAll(o.networkDirectory(), 0o700); err != nil {
+			return err
+		}
+	}
+	missing := fmt.Errorf("there is no network in %s; `scripts/consortium up --genesis FILE` makes one",
+		o.networkDirectory())
 	c, err := o.lock()
+	if errors.Is(err, os.ErrNotExist) {
+		return missing
+	}
 	if err != nil {
 		return err
 	}
@@ -156,7 +173,7 @@ func (o *options) run(ctx context.Context, mayCreate bool, act func(context.Cont
 		return err
 	}
 	if c.network == nil && !mayCreate {
-		return fmt.Errorf("there is no network in %s; `scripts/consortium up --genesis FILE` makes one", c.directory)
+		return missing
 	}
 	if err := act(ctx, c); err != nil {
 		return err

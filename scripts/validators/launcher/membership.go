@@ -189,6 +189,11 @@ func (c *consortium) newStake(current []platformvm.ClientPermissionlessValidator
 			departed += validator.Weight
 		}
 	}
+	return stakeBeside(departed, live)
+}
+
+// stakeBeside is the least stake, not below a founder's, with which `departed` is a tenth of all or less.
+func stakeBeside(departed, live uint64) uint64 {
 	if needed := (departedShare - 1) * departed; needed > live+founderStake {
 		return needed - live
 	}

@@ -72,13 +72,10 @@ type consortium struct {
 	lock      *os.File
 }
 
-// lockDirectory takes the directory for this process; the lock ends with it.
+// lockDirectory takes an existing directory for this process; the lock ends with it.
 func lockDirectory(directory, builds string) (*consortium, error) {
 	absolute, err := filepath.Abs(directory)
 	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(absolute, 0o700); err != nil {
 		return nil, err
 	}
 	absolute, err = filepath.EvalSymlinks(absolute)
@@ -89,8 +86,11 @@ func lockDirectory(directory, builds string) (*consortium, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("%s cannot be locked: %w", absolute, err)
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		say("another command runs on %s; waiting for it", absolute)
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+			return nil, fmt.Errorf("%s cannot be locked: %w", absolute, err)
+		}
 	}
 	// The fixture keeps notes for a metrics collector in the home directory; they belong here.
 	if err := os.Setenv("HOME", filepath.Join(absolute, "home")); err != nil {
