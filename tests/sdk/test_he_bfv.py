@@ -10,7 +10,7 @@ from usufruct.errors import ContainerError, FeatureRangeError, KeyStoreError, Wr
 from usufruct.he import bfv
 from usufruct.he.bfv import SecretKey, encrypt_columns, generate_secret_key, key_id_of, open_coefficients
 from usufruct.he.container import Ciphertext, Form, encode, parse
-from usufruct.he.parameters import BFV_LINEAR
+from usufruct.he.parameters import BFV_LINEAR, BGV_PAIRS
 from usufruct.he.residues import negacyclic_multiply
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
@@ -162,3 +162,5 @@ def test_weak_parameters_make_no_key() -> None:
 
     with pytest.raises(ConfigurationError, match="allow-list"):
         generate_secret_key(replace(BFV_LINEAR, plain_modulus=65537))
+    with pytest.raises(ConfigurationError, match="not bfv"):
+        generate_secret_key(BGV_PAIRS)

@@ -154,6 +154,7 @@ def encrypt_columns(
         If a value does not fit the plaintext modulus; before the first block.
     """
     parameters = secret.parameters
+    _check_parameters(parameters)
     if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
         raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
     lowest, highest = int(values.min()), int(values.max())
@@ -299,8 +300,7 @@ def _load(target: Any, payload: bytes, context: Any) -> None:
 
 @lru_cache(maxsize=4)
 def _context(parameters: Parameters) -> Any:
-    if ALLOWED.get(parameters.parameters_id) != parameters:
-        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    _check_parameters(parameters)
     chosen = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
     chosen.set_poly_modulus_degree(parameters.poly_modulus_degree)
     chosen.set_coeff_modulus([sealapi.Modulus(parameters.coeff_modulus)])
@@ -309,6 +309,13 @@ def _context(parameters: Parameters) -> Any:
     if not context.parameters_set():
         raise ConfigurationError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
     return context
+
+
+def _check_parameters(parameters: Parameters) -> None:
+    if ALLOWED.get(parameters.parameters_id) != parameters:
+        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    if parameters.scheme != "bfv":
+        raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not bfv")
 
 
 def _pack_ternary(coefficients: NDArray[np.int64]) -> bytes:
