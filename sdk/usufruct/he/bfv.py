@@ -12,13 +12,12 @@ Source: Fan and Vercauteren, ePrint 2012/144.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import numpy as np
 import tenseal.sealapi as sealapi
@@ -28,85 +27,13 @@ from tenseal.sealapi import _sealapi_cpp
 from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
 from usufruct.he.container import SEED_BYTES, Form, encode_seeded, expand_seed, parse
 from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
-from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, spectrum_of
+from usufruct.he.residues import Residues, Spectrum, negacyclic_multiply, scale_up, spectrum_of
+from usufruct.he.sampling import centred_binomial
+from usufruct.he.secret import SALT_BYTES
+from usufruct.he.secret import SecretKey as SecretKey
+from usufruct.he.secret import key_id_of as key_id_of
 
-ERROR_BOUND: Final = 21
-"""Largest magnitude of one coefficient of a fresh error: centred binomial over 21 + 21 bits."""
-
-_SECRET_MAGIC = b"UFSK\x01"
-_SALT_BYTES = 32
 _SEAL_MAGIC, _SEAL_HEADER_BYTES, _SEAL_VERSION, _SEAL_UNCOMPRESSED = 0xA15E, 16, (4, 3), 0
-
-
-class SecretKey:
-    """The secret of one key domain.
-
-    The key id is SHA-256 over `"usufruct/key-domain/1" 00`, parameter id and commitment; the commitment is
-    SHA-256 over `"usufruct/key-commitment/1" 00`, a random salt and the packed secret. Neither tells
-    anything of the secret. The representation shows the key id only, and the object cannot be pickled or
-    copied.
-    """
-
-    __slots__ = (
-        "_coefficients",
-        "_decryptor",
-        "_salt",
-        "_spectrum",
-        "commitment",
-        "key_id",
-        "parameters",
-    )
-
-    def __init__(self, parameters: Parameters, coefficients: NDArray[np.int64], salt: bytes) -> None:
-        if coefficients.shape != (parameters.poly_modulus_degree,) or len(salt) != _SALT_BYTES:
-            raise KeyStoreError("a secret key of the wrong size")
-        if np.abs(coefficients).max() != 1:
-            raise KeyStoreError("a secret key whose coefficients are not ternary, or all zero")
-        self.parameters = parameters
-        self._coefficients = coefficients.copy()
-        self._coefficients.setflags(write=False)
-        self._spectrum = spectrum_of(self._coefficients)
-        self._salt = salt
-        self._decryptor: Any = None
-        committed = b"usufruct/key-commitment/1\0" + salt + _pack_ternary(self._coefficients)
-        self.commitment = hashlib.sha256(committed).digest()
-        self.key_id = key_id_of(parameters.parameters_id, self.commitment)
-
-    def to_bytes(self) -> bytes:
-        """Serialise for a keystore: magic, version, parameter id, salt, then 2 bits per coefficient."""
-        return _SECRET_MAGIC + self.parameters.parameters_id + self._salt + _pack_ternary(self._coefficients)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> SecretKey:
-        """Read what `to_bytes` wrote; raises KeyStoreError for anything else."""
-        head = len(_SECRET_MAGIC)
-        if data[:head] != _SECRET_MAGIC:
-            raise KeyStoreError("not a secret key of this version")
-        parameters = ALLOWED.get(data[head : head + 32])
-        if parameters is None:
-            raise KeyStoreError("a secret key for parameters that this release does not accept")
-        salt = data[head + 32 : head + 32 + _SALT_BYTES]
-        packed = data[head + 32 + _SALT_BYTES :]
-        if len(packed) * 4 != parameters.poly_modulus_degree:
-            raise KeyStoreError("a secret key of the wrong size")
-        return SecretKey(parameters, _unpack_ternary(packed), salt)
-
-    def __repr__(self) -> str:
-        return f"SecretKey(key_id={self.key_id.hex()})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret key leaves memory through a keystore only")
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a secret key is not copied")
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise TypeError("a secret key is not copied")
-
-
-def key_id_of(parameters_id: bytes, commitment: bytes) -> bytes:
-    """Key id of a key domain, 32 bytes, from its public record."""
-    return hashlib.sha256(b"usufruct/key-domain/1\0" + parameters_id + commitment).digest()
 
 
 def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
@@ -125,7 +52,7 @@ def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
     # The transforms leave residues anywhere below 2q.
     signed = np.array(residues, dtype=np.int64) % parameters.coeff_modulus
     signed[signed == parameters.coeff_modulus - 1] = -1
-    return SecretKey(parameters, signed, secrets.token_bytes(_SALT_BYTES))
+    return SecretKey(parameters, signed, secrets.token_bytes(SALT_BYTES))
 
 
 def encrypt_columns(
@@ -183,20 +110,16 @@ def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
     modulus = parameters.coeff_modulus
     seed = secrets.token_bytes(SEED_BYTES)
     c1 = expand_seed(seed, parameters, secret.key_id)
-    masked = negacyclic_multiply(c1, secret._spectrum, modulus).astype(np.int64)
+    masked = negacyclic_multiply(c1, _spectrum(secret), modulus).astype(np.int64)
     scaled = scale_up(message, modulus, parameters.plain_modulus).astype(np.int64)
-    c0 = np.mod(scaled + _error(message.size) - masked, modulus).astype(np.uint64)
+    c0 = np.mod(scaled + centred_binomial(message.size) - masked, modulus).astype(np.uint64)
     return encode_seeded(c0, seed, parameters, secret.key_id)
 
 
-def _error(size: int) -> NDArray[np.int64]:
-    """Centred binomial error: the difference of two sums of 21 bits, standard deviation 3.24."""
-    words = np.frombuffer(os.urandom(8 * size), dtype="<u8").astype(np.uint64)
-    half = np.uint64((1 << ERROR_BOUND) - 1)
-    up = np.bitwise_count(words & half).astype(np.int64)
-    down = np.bitwise_count((words >> np.uint64(ERROR_BOUND)) & half).astype(np.int64)
-    error: NDArray[np.int64] = up - down
-    return error
+def _spectrum(secret: SecretKey) -> Spectrum:
+    if secret._spectrum is None:
+        secret._spectrum = spectrum_of(secret._coefficients)
+    return secret._spectrum
 
 
 def open_coefficients(block: bytes, secret: SecretKey, coefficients: Sequence[int]) -> list[int]:
@@ -316,17 +239,3 @@ def _check_parameters(parameters: Parameters) -> None:
         raise ConfigurationError("these encryption parameters are not on the allow-list")
     if parameters.scheme != "bfv":
         raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not bfv")
-
-
-def _pack_ternary(coefficients: NDArray[np.int64]) -> bytes:
-    """Two bits per coefficient, lowest first: 0, 1, or 2 for -1."""
-    codes = np.where(coefficients < 0, 2, coefficients).astype(np.uint8).reshape(-1, 4)
-    return (codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6).astype(np.uint8).tobytes()
-
-
-def _unpack_ternary(packed: bytes) -> NDArray[np.int64]:
-    quads = np.frombuffer(packed, dtype=np.uint8)
-    codes = np.stack([quads >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)
-    if (codes == 3).any():
-        raise KeyStoreError("a secret key with a coefficient that is not ternary")
-    return np.where(codes == 2, -1, codes.astype(np.int64))
