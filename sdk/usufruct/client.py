@@ -30,7 +30,7 @@ from usufruct.errors import (
 )
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.bfv import SecretKey
-from usufruct.he.kernels import QuantisedModel, quantise_model
+from usufruct.he.quantise import QuantisedModel, quantise_model
 from usufruct.home import Home
 from usufruct.job import Estimate, FeatureBundle, JobParameters
 from usufruct.keys import identity

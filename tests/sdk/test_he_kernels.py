@@ -38,13 +38,14 @@ from usufruct.he.kernels import (
     execute,
     kernel_by_id,
     kernel_by_name,
+    linear,
     norm_columns,
     outputs,
     plan,
-    quantise_model,
     run,
 )
 from usufruct.he.parameters import BFV_LINEAR
+from usufruct.he.quantise import quantise_model
 
 N, T = BFV_LINEAR.poly_modulus_degree, BFV_LINEAR.plain_modulus
 N_ROWS, N_FEATURES, MAX_ABS = N + 50, 5, 30
@@ -187,16 +188,16 @@ def test_compiled_lanes_and_blas_give_the_same_blocks(
     parameters = model(output, [[1, -2, 0, 3, 1], [0, 0, 0, 0, -1], [1, 1, 1, 1, 1]], [1, -2, 0])
     small = replace(bundle.shape, max_l2=20)
     by_blas = list(run(LINEAR, parameters, small, bundle.block, bundle.mask))
-    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
-    monkeypatch.setattr(kernels, "_PANEL_FEATURES", 2)
-    monkeypatch.setattr(kernels, "combine", None)
+    monkeypatch.setattr(linear, "_COMPILED_WORK", 0)
+    monkeypatch.setattr(linear, "_PANEL_FEATURES", 2)
+    monkeypatch.setattr(linear, "combine", None)
     assert list(run(LINEAR, parameters, small, bundle.block, bundle.mask)) == by_blas
 
 
 def test_weights_too_wide_for_the_lanes_run_on_blas_to_the_right_scores(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_COMPILED_WORK", 0)
+    monkeypatch.setattr(linear, "_COMPILED_WORK", 0)
     parameters = model("rows", [[0, 40_000, 0, 0, 0]], [0])
     tiny = replace(bundle.shape, max_abs=12)
     values = bundle.values % 12
@@ -245,7 +246,7 @@ def test_curious_compute_node_kernels_run_where_no_homomorphic_library_can_be_im
         "except ImportError:\n"
         "    sys.exit(7)\n"
     )
-    package = Path(kernels.__file__).parents[1]
+    package = Path(kernels.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code, str(package)], check=False).returncode == 7
 
 
@@ -504,9 +505,9 @@ def test_match_oracle_kernels_about_single_persons_are_out_of_reach_unless_their
 
 def test_match_oracle_no_code_of_the_network_enables_a_restricted_class() -> None:
     """Rights, policies, jobs and roles look kernels up without enabling anything, so they cannot reach one."""
-    root = Path(kernels.__file__).parents[2]
+    root = Path(kernels.__file__).parents[3]
     for path in [*root.rglob("*.py"), *(root.parent / "node").rglob("*.py")]:
-        if path != Path(kernels.__file__):
+        if Path(kernels.__file__).parent not in path.parents:
             text = path.read_text(encoding="utf-8")
             for word in ("enabled=", "RESTRICTED", "IDENTIFY", "VERIFY,", "similarity-"):
                 assert word not in text, f"{path.name} mentions {word}"
@@ -551,7 +552,7 @@ def test_kernel_id_covers_every_field_of_the_record() -> None:
     for field, value in changes.items():
         ids.add(replace(LINEAR, **{field: value}).kernel_id)
     assert len(ids) == 2 + len(changes)
-    assert set(changes) == set(Kernel.__dataclass_fields__)
+    assert set(changes) == set(Kernel.__dataclass_fields__) - {"implementation"}
 
 
 def test_sum_that_could_overflow_the_plaintext_modulus_is_refused_with_bound_and_limit() -> None:
