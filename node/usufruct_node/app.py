@@ -32,7 +32,7 @@ from usufruct.errors import (
     PortTakenError,
     UsufructError,
 )
-from usufruct.he.bfv import SecretKey
+from usufruct.he.secret import SecretKey
 from usufruct.home import Home, NodeAddress, write_private
 from usufruct.keys import he_keys, identity
 from usufruct.keys.keystore import KeyStore

@@ -29,8 +29,8 @@ from usufruct.errors import (
     VerificationError,
 )
 from usufruct.features import Features, FeatureSchema, prepare_features
-from usufruct.he.bfv import SecretKey
 from usufruct.he.quantise import QuantisedModel, quantise_model
+from usufruct.he.secret import SecretKey
 from usufruct.home import Home
 from usufruct.job import Estimate, FeatureBundle, JobParameters
 from usufruct.keys import identity

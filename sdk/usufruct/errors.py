@@ -16,6 +16,7 @@ UsufructError
 ├── LedgerError           chain, contracts, transactions
 ├── JobPendingError       a job is not over yet
 ├── DeniedError           the network's rules say no
+├── WorkerError           a worker process died or reached a limit
 └── VerificationError     a result or a release does not check out
 
 Library errors are translated where the library is called; nothing else leaks out.
@@ -307,6 +308,10 @@ class ReleaseRefusedError(DeniedError):
 
 class NotAuthorisedError(DeniedError):
     """The caller has no business with this record or block."""
+
+
+class WorkerError(UsufructError):
+    """A worker process died, or reached its memory limit or deadline; what it worked on has no result."""
 
 
 class VerificationError(UsufructError):
