@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
-from usufruct.he import ntt
+from usufruct.he import ntt, slots
 from usufruct.he.container import SEED_BYTES, Ciphertext, encode_seeded, expand_seed, parse
 from usufruct.he.parameters import ALLOWED, BGV_PAIRS, Parameters
 from usufruct.he.residues import Residues, signed_remainder
@@ -97,6 +97,12 @@ def encrypt_queries(
     )
 
 
+def public_key_of(secret: SecretKey) -> bytes:
+    """A public key of the domain, to encrypt contributions under: a sealed block of zeros, fresh at every call."""
+    _check_parameters(secret.parameters)
+    return _encrypt(np.zeros(secret.parameters.poly_modulus_degree, dtype=np.int64), secret)
+
+
 def _encrypt_columns(
     values: NDArray[np.signedinteger[Any]], secret: SecretKey
 ) -> Iterator[tuple[int, int, bytes]]:
@@ -105,42 +111,17 @@ def _encrypt_columns(
     for chunk, start in enumerate(range(0, n_rows, degree)):
         rows = values[start : start + degree]
         for feature in range(n_features):
-            slots = np.zeros(degree, dtype=np.int64)
-            slots[: rows.shape[0]] = rows[:, feature]
-            yield chunk, feature, _encrypt(encode_slots(slots, secret.parameters), secret)
-
-
-def encode_slots(slots: NDArray[np.int64], parameters: Parameters) -> NDArray[np.int64]:
-    """The plaintext polynomial with these values in its slots.
-
-    Parameters
-    ----------
-    slots :
-        Any integers, shape (N,); reduced modulo t.
-
-    Returns
-    -------
-    coefficients :
-        shape (N,), of magnitude at most t / 2.
-    """
-    t = parameters.plain_modulus
-    coefficients = ntt.inverse(np.mod(slots, t).astype(np.uint64), t).astype(np.int64)
-    return np.where(coefficients > t // 2, coefficients - t, coefficients)
-
-
-def transformed(coefficients: NDArray[np.int64], parameters: Parameters) -> Residues:
-    """Values of a polynomial with signed coefficients, by each prime; shape (primes, N)."""
-    return np.stack(
-        [ntt.forward(np.mod(coefficients, prime).astype(np.uint64), prime) for prime in parameters.primes]
-    )
+            column = np.zeros(degree, dtype=np.int64)
+            column[: rows.shape[0]] = rows[:, feature]
+            yield chunk, feature, _encrypt(slots.encode(column, secret.parameters), secret)
 
 
 def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
     parameters = secret.parameters
     seed = secrets.token_bytes(SEED_BYTES)
     c1 = _by_prime(expand_seed(seed, parameters, secret.key_id), parameters)
-    noisy = transformed(message + parameters.plain_modulus * centred_binomial(message.size), parameters)
-    q = _moduli(parameters)
+    noisy = slots.transformed(message + parameters.plain_modulus * centred_binomial(message.size), parameters)
+    q = slots.moduli(parameters)
     c0 = (noisy + q - c1 * _powers(secret)[0] % q) % q
     return encode_seeded(c0.reshape(-1), seed, parameters, secret.key_id)
 
@@ -197,7 +178,7 @@ def open_values(block: bytes, secret: SecretKey, indices: Sequence[int]) -> list
 def _masked(ciphertext: Ciphertext, secret: SecretKey) -> Residues:
     """c1 s, and c2 s^2 where there is one; shape (primes, N), below the primes."""
     parameters = secret.parameters
-    q = _moduli(parameters)
+    q = slots.moduli(parameters)
     total = _by_prime(ciphertext.c1, parameters) * _powers(secret)[0] % q
     if ciphertext.c2 is not None:
         total = (total + _by_prime(ciphertext.c2, parameters) * _powers(secret)[1] % q) % q
@@ -214,17 +195,13 @@ def _first_coefficient(ciphertext: Ciphertext, secret: SecretKey) -> Residues:
 def _powers(secret: SecretKey) -> list[Residues]:
     """Values of s and of s^2, by each prime."""
     if secret._powers is None:
-        s = transformed(secret._coefficients, secret.parameters)
-        secret._powers = [s, s * s % _moduli(secret.parameters)]
+        s = slots.transformed(secret._coefficients, secret.parameters)
+        secret._powers = [s, s * s % slots.moduli(secret.parameters)]
     return secret._powers
 
 
 def _by_prime(polynomial: Residues, parameters: Parameters) -> Residues:
     return polynomial.reshape(len(parameters.primes), parameters.poly_modulus_degree)
-
-
-def _moduli(parameters: Parameters) -> Residues:
-    return np.array(parameters.primes, dtype=np.uint64)[:, None]
 
 
 def _check_values(values: NDArray[np.signedinteger[Any]], parameters: Parameters) -> None:
