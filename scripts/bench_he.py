@@ -175,9 +175,9 @@ def parts(d: int) -> Iterable[Case]:
     packed = block[75:-32]
     seed = block[-32:]
     for name, ours in (
-        ("unpack", lambda: lanes.unpack(packed, N, BFV_LINEAR.residue_bits)),
+        ("unpack", lambda: packed.unpack(packed, N, BFV_LINEAR.residue_bits)),
         ("expand", lambda: expand_seed(seed, BFV_LINEAR, KEY_ID)),
-        ("parse", lambda: parse(block, unpacker=lanes.unpack)),
+        ("parse", lambda: parse(block, unpacker=packed.unpack)),
     ):
         case = Case(name, d=d, m=1, n=N, n_bytes=d * len(block))
         case.timed = {"ours": repeated(ours, d), "sha256": repeated(lambda: sha256(block).digest(), d)}
@@ -209,7 +209,7 @@ def cold(d: int, m: int, n: int, folder: Path) -> Case:
     case.timed = {
         "ours": ours,
         "sha256": lambda: [sha256(block).digest() for block in blocks],
-        "unpack": repeated(lambda: lanes.unpack(blocks[0][75:-32], N, BFV_LINEAR.residue_bits), len(blocks)),
+        "unpack": repeated(lambda: packed.unpack(blocks[0][75:-32], N, BFV_LINEAR.residue_bits), len(blocks)),
         "expand": repeated(lambda: expand_seed(blocks[0][-32:], BFV_LINEAR, KEY_ID), len(blocks)),
         "resident": repeated(lambda: lanes.multiply(weights, panel, Q), shape.n_chunks),
     }

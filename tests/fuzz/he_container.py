@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from usufruct.errors import ContainerError, WrongKeyDomainError
-from usufruct.he import container, lanes
+from usufruct.he import container, packed
 from usufruct.he.container import FORMS, Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.parameters import ALLOWED, SCHEME_CODES, Parameters
 
@@ -256,7 +256,7 @@ def outcome(data: bytes) -> str:
         return "key_id"
     if encode(found) != data:
         raise FuzzFailure("accepted, and not canonical")
-    again = parse(data, key_id=KEY, unpacker=lanes.unpack)
+    again = parse(data, key_id=KEY, unpacker=packed.unpack)
     if any(
         (one != other).any()
         for one, other in zip((again.c0, again.c1, again.c2), (found.c0, found.c1, found.c2), strict=True)
@@ -269,7 +269,7 @@ def outcome(data: bytes) -> str:
 def compiled_refusal(data: bytes) -> str | None:
     """The field for which the compiled reader refuses, or None."""
     try:
-        parse(data, key_id=KEY, unpacker=lanes.unpack)
+        parse(data, key_id=KEY, unpacker=packed.unpack)
     except ContainerError as refusal:
         return refusal.field
     return None

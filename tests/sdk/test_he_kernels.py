@@ -206,7 +206,7 @@ def test_weights_too_wide_for_the_lanes_run_on_blas_to_the_right_scores(
     assert open_coefficients(results[0], bundle.secret, range(N)) == (values[:N, 1] * 40_000).tolist()
 
 
-def test_every_output_belongs_to_exactly_one_task_and_unweighted_columns_are_not_read() -> None:
+def test_every_output_belongs_to_one_task_or_is_a_sum_of_all_and_unweighted_columns_are_not_read() -> None:
     wide = shape(n_rows=3 * N, n_features=200, max_abs=10)
     for kernel, parameters in (
         (SUM, SumParameters()),
@@ -214,11 +214,38 @@ def test_every_output_belongs_to_exactly_one_task_and_unweighted_columns_are_not
         (LINEAR, model("sum", [[0] * 199 + [1]], [0])),
     ):
         tasks = plan(kernel, parameters, wide)
-        made = [index for task in tasks for index in task.outputs]
-        assert sorted(made) == [output.index for output in outputs(kernel, parameters, wide)]
+        every = [output.index for output in outputs(kernel, parameters, wide)]
+        if tasks[0].partial:
+            assert all(list(task.outputs) == every and task.partial for task in tasks)
+        else:
+            assert sorted(index for task in tasks for index in task.outputs) == every
+        reads = [key for task in tasks for key in task.inputs]
+        assert len(set(reads)) == len(reads)
         assert [task.index for task in tasks] == list(range(len(tasks)))
         read = {feature for task in tasks for _, feature in task.inputs}
         assert len(read) == {0: 200, 2: 2, 1: 1}[len(getattr(parameters, "weights", ()))]
+
+
+def test_a_sum_of_scores_is_the_same_however_many_chunks_a_task_takes_and_in_whatever_order_they_finish(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = model("sum", [[1, 0, 1, 0, -1], [0, 2, 0, 0, 0]], [3, -4])
+    narrow = replace(bundle.shape, max_l2=20)
+    made = []
+    for most in (1, 2):
+        monkeypatch.setattr(linear, "_SUM_TASKS", most)
+        tasks = plan(LINEAR, parameters, narrow)
+        assert len(tasks) == most
+        collector = kernels.Collector(LINEAR, parameters, narrow, bundle.mask, tasks)
+        found = [
+            done
+            for task in reversed(tasks)
+            for done in collector.add(task, kernels.execute(task, bundle.blocks, bundle.mask))
+        ]
+        made.append(found)
+        with pytest.raises(ValueError, match="added before"):
+            collector.add(tasks[0], [])
+    assert made[0] == made[1] and [index for index, _ in made[0]] == [0, 1]
 
 
 def test_inputs_are_looked_up_once_and_in_the_order_of_the_plan(bundle: Bundle) -> None:

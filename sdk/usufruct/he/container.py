@@ -100,8 +100,13 @@ def block_size(form: Form, parameters: Parameters) -> int:
     return _HEADER.size + _payload_size(form, parameters)
 
 
-def encode(ciphertext: Ciphertext) -> bytes:
+def encode(ciphertext: Ciphertext, *, packer: Callable[[Residues, int], bytes] | None = None) -> bytes:
     """Write the canonical bytes of a ciphertext.
+
+    Parameters
+    ----------
+    packer :
+        Used in place of `pack`; `packed.pack` is the compiled one.
 
     Raises
     ------
@@ -129,14 +134,21 @@ def encode(ciphertext: Ciphertext) -> bytes:
             expand_seed(seed, parameters, ciphertext.key_id), ciphertext.c1
         ):
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
-        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id)
+        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id, packer=packer)
     order = [*parts, ciphertext.c0] if form.extracted else [ciphertext.c0, *parts]
-    payload = pack(np.concatenate(order), parameters.residue_bits)
+    payload = (packer or pack)(np.concatenate(order), parameters.residue_bits)
     return _with_header(payload, form, parameters, ciphertext.key_id)
 
 
-def encode_seeded(c0: Residues, seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
-    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed.
+def encode_seeded(
+    c0: Residues,
+    seed: bytes,
+    parameters: Parameters,
+    key_id: bytes,
+    *,
+    packer: Callable[[Residues, int], bytes] | None = None,
+) -> bytes:
+    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed. `packer` as for `encode`.
 
     Raises
     ------
@@ -148,7 +160,7 @@ def encode_seeded(c0: Residues, seed: bytes, parameters: Parameters, key_id: byt
     if len(seed) != SEED_BYTES or len(key_id) != 32:
         raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
     _check_residues(c0, [], parameters)
-    return _with_header(pack(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+    return _with_header((packer or pack)(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
 
 
 def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
@@ -160,8 +172,10 @@ def parse(
     data: bytes,
     *,
     key_id: bytes | None = None,
+    parameters: Parameters | None = None,
     forms: Collection[Form] = tuple(Form),
     unpacker: Callable[[bytes, int, int], Residues] | None = None,
+    expansion: Residues | None = None,
 ) -> Ciphertext:
     """Read a container from hostile bytes.
 
@@ -171,10 +185,15 @@ def parse(
         The whole block.
     key_id :
         The key domain that the block has to belong to, if the caller knows it.
+    parameters :
+        The parameter set that the block has to be of, if the caller knows it.
     forms :
         The forms that are acceptable here.
     unpacker :
-        Used in place of `unpack`; `lanes.unpack` is the compiled one.
+        Used in place of `unpack`; `packed.unpack` is the compiled one.
+    expansion :
+        What `expand_seed` gives for the seed in the block's last bytes, `parameters` and `key_id`, if the caller has
+        it; both have to be given then.
 
     Raises
     ------
@@ -198,12 +217,14 @@ def parse(
     form = Form(form_code)
     if form not in forms:
         raise ContainerError(f"a {form.name.lower()} container is not acceptable here", field="form")
-    parameters = parameters_by_id(parameters_id)
-    if SCHEME_CODES[parameters.scheme] != scheme:
+    found = parameters_by_id(parameters_id)
+    if parameters is not None and found != parameters:
+        raise ContainerError("a ciphertext of other parameters than the bundle's", field="parameters_id")
+    if SCHEME_CODES[found.scheme] != scheme:
         raise ContainerError(f"scheme {scheme} is not that of the parameter set", field="scheme")
-    if form not in FORMS[parameters.scheme]:
-        raise ContainerError(f"{parameters.scheme} has no {form.name.lower()} containers", field="form")
-    expected = _payload_size(form, parameters)
+    if form not in FORMS[found.scheme]:
+        raise ContainerError(f"{found.scheme} has no {form.name.lower()} containers", field="form")
+    expected = _payload_size(form, found)
     if length != expected or len(data) != _HEADER.size + expected:
         raise ContainerError(
             f"payload of {len(data) - _HEADER.size} bytes, stated {length}, expected {expected}",
@@ -214,7 +235,7 @@ def parse(
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, parameters, found_key, unpacker or unpack)
+    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
 
 
 def _parse_payload(
@@ -223,11 +244,12 @@ def _parse_payload(
     parameters: Parameters,
     key_id: bytes,
     unpack: Callable[[bytes, int, int], Residues],
+    expansion: Residues | None,
 ) -> Ciphertext:
     size, bits = parameters.residues, parameters.residue_bits
     if form is Form.SEEDED:
         c0, seed = unpack(payload[:-SEED_BYTES], size, bits), payload[-SEED_BYTES:]
-        c1 = expand_seed(seed, parameters, key_id)
+        c1 = expand_seed(seed, parameters, key_id) if expansion is None else expansion
         _check_residues(c0, [c1], parameters)
         return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=c1, seed=seed)
     found = unpack(payload, _count(form, parameters), bits)
@@ -259,10 +281,8 @@ def expand_seed(seed: bytes, parameters: Parameters, key_id: bytes) -> Residues:
     c1 :
         shape (primes * N,), uniform below each prime.
     """
-    if len(seed) != SEED_BYTES:
-        raise ContainerError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}", field="seed")
     degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
-    stream = hashlib.shake_128(b"usufruct/seed/1\0" + parameters.parameters_id + key_id + seed)
+    stream = hashlib.shake_128(seed_message(seed, parameters, key_id))
     word = np.dtype("<u8" if bits > 32 else "<u4")
     word_mask = word.type((1 << bits) - 1)
     # Twice as many to spare as are rejected on average; too few only means another round.
@@ -275,6 +295,13 @@ def expand_seed(seed: bytes, parameters: Parameters, key_id: bytes) -> Residues:
             return found
         # At most half of the words are ever rejected, since a prime has its top bit set.
         n_words *= 2
+
+
+def seed_message(seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
+    """What SHAKE128 hashes to expand a seed; raises ContainerError if the seed has another length."""
+    if len(seed) != SEED_BYTES:
+        raise ContainerError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}", field="seed")
+    return b"usufruct/seed/1\0" + parameters.parameters_id + key_id + seed
 
 
 def _read_residues(words: NDArray[Any], parameters: Parameters) -> Residues | None:
@@ -369,12 +396,12 @@ def _payload_size(form: Form, parameters: Parameters) -> int:
 
 def _check_residues(c0: Residues, others: Sequence[Residues], parameters: Parameters) -> None:
     """Check every residue against its prime, and that no prime has a part of zeros: it would show the message."""
+    primes = np.array(parameters.primes, dtype=np.uint64)[:, None]
     for part in (c0, *others):
-        for prime, residues in zip(parameters.primes, np.split(part, len(parameters.primes)), strict=True):
-            if (residues >= np.uint64(prime)).any():
-                raise ContainerError("a residue is not below its prime", field="residues")
+        if (part.reshape(len(parameters.primes), -1) >= primes).any():
+            raise ContainerError("a residue is not below its prime", field="residues")
     for number, part in enumerate(others, start=1):
-        if not all(residues.any() for residues in np.split(part, len(parameters.primes))):
+        if not part.reshape(len(parameters.primes), -1).any(axis=1).all():
             raise ContainerError(
                 f"c{number} is zero, so the message would be in the clear", field="transparent"
             )

@@ -15,8 +15,8 @@ from usufruct.he.kernels.blocks import (
     chunk_mask,
     features_by_chunk,
     mask_polynomial,
-    sealed_input,
 )
+from usufruct.he.kernels.collect import Collector
 from usufruct.he.kernels.distance import (
     DISTANCE,
     MAX_NORM_COLUMNS,
@@ -87,6 +87,7 @@ __all__ = [
     "VERIFY",
     "Bounds",
     "BundleShape",
+    "Collector",
     "DistanceParameters",
     "IdentifyParameters",
     "Implementation",
@@ -114,6 +115,5 @@ __all__ = [
     "outputs",
     "plan",
     "run",
-    "sealed_input",
     "weighted_sums",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelParameterError
-from usufruct.he.container import Ciphertext, Form, encode, parse
+from usufruct.he.container import Ciphertext, Form, encode
 from usufruct.he.kernels.record import BundleShape, Mask, Task
 from usufruct.he.residues import Residues
 
@@ -26,13 +26,6 @@ def features_by_chunk(task: Task) -> dict[int, list[int]]:
 def used_columns(weights: Sequence[tuple[int, ...]]) -> list[int]:
     """Columns that any model weighs; the others are not read at all."""
     return [feature for feature in range(len(weights[0])) if any(row[feature] for row in weights)]
-
-
-def sealed_input(
-    block: bytes, shape: BundleShape, *, unpacker: Callable[[bytes, int, int], Residues] | None = None
-) -> Ciphertext:
-    """Parse an input of a job; arguments and errors as `container.parse`."""
-    return parse(block, key_id=shape.key_id, forms=(Form.SEEDED,), unpacker=unpacker)
 
 
 def check_mask(mask: Mask, shape: BundleShape, *, of_columns: bool = False) -> None:

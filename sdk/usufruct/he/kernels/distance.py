@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from usufruct.errors import KernelParameterError
 from usufruct.he.kernels.linear import (
     LinearParameters,
-    execute_linear,
+    execute_rows,
     linear_worst_case,
     n_row_outputs,
     read_integers,
@@ -110,7 +110,7 @@ def _plan(parameters: DistanceParameters, shape: BundleShape) -> list[Part]:
 
 
 def _execute(task: Task, parameters: DistanceParameters, inputs: Inputs, mask: Mask) -> list[bytes]:
-    return execute_linear(task, parameters.linear_form(task.shape), inputs, mask)
+    return execute_rows(task, parameters.linear_form(task.shape), inputs)
 
 
 def _parse(parameters: Mapping[str, object]) -> DistanceParameters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import isqrt
 from types import MappingProxyType
 from typing import Final, Literal
@@ -12,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelParameterError
-from usufruct.he import lanes
-from usufruct.he.container import Ciphertext, Form, encode
+from usufruct.he import lanes, packed
+from usufruct.he.container import Ciphertext, Form, encode, pack
 from usufruct.he.kernels.blocks import (
     BLOCKS_PER_TASK,
     chunk_mask,
     extracted,
     features_by_chunk,
     mask_polynomial,
-    sealed_input,
     used_columns,
 )
 from usufruct.he.kernels.record import (
@@ -35,6 +35,8 @@ from usufruct.he.kernels.record import (
     Part,
     Task,
 )
+from usufruct.he.parameters import Parameters
+from usufruct.he.reading import read_sealed
 from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up, total_of
 
 FRESH_NOISE: Final = 22
@@ -42,6 +44,9 @@ FRESH_NOISE: Final = 22
 
 MAX_MODEL_OUTPUTS: Final = 1024
 _PANEL_FEATURES = 256
+_SUM_TASKS = 64
+"""Most parts that a sum over all rows is cut into."""
+
 _COMPILED_WORK = 2048
 """Weights times chunks from which a job is worth the seconds that compiling takes in every process."""
 
@@ -175,49 +180,76 @@ def _outputs(parameters: LinearParameters, shape: BundleShape) -> list[Output]:
 def _plan(parameters: LinearParameters, shape: BundleShape) -> list[Part]:
     if parameters.row_level:
         return row_parts(parameters.weights, shape)
-    used = used_columns(parameters.weights)
-    inputs = tuple((chunk, feature) for chunk in range(shape.n_chunks) for feature in used)
-    return [Part(inputs=inputs, outputs=tuple(range(len(parameters.weights))))]
+    used, everything = used_columns(parameters.weights), tuple(range(len(parameters.weights)))
+    width = -(-shape.n_chunks // _SUM_TASKS)
+    return [
+        Part(
+            inputs=tuple(
+                (chunk, feature)
+                for chunk in range(first, min(first + width, shape.n_chunks))
+                for feature in used
+            ),
+            outputs=everything,
+            partial=True,
+        )
+        for first in range(0, shape.n_chunks, width)
+    ]
 
 
-def execute_linear(task: Task, parameters: LinearParameters, inputs: Inputs, mask: Mask) -> list[bytes]:
-    """Run one task of a linear model; as `registry.execute`."""
-    shape = task.shape
+def execute_rows(task: Task, linear: LinearParameters, inputs: Inputs) -> list[bytes]:
+    """Run one task of a linear model that gives a score for every row; as `registry.execute`."""
+    shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
     modulus, t = shape.parameters.coeff_modulus, shape.parameters.plain_modulus
-    q = np.uint64(modulus)
-    degree = shape.parameters.poly_modulus_degree
+    ((chunk, features),) = features_by_chunk(task).items()
+    weights = np.array(linear.weights, dtype=np.int64)
+    scores = weighted_sums(weights, chunk, features, inputs, shape)
+    n_rows = shape.rows_in_chunk(chunk)
+    bias = scale_up(np.array([b % t for b in linear.bias]), modulus, t)
+    scores[:, :n_rows] = (scores[:, :n_rows] + bias[:, None]) % np.uint64(modulus)
+    packer = packed.pack if _is_worth_compiling(weights, shape) else pack
+    return [
+        encode(
+            Ciphertext(
+                form=Form.CIPHERTEXT,
+                parameters=shape.parameters,
+                key_id=shape.key_id,
+                c0=score[:degree],
+                c1=score[degree:],
+            ),
+            packer=packer,
+        )
+        for score in scores
+    ]
+
+
+def _execute(task: Task, parameters: LinearParameters, inputs: Inputs, mask: Mask) -> list[bytes]:
+    if parameters.row_level:
+        return execute_rows(task, parameters, inputs)
+    shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
+    modulus = shape.parameters.coeff_modulus
     weights = np.array(parameters.weights, dtype=np.int64)
-    n_models = weights.shape[0]
-    constants = np.zeros(n_models, dtype=np.uint64)
-    linears = np.zeros((n_models, degree), dtype=np.uint64)
+    total = np.zeros((weights.shape[0], 1 + degree), dtype=np.uint64)
     for chunk, features in features_by_chunk(task).items():
         scores = weighted_sums(weights, chunk, features, inputs, shape)
-        if parameters.output == "rows":
-            n_rows = shape.rows_in_chunk(chunk)
-            bias = scale_up(np.array([b % t for b in parameters.bias]), modulus, t)
-            scores[:, :n_rows] = (scores[:, :n_rows] + bias[:, None]) % q
-            return [
-                encode(
-                    Ciphertext(
-                        form=Form.CIPHERTEXT,
-                        parameters=shape.parameters,
-                        key_id=shape.key_id,
-                        c0=score[:degree],
-                        c1=score[degree:],
-                    )
-                )
-                for score in scores
-            ]
         rows = chunk_mask(mask, chunk, degree)
-        for index in range(n_models):
-            total = total_of(scores[index, :degree][rows], modulus)
-            constants[index] = (int(constants[index]) + total) % modulus
-        products = negacyclic_multiply(scores[:, degree:], mask_polynomial(rows), modulus)
-        linears = (linears + products) % q
+        constants = [total_of(score[:degree][rows], modulus) for score in scores]
+        total[:, 0] += np.array(constants, dtype=np.uint64)
+        total[:, 1:] += negacyclic_multiply(scores[:, degree:], mask_polynomial(rows), modulus)
+        total %= np.uint64(modulus)
+    return [pack(addend, shape.parameters.residue_bits) for addend in total]
+
+
+def _finish(parameters: LinearParameters, shape: BundleShape, mask: Mask, total: Residues) -> list[bytes]:
+    modulus, t = shape.parameters.coeff_modulus, shape.parameters.plain_modulus
     count = int(mask.sum())
-    total_bias = np.array([b * count % t for b in parameters.bias], dtype=np.int64)
-    constants = (constants + scale_up(total_bias, modulus, t)) % q
-    return [extracted(constants[i : i + 1], linears[i], shape) for i in range(n_models)]
+    bias = scale_up(np.array([b * count % t for b in parameters.bias], dtype=np.int64), modulus, t)
+    constants = (total[:, 0] + bias) % np.uint64(modulus)
+    return [extracted(constants[i : i + 1], total[i, 1:], shape) for i in range(len(total))]
+
+
+def _is_worth_compiling(weights: NDArray[np.int64], shape: BundleShape) -> bool:
+    """Small jobs use BLAS, so that none waits for a compiler; the residues are the same."""
+    return weights.size * shape.n_chunks >= _COMPILED_WORK
 
 
 def weighted_sums(
@@ -242,40 +274,36 @@ def weighted_sums(
         Residues of c0, then of c1; shape (m, 2 N).
     """
     parameters = shape.parameters
-    # Small jobs use BLAS, so that none waits for a compiler; the residues are the same.
-    compiled = weights.size * shape.n_chunks >= _COMPILED_WORK
-    compiled = compiled and lanes.is_exact(weights, parameters.coeff_modulus)
-    product, group_size = (_on_lanes, _PANEL_FEATURES) if compiled else (_on_blas, BLOCKS_PER_TASK)
+    compiled = _is_worth_compiling(weights, shape)
+    exact = lanes.is_exact(weights, parameters.coeff_modulus)
+    product, group_size = (_on_lanes, _PANEL_FEATURES) if compiled and exact else (_on_blas, BLOCKS_PER_TASK)
     scores = np.zeros((weights.shape[0], 2 * parameters.poly_modulus_degree), dtype=np.uint64)
     for first in range(0, len(features), group_size):
         group = features[first : first + group_size]
-        blocks = (inputs[chunk, feature] for feature in group)
-        scores = product(weights[:, group], blocks, shape, scores)
+        keys = [(chunk, feature) for feature in group]
+        columns = read_sealed(keys, inputs, parameters, shape.key_id, compiled=compiled)
+        scores = product(weights[:, group], columns, parameters, scores)
     return scores
 
 
 def _on_lanes(
-    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
+    weights: NDArray[np.int64], columns: Iterator[Ciphertext], parameters: Parameters, addend: Residues
 ) -> Residues:
-    degree, n_features = shape.parameters.poly_modulus_degree, weights.shape[1]
+    degree, n_features = parameters.poly_modulus_degree, weights.shape[1]
     panel = lanes.Panel(n_features, 2 * degree)
     for first in range(0, n_features, 2):
-        pair = [
-            sealed_input(next(blocks), shape, unpacker=lanes.unpack)
-            for _ in range(min(2, n_features - first))
-        ]
+        pair = list(islice(columns, 2))
         panel.fill(first, *(found.c0 for found in pair))
         panel.fill(first, *(found.c1 for found in pair), column=degree)
-    return lanes.multiply(weights, panel, shape.parameters.coeff_modulus, addend=addend)
+    return lanes.multiply(weights, panel, parameters.coeff_modulus, addend=addend)
 
 
 def _on_blas(
-    weights: NDArray[np.int64], blocks: Iterator[bytes], shape: BundleShape, addend: Residues
+    weights: NDArray[np.int64], columns: Iterator[Ciphertext], parameters: Parameters, addend: Residues
 ) -> Residues:
-    degree, modulus = shape.parameters.poly_modulus_degree, shape.parameters.coeff_modulus
+    degree, modulus = parameters.poly_modulus_degree, parameters.coeff_modulus
     stacked = np.empty((weights.shape[1], 2 * degree), dtype=np.uint64)
-    for position, block in enumerate(blocks):
-        found = sealed_input(block, shape)
+    for position, found in enumerate(columns):
         stacked[position, :degree], stacked[position, degree:] = found.c0, found.c1
     total: Residues = (addend + combine(weights, stacked, modulus)) % np.uint64(modulus)
     return total
@@ -345,7 +373,8 @@ LINEAR: Final = Kernel(
         n_outputs=_n_outputs,
         outputs=_outputs,
         plan=_plan,
-        execute=execute_linear,
+        execute=_execute,
+        finish=_finish,
     ),
 )
 """Scores of a linear model, per row or summed over the permitted rows."""

@@ -159,6 +159,9 @@ class Task:
     outputs: tuple[int, ...]
     """Positions of the results in the job's result list, ascending."""
 
+    partial: bool = False
+    """Whether it makes an addend of each of these results, like every other task of the job, and not the results."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -169,6 +172,9 @@ class Part:
 
     outputs: tuple[int, ...]
     """Positions of the results in the job's result list, ascending."""
+
+    partial: bool = False
+    """Whether it makes an addend of each of these results, like every other task of the job, and not the results."""
 
 
 P = TypeVar("P", bound=KernelParameters)
@@ -192,10 +198,14 @@ class Implementation(Generic[P]):
     """In index order."""
 
     plan: Callable[[P, BundleShape], list[Part]]
-    """Every output is in exactly one part."""
+    """Every output is in exactly one part, or all are in every part if the parts are partial."""
 
     execute: Callable[[Task, P, Inputs, Mask], list[bytes]]
-    """Blocks in the order of `task.outputs`; reads `task.inputs` once each, in order."""
+    """Blocks, or addends, in the order of `task.outputs`; reads `task.inputs` once each, in order."""
+
+    finish: Callable[[P, BundleShape, Mask, NDArray[np.uint64]], list[bytes]] | None = None
+    """Blocks from the sum of all addends; None if no task is partial. An addend is the residues of coefficient 0 of
+    c0, then of c1, packed; their sum has shape (m, N + 1)."""
 
     mask_of_columns: bool = False
     """Whether consent is given by column (a contribution) instead of by row."""

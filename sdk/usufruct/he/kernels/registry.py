@@ -8,6 +8,7 @@ from typing import Final
 
 from usufruct.errors import UnknownKernelError
 from usufruct.he.kernels.blocks import check_mask
+from usufruct.he.kernels.collect import Collector
 from usufruct.he.kernels.distance import DISTANCE
 from usufruct.he.kernels.linear import LINEAR
 from usufruct.he.kernels.record import BundleShape, Inputs, Kernel, KernelParameters, Mask, Output, Task
@@ -80,8 +81,8 @@ def outputs(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) ->
 def plan(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) -> list[Task]:
     """Split a job into independent tasks.
 
-    Each result belongs to exactly one task, so results do not depend on how tasks are spread. Errors as
-    `Kernel.validate`, before any work.
+    Each result belongs to exactly one task, or is the sum of an addend from every task; either way it does not depend
+    on how tasks are spread. A `Collector` takes what they make. Errors as `Kernel.validate`, before any work.
     """
     kernel.validate(parameters, shape)
     return [
@@ -92,6 +93,7 @@ def plan(kernel: Kernel, parameters: KernelParameters, shape: BundleShape) -> li
             shape=shape,
             inputs=part.inputs,
             outputs=part.outputs,
+            partial=part.partial,
         )
         for index, part in enumerate(kernel.implementation.plan(parameters, shape))
     ]
@@ -114,7 +116,7 @@ def execute(task: Task, inputs: Inputs, mask: Mask) -> list[bytes]:
     Returns
     -------
     blocks :
-        Canonical containers, in the order of `task.outputs`.
+        Canonical containers, or addends for a `Collector`, in the order of `task.outputs`.
 
     Raises
     ------
@@ -137,7 +139,7 @@ def run(
     block: Callable[[int, int], bytes],
     mask: Mask,
 ) -> Iterator[tuple[int, bytes]]:
-    """Run a whole job in this process; yields (output index, block) in index order.
+    """Run a whole job in this process; yields (output index, block) in index order, as soon as they are complete.
 
     Parameters
     ----------
@@ -146,8 +148,10 @@ def run(
     mask :
         As for `execute`.
     """
-    for task in plan(kernel, parameters, shape):
-        yield from zip(task.outputs, execute(task, _OnDemand(task.inputs, block), mask), strict=True)
+    tasks = plan(kernel, parameters, shape)
+    collector = Collector(kernel, parameters, shape, mask, tasks)
+    for task in tasks:
+        yield from collector.add(task, execute(task, _OnDemand(task.inputs, block), mask))
 
 
 class _OnDemand(Mapping[tuple[int, int], bytes]):

@@ -18,7 +18,7 @@ from usufruct.he.kernels.blocks import extracted, features_by_chunk, used_column
 from usufruct.he.kernels.linear import (
     MAX_MODEL_OUTPUTS,
     LinearParameters,
-    execute_linear,
+    execute_rows,
     linear_worst_case,
     n_row_outputs,
     read_integers,
@@ -149,7 +149,7 @@ def _identify_plan(parameters: IdentifyParameters, shape: BundleShape) -> list[P
 
 
 def _identify_execute(task: Task, parameters: IdentifyParameters, inputs: Inputs, mask: Mask) -> list[bytes]:
-    return execute_linear(task, parameters.linear_form(task.shape), inputs, mask)
+    return execute_rows(task, parameters.linear_form(task.shape), inputs)
 
 
 def _verify_parse(parameters: Mapping[str, object]) -> VerifyParameters:

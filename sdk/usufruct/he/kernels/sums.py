@@ -15,12 +15,15 @@ from typing import Final
 
 import numpy as np
 
-from usufruct.he.kernels.blocks import BLOCKS_PER_TASK, chunk_mask, extracted, mask_polynomial, sealed_input
+from usufruct.he.kernels.blocks import BLOCKS_PER_TASK, chunk_mask, extracted, mask_polynomial
 from usufruct.he.kernels.linear import FRESH_NOISE, summed_outputs
 from usufruct.he.kernels.record import BundleShape, Implementation, Inputs, Kernel, Mask, Output, Part, Task
+from usufruct.he.reading import read_sealed
 from usufruct.he.residues import Spectrum, negacyclic_multiply, spectrum_of, total_of
 
 _SPECTRA = 256
+_COMPILED_BLOCKS = 4096
+"""Blocks from which a job is worth the seconds that compiling takes in every process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,14 @@ def _execute(task: Task, parameters: SumParameters, inputs: Inputs, mask: Mask) 
     sums = {column: (0, np.zeros(degree, dtype=np.uint64)) for column in task.outputs}
     masks = {chunk: chunk_mask(mask, chunk, degree) for chunk in range(shape.n_chunks)}
     spectra: dict[int, Spectrum] = {}
-    for chunk, feature in task.inputs:
+    compiled = shape.n_chunks * shape.n_features >= _COMPILED_BLOCKS
+    columns = read_sealed(task.inputs, inputs, shape.parameters, shape.key_id, compiled=compiled)
+    for (chunk, feature), ciphertext in zip(task.inputs, columns, strict=True):
         rows = masks[chunk]
         if chunk not in spectra:
             if len(spectra) == _SPECTRA:
                 spectra.clear()
             spectra[chunk] = spectrum_of(mask_polynomial(rows))
-        ciphertext = sealed_input(inputs[chunk, feature], shape)
         constant, linear = sums[feature]
         constant = (constant + total_of(ciphertext.c0[rows], modulus)) % modulus
         linear = (linear + negacyclic_multiply(ciphertext.c1, spectra[chunk], modulus)) % q
