@@ -50,9 +50,9 @@ def test_blocks_open_in_a_worker_as_they_do_here(secret: SecretKey, blocks: list
 
 def test_one_worker_opens_many_blocks_and_is_gone_afterwards(secret: SecretKey, blocks: list[bytes]) -> None:
     with IsolatedOpener(secret) as opener:
-        opener.open_coefficients(blocks[0], [0])
+        opener.open_values(blocks[0], [0])
         pid = opener.pid
-        opener.open_coefficients(blocks[1], [0])
+        opener.open_values(blocks[1], [0])
         assert pid is not None and opener.pid == pid and not gone(pid)
     assert gone(pid)
 
@@ -60,31 +60,31 @@ def test_one_worker_opens_many_blocks_and_is_gone_afterwards(secret: SecretKey, 
 def test_refusals_of_the_worker_keep_their_type_and_the_worker_goes_on(
     opener: IsolatedOpener, blocks: list[bytes]
 ) -> None:
-    opener.open_coefficients(blocks[0], [0])
+    opener.open_values(blocks[0], [0])
     pid = opener.pid
     with pytest.raises(ContainerError) as refused:
-        opener.open_coefficients(blocks[0][:-1], [0])
+        opener.open_values(blocks[0][:-1], [0])
     assert refused.value.field == "length"
     foreign = next(iter(encrypt_columns(VALUES, generate_secret_key())))[2]
     with pytest.raises(WrongKeyDomainError):
-        opener.open_coefficients(foreign, [0])
+        opener.open_values(foreign, [0])
     with pytest.raises(KeyStoreError, match="4096"):
-        opener.open_coefficients(blocks[0], [4096])
+        opener.open_values(blocks[0], [4096])
     with pytest.raises(KeyStoreError, match="row number"):
-        opener.open_coefficients(blocks[0], [-1])
-    assert opener.open_coefficients(blocks[0], [19]).tolist() == [18] and opener.pid == pid
+        opener.open_values(blocks[0], [-1])
+    assert opener.open_values(blocks[0], [19]).tolist() == [18] and opener.pid == pid
 
 
 def test_worker_that_is_killed_fails_one_block_and_the_next_gets_another(
     opener: IsolatedOpener, blocks: list[bytes]
 ) -> None:
-    opener.open_coefficients(blocks[0], [0])
+    opener.open_values(blocks[0], [0])
     assert opener.pid is not None
     killed = opener.pid
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(WorkerError, match=f"signal 9 .process {killed}"):
-        opener.open_coefficients(blocks[0], [0])
-    assert opener.open_coefficients(blocks[0], [0]).tolist() == [-20]
+        opener.open_values(blocks[0], [0])
+    assert opener.open_values(blocks[0], [0]).tolist() == [-20]
     assert opener.pid != killed and gone(killed)
 
 
@@ -96,18 +96,18 @@ def test_worker_that_reaches_its_memory_limit_fails_the_block_and_not_the_caller
         IsolatedOpener(secret, memory_bytes=32 << 20) as opener,
         pytest.raises(WorkerError, match="memory limit of 32 MiB"),
     ):
-        opener.open_coefficients(blocks[0], [0])
+        opener.open_values(blocks[0], [0])
     assert open_blocks(secret, [(blocks[0], [0])])[0].tolist() == [-20]
 
 
 def test_worker_that_hangs_is_ended_at_its_deadline(secret: SecretKey, blocks: list[bytes]) -> None:
     with IsolatedOpener(secret, seconds=2) as opener:
-        opener.open_coefficients(blocks[0], [0])
+        opener.open_values(blocks[0], [0])
         assert opener.pid is not None
         stopped = opener.pid
         os.kill(stopped, signal.SIGSTOP)
         with pytest.raises(WorkerError, match="more than 2 s"):
-            opener.open_coefficients(blocks[0], [0])
+            opener.open_values(blocks[0], [0])
         assert gone(stopped)
 
 
@@ -115,7 +115,7 @@ def test_secret_reaches_the_worker_through_its_pipe_only(
     opener: IsolatedOpener, blocks: list[bytes], secret: SecretKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USUFRUCT_PASSPHRASE", "of the caller")
-    opener.open_coefficients(blocks[0], [0])
+    opener.open_values(blocks[0], [0])
     process = Path(f"/proc/{opener.pid}")
     exposed = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
     assert b"usufruct.he.opener" in exposed and b"of the caller" not in exposed

@@ -77,8 +77,8 @@ class IsolatedOpener:
         """Process id of the worker, if one runs."""
         return None if self._worker is None else self._worker.pid
 
-    def open_coefficients(self, block: bytes, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Decrypt a block and return only the named rows; as `scheme.Scheme.open_coefficients`.
+    def open_values(self, block: bytes, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Decrypt a block and return only the named rows; as `scheme.Scheme.open_values`.
 
         Raises
         ------
@@ -162,9 +162,9 @@ class IsolatedOpener:
 def open_blocks(
     secret: SecretKey, requests: Sequence[tuple[bytes, Sequence[int]]]
 ) -> list[NDArray[np.int64]]:
-    """Open many blocks with one worker; (block, rows) each. Errors as `IsolatedOpener.open_coefficients`."""
+    """Open many blocks with one worker; (block, rows) each. Errors as `IsolatedOpener.open_values`."""
     with IsolatedOpener(secret) as opener:
-        return [opener.open_coefficients(block, rows) for block, rows in requests]
+        return [opener.open_values(block, rows) for block, rows in requests]
 
 
 def _end(worker: subprocess.Popen[bytes], late: threading.Event) -> None:

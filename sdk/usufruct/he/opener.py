@@ -30,7 +30,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     scheme = scheme_of(secret.parameters)
     while (rows := read_frame(requests)) is not None and (block := read_frame(requests)) is not None:
         try:
-            opened = scheme.open_coefficients(block, secret, np.frombuffer(rows, dtype=ROWS).tolist())
+            opened = scheme.open_values(block, secret, np.frombuffer(rows, dtype=ROWS).tolist())
         except UsufructError as exc:
             field = exc.field if isinstance(exc, ContainerError) else ""
             refusal = {"error": type(exc).__name__, "message": str(exc), "field": field}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import ConfigurationError
-from usufruct.he import bfv
+from usufruct.he import bfv, bgv
 from usufruct.he.parameters import Parameters
 from usufruct.he.secret import SecretKey
 
@@ -36,7 +36,7 @@ class Scheme:
     encrypt_columns: Callable[[NDArray[np.signedinteger[Any]], SecretKey], Iterator[tuple[int, int, bytes]]]
     """Encrypt a matrix lazily: (chunk, feature, seeded block), one block per column and N rows."""
 
-    open_coefficients: Callable[[bytes, SecretKey, Sequence[int]], list[int]]
+    open_values: Callable[[bytes, SecretKey, Sequence[int]], list[int]]
     """Decrypt a block and return only the named rows; an extracted block has only number 0."""
 
 
@@ -48,7 +48,13 @@ SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
                 name="bfv",
                 generate_secret_key=bfv.generate_secret_key,
                 encrypt_columns=bfv.encrypt_columns,
-                open_coefficients=bfv.open_coefficients,
+                open_values=bfv.open_coefficients,
+            ),
+            Scheme(
+                name="bgv",
+                generate_secret_key=bgv.generate_secret_key,
+                encrypt_columns=bgv.encrypt_columns,
+                open_values=bgv.open_values,
             ),
         )
     }
