@@ -23,6 +23,10 @@ from usufruct.he.kernels.distance import (
     DistanceParameters,
     norm_columns,
 )
+from usufruct.he.kernels.fedsum import (
+    FEDSUM,
+    FedsumParameters,
+)
 from usufruct.he.kernels.linear import (
     FRESH_NOISE,
     LINEAR,
@@ -72,7 +76,9 @@ from usufruct.he.kernels.sums import (
 
 __all__ = [
     "DISTANCE",
+    "FEDSUM",
     "FRESH_NOISE",
+    "FedsumParameters",
     "IDENTIFY",
     "KERNELS",
     "LINEAR",

@@ -7,27 +7,31 @@ from types import MappingProxyType
 from typing import Final
 
 from usufruct.errors import UnknownKernelError
+from usufruct.he.kernels.blind import BLIND
 from usufruct.he.kernels.blocks import check_mask
 from usufruct.he.kernels.collect import Collector
 from usufruct.he.kernels.distance import DISTANCE
+from usufruct.he.kernels.fedsum import FEDSUM
 from usufruct.he.kernels.linear import LINEAR
+from usufruct.he.kernels.moments import MOMENTS
 from usufruct.he.kernels.record import BundleShape, Inputs, Kernel, KernelParameters, Mask, Output, Task
 from usufruct.he.kernels.similarity import IDENTIFY, VERIFY
 from usufruct.he.kernels.sums import SUM
 
 KERNELS: Final[Mapping[str, Kernel]] = MappingProxyType(
-    {kernel.name: kernel for kernel in (SUM, LINEAR, DISTANCE)}
+    {kernel.name: kernel for kernel in (SUM, LINEAR, DISTANCE, MOMENTS)}
 )
 """Every kernel that a steward may grant, by name."""
 
 RESTRICTED: Final[Mapping[str, Kernel]] = MappingProxyType(
-    {kernel.name: kernel for kernel in (VERIFY, IDENTIFY)}
+    {kernel.name: kernel for kernel in (VERIFY, IDENTIFY, BLIND, FEDSUM)}
 )
-"""Kernels about single persons, by name.
+"""Kernels about single persons, and kernels that no job of one steward's bundle can feed, by name.
 
 No grant, policy or job reaches them: the look-ups refuse them unless the caller names their class as enabled,
 which nothing in this release does. `identify-1:N` needs a vote of the members, for a purpose and until a date;
-`verify-1:1` needs a release rule that holds without a minimum cohort.
+`verify-1:1` needs a release rule that holds without a minimum cohort. `fedsum` is an aggregate, but over what several
+members contribute, where a job names the bundle of one.
 """
 
 
@@ -58,7 +62,7 @@ def kernel_by_id(kernel_id: bytes, *, enabled: Collection[str] = ()) -> Kernel:
 def _if_enabled(kernel: Kernel, enabled: Collection[str]) -> Kernel:
     if kernel.name in RESTRICTED and kernel.kernel_class not in enabled:
         raise UnknownKernelError(
-            f"kernel {kernel.name} is of class {kernel.kernel_class}, which is not enabled",
+            f"kernel {kernel.name} is of class {kernel.kernel_class}, which is not enabled for it",
             hint="only a vote of the members can enable a class, for a purpose and until a date",
         )
     return kernel
