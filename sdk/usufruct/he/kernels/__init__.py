@@ -10,6 +10,12 @@ homomorphic library.
 for what they share. To add one, write its module and name it in the registry.
 """
 
+from usufruct.he.kernels.blind import (
+    BLIND,
+    MAX_BLIND_QUERIES,
+    BlindParameters,
+    query_digest,
+)
 from usufruct.he.kernels.blocks import (
     check_mask,
     chunk_mask,
@@ -34,6 +40,14 @@ from usufruct.he.kernels.linear import (
     LinearParameters,
     linear_form,
     weighted_sums,
+)
+from usufruct.he.kernels.moments import (
+    MAX_MOMENT_COLUMNS,
+    MOMENTS,
+    MomentsParameters,
+    Statistics,
+    pairs_of,
+    statistics,
 )
 from usufruct.he.kernels.record import (
     MARGIN_BITS,
@@ -75,26 +89,31 @@ from usufruct.he.kernels.sums import (
 )
 
 __all__ = [
+    "BLIND",
     "DISTANCE",
     "FEDSUM",
     "FRESH_NOISE",
-    "FedsumParameters",
     "IDENTIFY",
     "KERNELS",
     "LINEAR",
     "MARGIN_BITS",
+    "MAX_BLIND_QUERIES",
     "MAX_FEATURES",
     "MAX_MODEL_OUTPUTS",
+    "MAX_MOMENT_COLUMNS",
     "MAX_NORM_COLUMNS",
     "MAX_ROWS",
+    "MOMENTS",
     "RESTRICTED",
     "SUM",
     "UPLOAD_MARGIN_BITS",
     "VERIFY",
+    "BlindParameters",
     "Bounds",
     "BundleShape",
     "Collector",
     "DistanceParameters",
+    "FedsumParameters",
     "IdentifyParameters",
     "Implementation",
     "Inputs",
@@ -103,8 +122,10 @@ __all__ = [
     "KernelParameters",
     "LinearParameters",
     "Mask",
+    "MomentsParameters",
     "Output",
     "Part",
+    "Statistics",
     "SumParameters",
     "Task",
     "VerifyParameters",
@@ -119,7 +140,10 @@ __all__ = [
     "noise_limit",
     "norm_columns",
     "outputs",
+    "pairs_of",
     "plan",
+    "query_digest",
     "run",
+    "statistics",
     "weighted_sums",
 ]

@@ -1,7 +1,8 @@
 """The `blind-similarity` kernel: encrypted queries against every row of an encrypted gallery.
 
 Query and gallery are of one key domain; whoever computes sees neither. A query is one block per feature that holds
-the value in all slots (`bgv.encrypt_queries`), so the sum over features of query block times gallery block has the
+the value in all slots, sealed by the key's owner (`bgv.encrypt_queries`) or encrypted by somebody else under its public
+key, so the sum over features of query block times gallery block has the
 inner product with row i in slot i. Nothing mixes slots: whatever a query really holds, the score of a permitted row
 depends on that row alone.
 
@@ -20,7 +21,7 @@ from typing import Final
 
 from usufruct.errors import KernelParameterError
 from usufruct.he import packed
-from usufruct.he.container import Ciphertext, Form, encode
+from usufruct.he.container import Ciphertext, Form, encode, parse
 from usufruct.he.kernels.linear import read_integers
 from usufruct.he.kernels.record import (
     UPLOAD_MARGIN_BITS,
@@ -145,17 +146,19 @@ def _groups(shape: BundleShape) -> list[range]:
 def _execute(task: Task, parameters: BlindParameters, inputs: Inputs, mask: Mask) -> list[bytes]:
     shape, settings = task.shape, task.shape.parameters
     n_queries, size = len(parameters.queries), settings.residues
-    n_chunks = len(task.outputs) // n_queries
+    n_chunks, first_chunk = len(task.outputs) // n_queries, task.outputs[0] // n_queries
     pairs = [(query, chunk) for chunk in range(n_chunks) for query in range(n_queries)]
     products = Sums(pairs, settings.primes, size)
-    blocks = read_sealed(task.inputs, inputs, settings, shape.key_id, compiled=True)
     for group in _groups(shape):
         stacks = Stack(n_queries, len(group), size), Stack(n_chunks, len(group), size)
-        for stack in stacks:
-            for row in range(stack.rows):
-                for term in range(stack.terms):
-                    found = next(blocks)
-                    stack.fill(row, term, found.c0, found.c1)
+        for query in range(n_queries):
+            for term, feature in enumerate(group):
+                found = _query_block(inputs[shape.n_chunks + query, feature], shape)
+                stacks[0].fill(query, term, found.c0, found.c1)
+        keys = [(first_chunk + chunk, feature) for chunk in range(n_chunks) for feature in group]
+        gallery = read_sealed(keys, inputs, settings, shape.key_id, compiled=True)
+        for place, found in enumerate(gallery):
+            stacks[1].fill(*divmod(place, len(group)), found.c0, found.c1)
         products.add(*stacks)
     return [
         encode(
@@ -171,6 +174,16 @@ def _execute(task: Task, parameters: BlindParameters, inputs: Inputs, mask: Mask
         )
         for parts in products.result()
     ]
+
+
+def _query_block(block: bytes, shape: BundleShape) -> Ciphertext:
+    return parse(
+        block,
+        key_id=shape.key_id,
+        parameters=shape.parameters,
+        forms=(Form.SEEDED, Form.CIPHERTEXT),
+        unpacker=packed.unpack,
+    )
 
 
 BLIND: Final = Kernel(
