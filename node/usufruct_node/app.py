@@ -22,6 +22,7 @@ from hypercorn.config import Config
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from usufruct.compute import CacheSettings
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
@@ -76,7 +77,8 @@ class Node:
         self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
-        self._workers = Workers(settings.workers)
+        cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
+        self._workers = Workers(settings.workers, cache=cache if cache.limit_bytes else None)
         for resource in (self.index, self.store, self.holdings, self._journal, self._workers):
             self._stack.callback(resource.close)
         self._identity = PeerIdentity.from_seed(keys.peer_seed)
