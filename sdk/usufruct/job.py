@@ -32,12 +32,14 @@ from usufruct.he.kernels import (
     BundleShape,
     Kernel,
     KernelParameters,
+    MomentsParameters,
+    SumParameters,
     kernel_by_id,
     kernel_by_name,
     linear_form,
 )
 from usufruct.ledger import Ledger
-from usufruct.privacy import linear_sensitivity, sigma_for, sum_sensitivity
+from usufruct.privacy import linear_sensitivity, moments_sensitivity, sigma_for, sum_sensitivity
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
@@ -129,13 +131,23 @@ class JobParameters:
         return cls(kernel=kernel, parameters=kernel.parse(parameters), result_scale=scale)
 
     def sensitivity(self, manifest: BundleManifest) -> int:
-        """L2 sensitivity of the result to one subject, in integer units of the result."""
+        """L2 sensitivity of the result to one subject, in integer units of the result.
+
+        Raises
+        ------
+        KernelParameterError
+            If nobody has proven one for this kernel, so that no noise could cover its result.
+        """
         shape = manifest.shape
         linear = linear_form(self.parameters, shape)
-        if linear is None:
-            per_row = sum_sensitivity(shape.max_l2)
-        else:
+        if linear is not None:
             per_row = linear_sensitivity(linear.weights, linear.bias, shape.max_abs, shape.max_l2)
+        elif isinstance(self.parameters, SumParameters):
+            per_row = sum_sensitivity(shape.max_l2)
+        elif isinstance(self.parameters, MomentsParameters):
+            per_row = moments_sensitivity(shape.max_l2)
+        else:
+            raise KernelParameterError(f"results of kernel {self.kernel.name} have no proven sensitivity")
         return per_row * manifest.max_rows_per_subject
 
 

@@ -6,9 +6,11 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import tenseal.sealapi as sealapi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgv_oracle import context_of, from_seal, polynomial, seal_opens, to_seal
 from usufruct.errors import (
     ConfigurationError,
     ContainerError,
@@ -75,6 +77,29 @@ def test_sum_of_contributions_is_the_weighted_sum_of_the_updates(party: Round) -
     described = outputs(FEDSUM, party.parameters, party.shape)
     assert [output.coefficients for output in described] == [DEGREE, 10]
     assert all(parse(block).form is Form.CIPHERTEXT for block in made.values())
+
+
+def test_results_are_the_bytes_of_seals_evaluator_and_seal_opens_them(party: Round) -> None:
+    """SEAL multiplies each contribution by its weight, a constant plaintext, and adds."""
+    parameters = party.secret.parameters
+    evaluator, total = sealapi.Evaluator(context_of(parameters)), None
+    for member, weight in enumerate(WEIGHTS):
+        if not weight:
+            continue
+        found = parse(party.block(0, member))
+        term = to_seal([found.c0, found.c1], parameters)
+        evaluator.multiply_plain_inplace(term, polynomial(np.array([weight]), parameters))
+        if total is None:
+            total = term
+        else:
+            evaluator.add_inplace(total, term)
+    made = dict(run(FEDSUM, party.parameters, party.shape, party.block, np.ones(MEMBERS, dtype=np.bool_)))
+    c0, c1 = from_seal(total, parameters)
+    assert made[0] == encode(replace(parse(made[0]), c0=c0, c1=c1))
+    coefficients = np.array(seal_opens(total, party.secret), dtype=np.uint64)
+    opened = contribution.ntt.forward(coefficients, parameters.plain_modulus).astype(np.int64)
+    expected = np.array(WEIGHTS) @ party.updates[:, :DEGREE]
+    assert np.array_equal(opened, expected % parameters.plain_modulus)
 
 
 def test_contribution_without_consent_is_neither_read_nor_counted(party: Round) -> None:
