@@ -1,4 +1,4 @@
-"""Quantisation of models: real weights to integers, as finely as the worst case of a job admits."""
+"""Quantisation: real weights to integers as finely as a job's worst case admits, and the error that rounding causes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelBoundError, KernelParameterError
+from usufruct.he.kernels.distance import DistanceParameters
 from usufruct.he.kernels.linear import LINEAR, LinearParameters, linear_worst_case
-from usufruct.he.kernels.record import MARGIN_BITS, BundleShape, noise_limit
+from usufruct.he.kernels.moments import MomentsParameters
+from usufruct.he.kernels.record import MARGIN_BITS, BundleShape, KernelParameters, noise_limit
+from usufruct.he.kernels.sums import SumParameters
 
 MAX_REAL_WEIGHT: Final = 1e12
 
@@ -26,6 +29,10 @@ class QuantisedModel:
 
     result_scale: float
     """Integer units per 1.0 of a score; a real score is `opened / result_scale`."""
+
+    error_bound: float
+    """How far rounding the model can move the score of one row within its declared range, in natural units; that the
+    features are rounded too is `rounding_bound`."""
 
 
 def quantise_model(
@@ -101,4 +108,40 @@ def quantise_model(
     except KernelParameterError as exc:
         raise KernelBoundError(f"no weight scale fits the plaintext modulus: {exc}") from exc
     scale = low / 65536
-    return QuantisedModel(parameters=parameters, weight_scale=scale, result_scale=scale * feature_scale)
+    result_scale = scale * feature_scale
+    moved = np.abs(np.array(parameters.weights) / scale - matrix).sum(axis=1) * shape.max_abs / feature_scale
+    moved += np.abs(np.array(parameters.bias) / result_scale - offsets)
+    return QuantisedModel(
+        parameters=parameters,
+        weight_scale=scale,
+        result_scale=result_scale,
+        error_bound=float(moved.max()),
+    )
+
+
+def rounding_bound(parameters: KernelParameters, shape: BundleShape) -> float:
+    """How far rounding every feature to an integer can move a result's share of one row, in units of the result.
+
+    A rounded value is at most half a unit from the real one, and a real value within the declared range.
+
+    Raises
+    ------
+    KernelParameterError
+        If the parameters do not fit the shape, or the kernel's inputs are no features.
+    """
+    if isinstance(parameters, SumParameters):
+        return 0.5
+    if isinstance(parameters, MomentsParameters):
+        # (x + a)(y + b) - x y with a and b at most a half.
+        return shape.max_abs + 0.25
+    if isinstance(parameters, DistanceParameters):
+        sealed = {column for column, _ in parameters.norm}
+        # (x + a - c)^2 - (x - c)^2 = 2 a (x - c) + a^2; the norm columns hold the norm of the rounded row, exactly.
+        return max(
+            sum(shape.max_abs + abs(value) + 0.25 for column, value in enumerate(row) if column not in sealed)
+            for row in parameters.centroids
+        )
+    linear = parameters.linear_form(shape)
+    if linear is None:
+        raise KernelParameterError("these parameters are not for a kernel over sealed features")
+    return max(sum(abs(weight) for weight in row) for row in linear.weights) / 2

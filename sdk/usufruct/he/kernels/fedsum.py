@@ -142,6 +142,7 @@ FEDSUM: Final = Kernel(
         outputs=_outputs,
         plan=_plan,
         execute=_execute,
+        input_form=Form.CIPHERTEXT,
         mask_of_columns=True,
         margin_bits=UPLOAD_MARGIN_BITS,
     ),

@@ -207,6 +207,9 @@ class Implementation(Generic[P]):
     """Blocks from the sum of all addends; None if no task is partial. An addend is the residues of coefficient 0 of
     c0, then of c1, packed; their sum has shape (m, N + 1)."""
 
+    input_form: Form = Form.SEEDED
+    """Of the blocks that are read."""
+
     mask_of_columns: bool = False
     """Whether consent is given by column (a contribution) instead of by row."""
 
