@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +265,29 @@ def test_results_have_the_form_place_and_number_that_were_announced(case: Case) 
     assert [parse(block).form for block in made] == [output.form for output in described]
     assert [output.index for output in described] == list(range(len(made)))
     assert case.kernel.validate(case.parameters, shape).n_outputs == len(made)
+
+
+def test_every_module_of_the_engine_but_the_owners_three_runs_without_the_homomorphic_library() -> None:
+    """And the contract of the import linter names every one of them."""
+    package = Path(bfv.__file__).parent
+    modules = {
+        path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    modules -= {"__init__", "bfv", "opener", "scheme"}
+    contracts = tomllib.loads((package.parents[2] / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (named,) = (c["source_modules"] for c in contracts["contracts"] if "three touches SEAL" in c["name"])
+    assert set(named) == {f"usufruct.he.{module}" for module in modules}
+    code = (
+        "import importlib, sys\n"
+        "sys.modules['tenseal'] = None\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "try:\n"
+        "    import usufruct.he.scheme\n"
+        "except ImportError:\n"
+        "    sys.exit(7)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *sorted(named)], check=False)
+    assert ended.returncode == 7
 
 
 # Bounds: a search for an input within its declared ranges that passes them.
