@@ -51,6 +51,13 @@ class Stack:
         """Bytes that a product reads."""
         return self._words.nbytes
 
+    @property
+    def words(self) -> NDArray[np.uint32]:
+        """The laid out residues, read-only; shape (rows, tiles, terms, 2, 16)."""
+        view = self._words.view()
+        view.setflags(write=False)
+        return view
+
     def fill(self, row: int, term: int, c0: Residues, c1: Residues) -> None:
         """Write one ciphertext.
 
