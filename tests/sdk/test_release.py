@@ -21,8 +21,10 @@ from usufruct.errors import (
     ManifestError,
     UsufructError,
     VerificationError,
+    WorkerError,
     WrongKeyDomainError,
 )
+from usufruct.he import isolated
 from usufruct.he.bfv import generate_secret_key
 from usufruct.he.isolated import IsolatedOpener
 from usufruct.keys import hpke
@@ -92,6 +94,18 @@ def test_an_aggregate_opens_one_coefficient_of_each_block(
     parameters, asked = bundle.parameters(), opened_rows(monkeypatch)
     decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
     assert asked == [[0], [0]]
+
+
+def test_worker_that_does_not_work_fails_the_release_which_can_be_tried_again(
+    bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = bundle.parameters()
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated, "_WORKER", "usufruct.he.nowhere")
+        with pytest.raises(WorkerError, match="ended with code 1"):
+            decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    opened = decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    assert np.array_equal(opened, bundle.truth(parameters))
 
 
 def test_too_few_or_too_many_result_blocks_are_refused(bundle: SmallBundle) -> None:

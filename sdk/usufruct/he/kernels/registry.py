@@ -63,7 +63,9 @@ def _if_enabled(kernel: Kernel, enabled: Collection[str]) -> Kernel:
     if kernel.name in RESTRICTED and kernel.kernel_class not in enabled:
         raise UnknownKernelError(
             f"kernel {kernel.name} is of class {kernel.kernel_class}, which is not enabled for it",
-            hint="only a vote of the members can enable a class, for a purpose and until a date",
+            hint="a job names one steward's bundle, and this kernel sums what several members contribute"
+            if kernel.kernel_class == "aggregate"
+            else "only a vote of the members can enable a class, for a purpose and until a date",
         )
     return kernel
 
