@@ -1,5 +1,6 @@
 """Contributions of several members, and their weighted sum: exact, bounded, and closed to attacks on the key."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from usufruct.errors import (
 )
 from usufruct.he import bfv, bgv, contribution, slots
 from usufruct.he.container import Form, encode, parse
-from usufruct.he.contribution import Clip, Contribution, check_contribution, encrypt_contribution
+from usufruct.he.contribution import Clip, Contribution, check_contribution, clip_update, encrypt_contribution
 from usufruct.he.kernels import FEDSUM, BundleShape, FedsumParameters, execute, outputs, plan, run
 from usufruct.he.parameters import BGV_MOMENTS, BGV_PAIRS
 from usufruct.he.secret import SecretKey
@@ -294,6 +295,35 @@ def test_public_key_of_another_scheme_or_a_clip_that_does_not_fit_is_refused(par
     for changed in ({"max_abs": party.secret.parameters.value_limit + 1}, {"max_abs": 0}):
         with pytest.raises(ConfigurationError):
             encrypt_contribution(update, party.public_key, replace(CLIP, **changed))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    update=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20),
+    scale=st.integers(1, 1000),
+    max_abs=st.integers(1, 500_000),
+    max_l2=st.integers(1, 1 << 40),
+)
+def test_clipped_update_keeps_to_the_clip_whatever_it_was(
+    update: list[float], scale: int, max_abs: int, max_l2: int
+) -> None:
+    clip = Clip(n_entries=len(update), max_abs=max_abs, max_l2=max_l2)
+    if not all(math.isfinite(entry * scale) for entry in update):
+        with pytest.raises(FeatureRangeError, match="finite"):
+            clip_update(np.array(update), scale=scale, clip=clip)
+        return
+    clipped = clip_update(np.array(update), scale=scale, clip=clip)
+    clip.check(clipped)
+    assert (np.sign(clipped) * np.sign(update) >= 0).all()
+
+
+def test_update_within_the_clip_only_loses_its_fractions() -> None:
+    clip = Clip(n_entries=3, max_abs=10, max_l2=12)
+    assert clip_update(np.array([0.99, -0.55, 0.0]), scale=10, clip=clip).tolist() == [9, -5, 0]
+    assert clip_update(np.array([3.0, -4.0, 0.0]), scale=10, clip=clip).tolist() == [7, -9, 0]
+    for wrong in (np.ones(2), np.array([1.0, np.nan, 0.0]), np.array([np.inf, 0.0, 0.0])):
+        with pytest.raises(FeatureRangeError):
+            clip_update(wrong, scale=1, clip=clip)
 
 
 def test_randomness_is_not_shown(party: Round) -> None:

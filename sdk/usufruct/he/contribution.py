@@ -70,6 +70,39 @@ class Contribution:
     """32 bytes that decrypt `blocks` without a key: for the key domain's custodian, and nobody else."""
 
 
+def clip_update(update: NDArray[np.floating[Any]], *, scale: int, clip: Clip) -> NDArray[np.int64]:
+    """Quantise a real update so that it keeps to a clip: shortened to its 2-norm, cut to its largest entry.
+
+    Parameters
+    ----------
+    update :
+        Finite, shape (n_entries,), in natural units.
+    scale :
+        Integer units per 1.0; the same for all members of a round.
+
+    Returns
+    -------
+    entries :
+        Rounded towards zero, so that rounding makes nothing longer.
+
+    Raises
+    ------
+    FeatureRangeError
+        If an entry is not finite, or the update has another shape.
+    """
+    with np.errstate(over="ignore"):
+        units = np.asarray(update, dtype=np.float64) * scale
+    if units.shape != (clip.n_entries,) or not np.isfinite(units).all():
+        raise FeatureRangeError(f"an update has {clip.n_entries} finite entries")
+    largest = float(np.abs(units).max())
+    # By parts of the largest entry, so that no square overflows.
+    norm = largest * float(np.linalg.norm(units / largest)) if largest else 0.0
+    if norm > clip.max_l2:
+        # Less by more than the rounding of all these products.
+        units *= clip.max_l2 / norm * (1 - 1e-9)
+    return np.trunc(np.clip(units, -clip.max_abs, clip.max_abs)).astype(np.int64)
+
+
 def encrypt_contribution(
     update: NDArray[np.signedinteger[Any]], public_key: bytes, clip: Clip
 ) -> Contribution:
