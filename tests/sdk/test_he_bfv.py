@@ -164,3 +164,17 @@ def test_weak_parameters_make_no_key() -> None:
         generate_secret_key(replace(BFV_LINEAR, plain_modulus=65537))
     with pytest.raises(ConfigurationError, match="not bfv"):
         generate_secret_key(BGV_PAIRS)
+
+
+def test_blocks_of_a_large_matrix_are_sealed_by_compiled_code_and_open_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bfv, "_COMPILED_BLOCKS", 1)
+    secret = generate_secret_key()
+    values = np.random.default_rng(9).integers(-500, 501, (N + 3, 10))
+    blocks = {(chunk, feature): block for chunk, feature, block in encrypt_columns(values, secret)}
+    assert list(blocks) == [(chunk, feature) for chunk in range(2) for feature in range(10)]
+    assert len({block[-32:] for block in blocks.values()}) == 20
+    for (chunk, feature), block in blocks.items():
+        rows = values[chunk * N : (chunk + 1) * N, feature].tolist()
+        assert open_coefficients(block, secret, range(len(rows))) == rows

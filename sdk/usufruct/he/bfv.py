@@ -25,13 +25,18 @@ from numpy.typing import NDArray
 from tenseal.sealapi import _sealapi_cpp
 
 from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
-from usufruct.he.container import SEED_BYTES, Form, encode_seeded, expand_seed, parse
+from usufruct.he import packed
+from usufruct.he.container import SEED_BYTES, Form, encode_seeded, parse
 from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
+from usufruct.he.reading import GROUP_BLOCKS, expand_seeds
 from usufruct.he.residues import Residues, Spectrum, negacyclic_multiply, scale_up, spectrum_of
 from usufruct.he.sampling import centred_binomial
 from usufruct.he.secret import SALT_BYTES
 from usufruct.he.secret import SecretKey as SecretKey
 from usufruct.he.secret import key_id_of as key_id_of
+
+_COMPILED_BLOCKS = 16_384
+"""Blocks from which sealing a matrix is worth the seconds that compiling takes."""
 
 _SEAL_MAGIC, _SEAL_HEADER_BYTES, _SEAL_VERSION, _SEAL_UNCOMPRESSED = 0xA15E, 16, (4, 3), 0
 
@@ -95,25 +100,36 @@ def encrypt_columns(
 def _encrypt_columns(
     values: NDArray[np.signedinteger[Any]], secret: SecretKey
 ) -> Iterator[tuple[int, int, bytes]]:
-    degree = secret.parameters.poly_modulus_degree
+    parameters, degree = secret.parameters, secret.parameters.poly_modulus_degree
     n_rows, n_features = values.shape
-    for chunk, start in enumerate(range(0, n_rows, degree)):
-        rows = values[start : start + degree]
-        for feature in range(n_features):
-            message = np.zeros(degree, dtype=np.int64)
-            message[: rows.shape[0]] = rows[:, feature]
-            yield chunk, feature, _encrypt(message, secret)
+    n_chunks = -(-n_rows // degree)
+    compiled = n_chunks * n_features >= _COMPILED_BLOCKS
+    for chunk in range(n_chunks):
+        rows = values[chunk * degree : (chunk + 1) * degree]
+        for first in range(0, n_features, GROUP_BLOCKS):
+            width = min(GROUP_BLOCKS, n_features - first)
+            columns = np.zeros((width, degree), dtype=np.int64)
+            columns[:, : rows.shape[0]] = rows[:, first : first + width].T
+            seeds = [secrets.token_bytes(SEED_BYTES) for _ in range(width)]
+            expanded = expand_seeds(seeds, parameters, secret.key_id, compiled=compiled)
+            for index, (message, seed, c1) in enumerate(zip(columns, seeds, expanded, strict=True)):
+                c0 = _masked(message, c1, secret)
+                block = encode_seeded(
+                    c0, seed, parameters, secret.key_id, packer=packed.pack if compiled else None
+                )
+                yield chunk, first + index, block
 
 
-def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
+def _masked(message: NDArray[np.int64], c1: Residues, secret: SecretKey) -> Residues:
+    """c0 = round(q m / t) + e - c1 s with a fresh error; shape (N,)."""
     parameters = secret.parameters
-    modulus = parameters.coeff_modulus
-    seed = secrets.token_bytes(SEED_BYTES)
-    c1 = expand_seed(seed, parameters, secret.key_id)
-    masked = negacyclic_multiply(c1, _spectrum(secret), modulus).astype(np.int64)
-    scaled = scale_up(message, modulus, parameters.plain_modulus).astype(np.int64)
-    c0 = np.mod(scaled + centred_binomial(message.size) - masked, modulus).astype(np.uint64)
-    return encode_seeded(c0, seed, parameters, secret.key_id)
+    q = np.uint64(parameters.coeff_modulus)
+    total = scale_up(message, parameters.coeff_modulus, parameters.plain_modulus)
+    total += q - negacyclic_multiply(c1, _spectrum(secret), parameters.coeff_modulus)
+    total += (centred_binomial(message.size) + parameters.coeff_modulus).astype(np.uint64)
+    # Three summands below 2^55 each.
+    c0: Residues = total - total // q * q
+    return c0
 
 
 def _spectrum(secret: SecretKey) -> Spectrum:

@@ -147,10 +147,11 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64] | Spectrum,
     )
     pair = np.fft.ifft(np.fft.fft((low + 1j * middle) * twist) * spectrum.values) * twist.conj()
     last = np.fft.ifft(np.fft.fft(high * twist) * spectrum.values) * twist.conj()
-    upper = (_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag)
-    total = shift_left(np.mod(upper, modulus).astype(np.uint64), _FFT_LIMB_BITS, modulus)
-    product: Residues = np.mod(total.astype(np.int64) + _round(pair.real), modulus).astype(np.uint64)
-    return product
+    # Products of limbs are below 2^30 in magnitude; a multiple of the modulus from 2^50 makes every sum positive.
+    offset = -(-(1 << 50) // modulus) * modulus
+    upper = ((_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag) + offset).view(np.uint64)
+    total = shift_left(_reduced(upper, modulus), _FFT_LIMB_BITS, modulus)
+    return _reduced((total.view(np.int64) + (_round(pair.real) + offset)).view(np.uint64), modulus)
 
 
 def total_of(residues: Residues, modulus: int) -> int:
@@ -240,9 +241,16 @@ def shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
     step = 64 - _MAX_MODULUS_BITS
     while bits:
         now = min(step, bits)
-        residues = (residues << np.uint64(now)) % np.uint64(modulus)
+        residues = _reduced(residues << np.uint64(now), modulus)
         bits -= now
     return residues
+
+
+def _reduced(values: NDArray[np.uint64], modulus: int) -> Residues:
+    """Remainders; numpy divides by one number in vector registers, and takes remainders one by one."""
+    q = np.uint64(modulus)
+    remainders: Residues = values - values // q * q
+    return remainders
 
 
 def _round(values: NDArray[np.float64]) -> NDArray[np.int64]:
