@@ -56,8 +56,8 @@ def test_sums_are_those_of_the_definition_however_they_are_cut_and_shared(
     for part in (slice(0, cut), slice(cut, None)):
         if left[:, part].shape[1]:
             sums.add(stack_of(left[:, part]), stack_of(right[:, part]), threads=threads)
-    found = sums.result()
-    assert np.array_equal(found, sums.result())
+    found = list(sums.results())
+    assert np.array_equal(found, list(sums.results()))
     for (i, j), parts in zip(pairs, found, strict=True):
         assert np.array_equal(parts, expected(left[i], right[j]))
 
@@ -85,7 +85,7 @@ def test_the_largest_residues_do_not_wrap_around_a_reduction(parameters: object,
     for _ in range(2):
         sums.add(stack, stack)
     # (-1)(-1) = 1 by every prime, twice in the middle.
-    assert sums.result()[0].tolist() == [
+    assert next(sums.results()).tolist() == [
         [2 * terms * part % p for p in primes for _ in range(16)] for part in (1, 2, 1)
     ]
 

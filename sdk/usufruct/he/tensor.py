@@ -12,7 +12,7 @@ Knows residues only: no container, no kernel, no key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -154,16 +154,19 @@ class Sums:
 
     def _reduce(self) -> None:
         tiles = self._totals.shape[1] // len(self._primes)
-        for index, prime in enumerate(self._primes):
-            totals = self._totals[:, index * tiles : (index + 1) * tiles]
-            # Division by a scalar is vectorised, the remainder is not.
-            totals -= totals // np.uint64(prime) * np.uint64(prime)
+        # Pair by pair and prime by prime, so that what numpy makes in between stays in the cache.
+        for sums in self._totals:
+            for index, prime in enumerate(self._primes):
+                part = sums[index * tiles : (index + 1) * tiles]
+                # Division by a scalar is vectorised, the remainder is not.
+                part -= part // np.uint64(prime) * np.uint64(prime)
         self._terms = 0
 
-    def result(self) -> Residues:
-        """The sums so far, each residue below its prime; shape (pairs, 3, residues)."""
+    def results(self) -> Iterator[Residues]:
+        """The sums so far, pair by pair, each residue below its prime; shape (3, residues) each."""
         self._reduce()
-        return self._totals.swapaxes(1, 2).reshape(len(self._pairs), 3, self._residues)
+        for sums in self._totals:
+            yield sums.swapaxes(0, 1).reshape(3, self._residues)
 
 
 @lru_cache(maxsize=1)

@@ -172,7 +172,7 @@ def _execute(task: Task, parameters: BlindParameters, inputs: Inputs, mask: Mask
             ),
             packer=packed.pack,
         )
-        for parts in products.result()
+        for parts in products.results()
     ]
 
 

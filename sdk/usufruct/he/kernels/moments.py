@@ -191,7 +191,7 @@ def _execute(task: Task, parameters: MomentsParameters, inputs: Inputs, mask: Ma
                 masked.fill(row, term, *permitted.reshape(2, size))
                 sums[row] = (sums[row] + permitted) % q
         products.add(masked, plain)
-    results = iter(products.result())
+    results = products.results()
     return [
         _extracted(sums[position[index]].reshape(2, size) if index < n_columns else next(results), shape)
         for index in task.outputs
