@@ -108,6 +108,11 @@ class Panel:
             _routines().fill(self._words.view(np.int16), feature, column, np.ascontiguousarray(rows[0]))
 
 
+def is_compiled() -> bool:
+    """Tell whether this process has compiled already, so that a small job need not avoid it."""
+    return _routines.cache_info().currsize > 0
+
+
 def is_exact(weights: NDArray[np.int64], modulus: int) -> bool:
     """Tell whether `multiply` takes these weights and this modulus."""
     return (

@@ -249,7 +249,7 @@ def _finish(parameters: LinearParameters, shape: BundleShape, mask: Mask, total:
 
 def _is_worth_compiling(weights: NDArray[np.int64], shape: BundleShape) -> bool:
     """Small jobs use BLAS, so that none waits for a compiler; the residues are the same."""
-    return weights.size * shape.n_chunks >= _COMPILED_WORK
+    return lanes.is_compiled() or weights.size * shape.n_chunks >= _COMPILED_WORK
 
 
 def weighted_sums(

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from usufruct.he import lanes
 from usufruct.he.kernels.blocks import BLOCKS_PER_TASK, chunk_mask, extracted, mask_polynomial
 from usufruct.he.kernels.linear import FRESH_NOISE, summed_outputs
 from usufruct.he.kernels.record import BundleShape, Implementation, Inputs, Kernel, Mask, Output, Part, Task
@@ -77,7 +78,7 @@ def _execute(task: Task, parameters: SumParameters, inputs: Inputs, mask: Mask) 
     sums = {column: (0, np.zeros(degree, dtype=np.uint64)) for column in task.outputs}
     masks = {chunk: chunk_mask(mask, chunk, degree) for chunk in range(shape.n_chunks)}
     spectra: dict[int, Spectrum] = {}
-    compiled = shape.n_chunks * shape.n_features >= _COMPILED_BLOCKS
+    compiled = lanes.is_compiled() or shape.n_chunks * shape.n_features >= _COMPILED_BLOCKS
     columns = read_sealed(task.inputs, inputs, shape.parameters, shape.key_id, compiled=compiled)
     for (chunk, feature), ciphertext in zip(task.inputs, columns, strict=True):
         rows = masks[chunk]
