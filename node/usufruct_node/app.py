@@ -22,6 +22,7 @@ from hypercorn.config import Config
 from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from usufruct.compute import CacheSettings
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
@@ -31,7 +32,7 @@ from usufruct.errors import (
     PortTakenError,
     UsufructError,
 )
-from usufruct.he.bfv import SecretKey
+from usufruct.he.secret import SecretKey
 from usufruct.home import Home, NodeAddress, write_private
 from usufruct.keys import he_keys, identity
 from usufruct.keys.keystore import KeyStore
@@ -86,7 +87,8 @@ class Node:
         self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
-        self._workers = Workers(settings.workers)
+        cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
+        self._workers = Workers(settings.workers, cache=cache if cache.limit_bytes else None)
         for resource in (self.index, self.store, self.holdings, self._journal, self._workers):
             self._stack.callback(resource.close)
         self._identity = PeerIdentity.from_seed(keys.peer_seed)

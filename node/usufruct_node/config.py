@@ -36,6 +36,8 @@ class NodeSettings(BaseSettings):
     """Seconds between looks at the chain."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run kernels."""
+    expansion_cache_bytes: int = Field(default=0, ge=0)
+    """Size of the file in which expanded seeds are kept from one job to the next; 0 keeps none."""
     quota_bytes: int | None = Field(default=None, gt=0)
     """Most bytes that the block store keeps; no limit by default."""
     rpc_urls: tuple[str, ...] = ()

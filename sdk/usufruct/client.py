@@ -29,8 +29,8 @@ from usufruct.errors import (
     VerificationError,
 )
 from usufruct.features import Features, FeatureSchema, prepare_features
-from usufruct.he.bfv import SecretKey
-from usufruct.he.kernels import QuantisedModel, quantise_model
+from usufruct.he.quantise import QuantisedModel, quantise_model
+from usufruct.he.secret import SecretKey
 from usufruct.home import Home
 from usufruct.job import Estimate, FeatureBundle, JobParameters
 from usufruct.keys import identity
@@ -308,9 +308,15 @@ class Client:
             )
         return job.job_parameters(bundle, kernel, parameters or {})
 
-    def estimate(self, bundle: FeatureBundle, parameters: JobParameters, *, rho: float) -> Estimate:
-        """What a job would cost and how exact it would be; nothing is sent."""
-        return job.estimate(bundle, parameters, rho_micro=micro(rho))
+    def estimate(
+        self, bundle: FeatureBundle, parameters: JobParameters | QuantisedModel, *, rho: float
+    ) -> Estimate:
+        """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent."""
+        if isinstance(parameters, QuantisedModel):
+            asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
+        else:
+            asked, error = parameters, 0.0
+        return job.estimate(bundle, asked, rho_micro=micro(rho), model_error=error)
 
     def post(
         self,

@@ -9,6 +9,7 @@ UsufructError
 ├── IntegrityError        bytes are not what they claim to be
 │   ├── CidError          malformed content identifier
 │   ├── ContainerError    malformed ciphertext container
+│   ├── ContributionRefusedError
 │   ├── EnvelopeError     encrypted envelope that does not open
 │   └── ManifestError     malformed or truncated manifest
 ├── KeyStoreError         keystores, passphrases, key domains
@@ -16,6 +17,8 @@ UsufructError
 ├── LedgerError           chain, contracts, transactions
 ├── JobPendingError       a job is not over yet
 ├── DeniedError           the network's rules say no
+├── WorkerError           a worker process died or reached a limit
+├── ComputationCancelledError
 └── VerificationError     a result or a release does not check out
 
 Library errors are translated where the library is called; nothing else leaks out.
@@ -135,6 +138,10 @@ class ContainerError(IntegrityError):
     def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
         self.field = field
         super().__init__(message, hint=hint)
+
+
+class ContributionRefusedError(IntegrityError):
+    """A contribution is not an honest encryption of a clipped update."""
 
 
 class EnvelopeError(IntegrityError):
@@ -369,6 +376,14 @@ class ReleaseRefusedError(DeniedError):
 
 class NotAuthorisedError(DeniedError):
     """The caller has no business with this record or block."""
+
+
+class ComputationCancelledError(UsufructError):
+    """A computation was cancelled by its caller before it was over; nothing of it goes on."""
+
+
+class WorkerError(UsufructError):
+    """A worker process died, or reached its memory limit or deadline; what it worked on has no result."""
 
 
 class VerificationError(UsufructError):

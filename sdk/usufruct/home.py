@@ -151,6 +151,11 @@ class Home:
         return self.root / "blocks"
 
     @property
+    def expansion_cache(self) -> Path:
+        """Expanded seeds of blocks, kept from one job to the next; can be deleted at any time."""
+        return self.root / "expansions"
+
+    @property
     def index_database(self) -> Path:
         """Finalised ledger events as SQL."""
         return self.root / "index.db"

@@ -27,17 +27,22 @@ from usufruct.errors import (
     ReleaseRefusedError,
     WrongKeyDomainError,
 )
+from usufruct.he.cost import cost_of
 from usufruct.he.kernels import (
     Bounds,
     BundleShape,
     Kernel,
     KernelParameters,
+    MomentsParameters,
+    SumParameters,
     kernel_by_id,
     kernel_by_name,
     linear_form,
 )
+from usufruct.he.quantise import rounding_bound
 from usufruct.ledger import Ledger
-from usufruct.privacy import linear_sensitivity, sigma_for, sum_sensitivity
+from usufruct.ledger.gas import job_gas
+from usufruct.privacy import linear_sensitivity, moments_sensitivity, sigma_for, sum_sensitivity
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
@@ -61,6 +66,10 @@ MAX_RELEASED_VALUES = 200_000
 
 MAX_RESULT_BLOCKS = 20_000
 """A result's manifest is one block; a result block has 28 or 55 kB, so this bounds what a job makes others store."""
+
+
+VERIFIERS = 3
+"""Verifiers that answer a usual job: two have to agree, and one may fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +138,23 @@ class JobParameters:
         return cls(kernel=kernel, parameters=kernel.parse(parameters), result_scale=scale)
 
     def sensitivity(self, manifest: BundleManifest) -> int:
-        """L2 sensitivity of the result to one subject, in integer units of the result."""
+        """L2 sensitivity of the result to one subject, in integer units of the result.
+
+        Raises
+        ------
+        KernelParameterError
+            If nobody has proven one for this kernel, so that no noise could cover its result.
+        """
         shape = manifest.shape
         linear = linear_form(self.parameters, shape)
-        if linear is None:
-            per_row = sum_sensitivity(shape.max_l2)
-        else:
+        if linear is not None:
             per_row = linear_sensitivity(linear.weights, linear.bias, shape.max_abs, shape.max_l2)
+        elif isinstance(self.parameters, SumParameters):
+            per_row = sum_sensitivity(shape.max_l2)
+        elif isinstance(self.parameters, MomentsParameters):
+            per_row = moments_sensitivity(shape.max_l2)
+        else:
+            raise KernelParameterError(f"results of kernel {self.kernel.name} have no proven sensitivity")
         return per_row * manifest.max_rows_per_subject
 
 
@@ -227,6 +246,20 @@ class Estimate:
     margin_bits: int
     """Worst-case bits between the noise of the ciphertext and a wrong decryption."""
 
+    quantisation_error: float
+    """Worst case of having rounded features and model to integers: natural units of one row's result, or of the mean."""
+
+    seconds: float
+    """For one execution, by one process of this machine; measured."""
+
+    read_bytes: int
+    """Of input blocks that an executor, and every verifier, reads."""
+
+    result_bytes: int
+
+    gas: int
+    """From posting to release, all parties together, with `VERIFIERS` verifiers."""
+
 
 def read_bundle(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId) -> FeatureBundle:
     """Look up a registered bundle; its manifest and policy come from the steward's node, checked by hash."""
@@ -243,23 +276,38 @@ def read_bundle(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId) -> F
     )
 
 
-def estimate(bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int) -> Estimate:
-    """Check the worst case and say how much noise a budget buys; nothing is sent.
+def estimate(
+    bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int, model_error: float = 0.0
+) -> Estimate:
+    """Check the worst case, run a sample of the work here, and say what the job costs and how exact it is.
+
+    Parameters
+    ----------
+    model_error :
+        `QuantisedModel.error_bound` of the model that the parameters were made from.
 
     Raises
     ------
     KernelBoundError
         If a value could overflow the plaintext modulus, or decrypt wrongly.
     """
-    bounds = parameters.validate(bundle.manifest.shape)
+    shape = bundle.manifest.shape
+    bounds = parameters.validate(shape)
     sensitivity = parameters.sensitivity(bundle.manifest)
-    rows = 1 if parameters.row_level else bundle.manifest.shape.n_rows
+    cost = cost_of(parameters.kernel, parameters.parameters, shape)
+    rows = 1 if parameters.row_level else shape.n_rows
     return Estimate(
         sensitivity=sensitivity,
         sigma=sigma_for(rho_micro, sensitivity) / parameters.result_scale / rows,
         value_bound=bounds.value_bound,
         value_limit=bounds.value_limit,
         margin_bits=bounds.margin_bits,
+        quantisation_error=rounding_bound(parameters.parameters, shape) / parameters.result_scale
+        + model_error,
+        seconds=cost.seconds,
+        read_bytes=cost.input_bytes,
+        result_bytes=cost.result_bytes,
+        gas=job_gas(VERIFIERS),
     )
 
 

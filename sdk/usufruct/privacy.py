@@ -152,6 +152,16 @@ def sum_sensitivity(max_l2: int) -> int:
     return max_l2
 
 
+def moments_sensitivity(max_l2: int) -> int:
+    """2-norm by which one row moves all sums and sums of products together, rounded up.
+
+    A row x adds x and its products x_i x_j, each pair once; their 2-norms are at most B and B^2 with B the bound on
+    that of x.
+    """
+    _check_positive(max_l2=max_l2)
+    return _isqrt_up(max_l2**2 + max_l2**4)
+
+
 def linear_sensitivity(
     weights: Sequence[Sequence[int]], bias: Sequence[int], max_abs: int, max_l2: int
 ) -> int:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from usufruct.content import dag
 from usufruct.errors import ManifestError, VerificationError
-from usufruct.he.bfv import SecretKey, open_coefficients
 from usufruct.he.container import Form
+from usufruct.he.isolated import open_blocks
 from usufruct.he.kernels import outputs
+from usufruct.he.secret import SecretKey
 from usufruct.job import JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
@@ -87,10 +88,20 @@ class Release:
 def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey) -> npt.NDArray[np.int64]:
     """Open the permitted coefficients of a verified result; exact, before noise.
 
+    Blocks are opened in a worker process with limits.
+
     Returns
     -------
     values :
-        Shape (n_outputs,) for aggregates; (n_consenting, n_outputs) in row order for rows. Withdrawn rows are never opened.
+        Shape (n_outputs,) for aggregates; (n_consenting, n_outputs) in row order for rows. Withdrawn rows are never
+        opened.
+
+    Raises
+    ------
+    VerificationError
+        If the blocks are not those that the kernel gives.
+    ContainerError, WrongKeyDomainError, WorkerError
+        If a block does not open.
     """
     parameters = inputs.parameters
     shape = inputs.manifest.shape
@@ -98,22 +109,18 @@ def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey
     if len(expected) != len(blocks):
         raise VerificationError(f"{len(blocks)} result blocks where the kernel gives {len(expected)}")
     if not parameters.row_level:
-        opened = [open_coefficients(block, secret, [0])[0] for block in blocks]
-        return np.array(opened, dtype=np.int64)
-    columns: dict[int, list[int]] = {}
-    first = 0
-    chunk_start = {}
-    for chunk in range(shape.n_chunks):
-        chunk_start[chunk] = first
-        first += shape.rows_in_chunk(chunk)
+        return np.concatenate(open_blocks(secret, [(block, [0]) for block in blocks]))
+    requests = []
     for output, block in zip(expected, blocks, strict=True):
         if output.form != Form.CIPHERTEXT or output.chunk is None:
             raise VerificationError("a row-level result with an aggregate block")
-        start = chunk_start[output.chunk]
+        start = output.chunk * shape.parameters.poly_modulus_degree
         rows = inputs.mask[start : start + shape.rows_in_chunk(output.chunk)]
-        permitted = [int(i) for i in np.flatnonzero(rows)]
-        columns.setdefault(output.column, []).extend(open_coefficients(block, secret, permitted))
-    return np.array([columns[c] for c in sorted(columns)], dtype=np.int64).T
+        requests.append((block, [int(row) for row in np.flatnonzero(rows)]))
+    columns: dict[int, list[npt.NDArray[np.int64]]] = {}
+    for output, values in zip(expected, open_blocks(secret, requests), strict=True):
+        columns.setdefault(output.column, []).append(values)
+    return np.stack([np.concatenate(columns[column]) for column in sorted(columns)], axis=1)
 
 
 def add_noise(

@@ -13,9 +13,10 @@ from typing import Final
 
 from usufruct.errors import ContainerError, FeatureError, KernelParameterError, ManifestError
 from usufruct.features import Features, FeatureSchema
-from usufruct.he.bfv import SecretKey, encrypt_columns
 from usufruct.he.kernels import BundleShape
 from usufruct.he.parameters import parameters_by_id
+from usufruct.he.scheme import scheme_of
+from usufruct.he.secret import SecretKey
 
 BLOCK_ORDER: Final = "chunk-major"
 """Block number `chunk * n_features + feature`."""
@@ -124,7 +125,9 @@ def seal_features(features: Features, secret: SecretKey) -> SealedFeatures:
         )
     except KernelParameterError as exc:
         raise FeatureError(f"these features cannot be sealed: {exc}", hint="declare a smaller scale") from exc
-    return SealedFeatures(features.schema, shape, encrypt_columns(features.values, secret))
+    return SealedFeatures(
+        features.schema, shape, scheme_of(shape.parameters).encrypt_columns(features.values, secret)
+    )
 
 
 def read_sealed_manifest(fragment: Mapping[str, object]) -> tuple[BundleShape, FeatureSchema]:

@@ -21,14 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from usufruct.errors import ContainerError, WrongKeyDomainError
-from usufruct.he import container, lanes
-from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
-from usufruct.he.parameters import BFV_LINEAR
+from usufruct.he import container, packed
+from usufruct.he.container import FORMS, Ciphertext, Form, encode, expand_seed, parse
+from usufruct.he.parameters import ALLOWED, SCHEME_CODES, Parameters
 
 PEAK_LIMIT_MB = 300
-HEADER, N, Q, BITS = 75, BFV_LINEAR.poly_modulus_degree, BFV_LINEAR.coeff_modulus, BFV_LINEAR.residue_bits
+HEADER = 75
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
-COUNTS = {Form.SEEDED: N, Form.CIPHERTEXT: 2 * N, Form.EXTRACTED: N + 1}
+CASES = [(parameters, form) for parameters in ALLOWED.values() for form in sorted(FORMS[parameters.scheme])]
 REFUSALS = frozenset(
     {"magic", "version", "scheme", "form", "parameters_id", "length", "residues", "padding", "transparent"}
 )
@@ -38,28 +38,78 @@ class FuzzFailure(AssertionError):
     """An input that was neither refused nor canonical."""
 
 
-def valid_block(form: Form, rng: random.Random) -> bytes:
+def valid_block(parameters: Parameters, form: Form, rng: random.Random) -> bytes:
     """A block of random residues."""
     import numpy as np
 
     source = np.random.default_rng(rng.getrandbits(64))
+
+    def uniform(count: int) -> np.ndarray:
+        return np.concatenate(
+            [source.integers(0, prime, count, dtype=np.uint64) for prime in parameters.primes]
+        )
+
+    degree = parameters.poly_modulus_degree
     seed = source.bytes(32) if form is Form.SEEDED else None
-    c1 = expand_seed(seed, BFV_LINEAR, KEY) if seed else source.integers(0, Q, N, dtype=np.uint64)
-    c0 = source.integers(0, Q, 1 if form is Form.EXTRACTED else N, dtype=np.uint64)
-    return encode(Ciphertext(form=form, parameters=BFV_LINEAR, key_id=KEY, c0=c0, c1=c1, seed=seed))
+    made = Ciphertext(
+        form=form,
+        parameters=parameters,
+        key_id=KEY,
+        c0=uniform(1 if form.extracted else degree),
+        c1=expand_seed(seed, parameters, KEY) if seed else uniform(degree),
+        c2=uniform(degree) if form.parts == 3 else None,
+        seed=seed,
+    )
+    return encode(made)
+
+
+def kind(block: bytes) -> tuple[Parameters, Form]:
+    """The parameters and the form of a valid block."""
+    return ALLOWED[block[7:39]], Form(block[6])
+
+
+def layout(parameters: Parameters, form: Form) -> list[tuple[int, int]]:
+    """How many residues of which prime follow each other, as the page has it."""
+    degree = parameters.poly_modulus_degree
+    whole = [(degree, prime) for prime in parameters.primes]
+    single = [(1, prime) for prime in parameters.primes]
+    return {
+        Form.SEEDED: whole,
+        Form.CIPHERTEXT: whole * 2,
+        Form.EXTRACTED: whole + single,
+        Form.PRODUCT: whole * 3,
+        Form.EXTRACTED_PRODUCT: whole * 2 + single,
+    }[form]
+
+
+def transparent_runs(parameters: Parameters, form: Form) -> list[int]:
+    """Places in `layout` of the residues of c1 and c2."""
+    n = len(parameters.primes)
+    return {
+        Form.SEEDED: [],
+        Form.CIPHERTEXT: list(range(n, 2 * n)),
+        Form.EXTRACTED: list(range(n)),
+        Form.PRODUCT: list(range(n, 3 * n)),
+        Form.EXTRACTED_PRODUCT: list(range(2 * n)),
+    }[form]
 
 
 def with_residue(block: bytes, index: int, value: int) -> bytes:
-    """Overwrite one packed residue with any number of 54 bits."""
-    packed = int.from_bytes(block[HEADER:], "little")
-    packed &= ~(((1 << BITS) - 1) << (BITS * index))
-    packed |= value << (BITS * index)
-    return block[:HEADER] + packed.to_bytes(len(block) - HEADER, "little")
+    """Overwrite one packed residue with any number of that many bits."""
+    bits = kind(block)[0].residue_bits
+    first, shift = divmod(index * bits, 8)
+    at = HEADER + first
+    window = int.from_bytes(block[at : at + 8], "little")
+    window = window & ~(((1 << bits) - 1) << shift) | value << shift
+    size = min(8, len(block) - at)
+    return block[:at] + window.to_bytes(8, "little")[:size] + block[at + size :]
 
 
-def form_of(block: bytes) -> Form:
-    """The form of a valid block."""
-    return Form(block[6])
+def random_residue(block: bytes, rng: random.Random) -> tuple[int, int]:
+    """The index of one residue and its prime."""
+    runs = layout(*kind(block))
+    run = rng.randrange(len(runs))
+    return sum(count for count, _ in runs[:run]) + rng.randrange(runs[run][0]), runs[run][1]
 
 
 Attack = Callable[[bytes, random.Random], tuple[bytes, str | None]]
@@ -68,34 +118,35 @@ Attack = Callable[[bytes, random.Random], tuple[bytes, str | None]]
 
 def residue_at_or_above_the_prime(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
     """Also the prime itself, which is congruent to a valid zero."""
-    index = rng.randrange(COUNTS[form_of(block)])
-    return with_residue(
-        block, index, rng.choice([Q, Q + 1, (1 << BITS) - 1, rng.randrange(Q, 1 << BITS)])
-    ), "residues"
+    (index, prime), top = random_residue(block, rng), 1 << kind(block)[0].residue_bits
+    value = rng.choice([prime, prime + 1, top - 1, rng.randrange(prime, top)])
+    return with_residue(block, index, value), "residues"
 
 
 def residue_just_below_the_prime(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
     """A valid block: the neighbours of what is refused."""
-    return with_residue(block, rng.randrange(COUNTS[form_of(block)]), rng.choice([Q - 1, 0, 1])), None
+    index, prime = random_residue(block, rng)
+    return with_residue(block, index, rng.choice([prime - 1, 0, 1])), None
 
 
 def transparent(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
-    """c1 = 0 shows the message to everybody."""
-    form = form_of(block)
-    if form is Form.SEEDED:
+    """c1 = 0 or c2 = 0, by one prime, shows the message to everybody."""
+    parameters, form = kind(block)
+    runs = transparent_runs(parameters, form)
+    if not runs:
         return block[:HEADER] + bytes(len(block) - HEADER), None
-    count = COUNTS[form]
-    packed = int.from_bytes(block[HEADER:], "little")
-    first = N if form is Form.CIPHERTEXT else 0
-    packed &= ~(((1 << BITS * N) - 1) << (BITS * first))
-    return block[:HEADER] + packed.to_bytes(-(-count * BITS // 8), "little"), "transparent"
+    size = parameters.poly_modulus_degree * parameters.residue_bits // 8
+    at = HEADER + size * rng.choice(runs)
+    return block[:at] + bytes(size) + block[at + size :], "transparent"
 
 
 def padding_bits(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
-    """Only the extracted form has bits to spare; the others end on a whole byte."""
-    if form_of(block) is not Form.EXTRACTED:
+    """Only the extracted forms have bits to spare; the others end on a whole byte."""
+    parameters, form = kind(block)
+    if not form.extracted:
         return block + b"\0", "length"
-    return block[:-1] + bytes([block[-1] | rng.choice([0x40, 0x80, 0xC0])]), "padding"
+    used = sum(count for count, _ in layout(parameters, form)) * parameters.residue_bits % 8
+    return block[:-1] + bytes([block[-1] | 1 << rng.randrange(used, 8)]), "padding"
 
 
 def other_key(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
@@ -124,8 +175,16 @@ def cut_or_extended(block: bytes, rng: random.Random) -> tuple[bytes, str | None
 
 def form_swapped(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
     """The payload of one form under the name of another."""
-    other = rng.choice([form for form in Form if form is not form_of(block)])
-    return block[:6] + bytes([other]) + block[7:], "length"
+    parameters, own = kind(block)
+    other = rng.choice([form for form in Form if form is not own])
+    refusal = "length" if other in FORMS[parameters.scheme] else "form"
+    return block[:6] + bytes([other]) + block[7:], refusal
+
+
+def scheme_swapped(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
+    """Another scheme's byte before the same parameter set."""
+    other = rng.choice([code for code in SCHEME_CODES.values() if code != block[5]])
+    return block[:5] + bytes([other]) + block[6:], "scheme"
 
 
 def seal_bomb(block: bytes, rng: random.Random) -> tuple[bytes, str | None]:
@@ -175,6 +234,7 @@ ATTACKS: tuple[Attack, ...] = (
     stated_length,
     cut_or_extended,
     form_swapped,
+    scheme_swapped,
     seal_bomb,
     bits_flipped,
     bytes_overwritten,
@@ -196,8 +256,12 @@ def outcome(data: bytes) -> str:
         return "key_id"
     if encode(found) != data:
         raise FuzzFailure("accepted, and not canonical")
-    again = parse(data, key_id=KEY, unpacker=lanes.unpack)
-    if (again.c0 != found.c0).any() or (again.c1 != found.c1).any():
+    again = parse(data, key_id=KEY, unpacker=packed.unpack)
+    if any(
+        (one != other).any()
+        for one, other in zip((again.c0, again.c1, again.c2), (found.c0, found.c1, found.c2), strict=True)
+        if one is not None
+    ):
         raise FuzzFailure("the compiled reader reads something else")
     return "canonical"
 
@@ -205,7 +269,7 @@ def outcome(data: bytes) -> str:
 def compiled_refusal(data: bytes) -> str | None:
     """The field for which the compiled reader refuses, or None."""
     try:
-        parse(data, key_id=KEY, unpacker=lanes.unpack)
+        parse(data, key_id=KEY, unpacker=packed.unpack)
     except ContainerError as refusal:
         return refusal.field
     return None
@@ -213,26 +277,32 @@ def compiled_refusal(data: bytes) -> str | None:
 
 def independent_verdict(data: bytes) -> bool:
     """Whether these bytes are a valid block of `KEY`: the rules of the page, in Python integers."""
-    if len(data) < HEADER or data[:6] != b"UFCT\x01\x01" or data[6] not in (1, 2, 3):
+    parameters = ALLOWED.get(data[7:39])
+    if len(data) < HEADER or data[:5] != b"UFCT\x01" or parameters is None or data[39:71] != KEY:
         return False
-    form = Form(data[6])
-    if data[7:39] != BFV_LINEAR.parameters_id or data[39:71] != KEY:
+    if data[5] != SCHEME_CODES[parameters.scheme] or data[6] not in FORMS[parameters.scheme]:
         return False
-    size = -(-COUNTS[form] * BITS // 8) + (32 if form is Form.SEEDED else 0)
+    form, bits = Form(data[6]), parameters.residue_bits
+    runs = layout(parameters, form)
+    count, seeded = sum(run for run, _ in runs), 32 if form is Form.SEEDED else 0
+    size = -(-count * bits // 8) + seeded
     if struct.unpack("<I", data[71:75])[0] != size or len(data) != HEADER + size:
         return False
-    packed = int.from_bytes(data[HEADER : len(data) - (32 if form is Form.SEEDED else 0)], "little")
-    if packed >> BITS * COUNTS[form]:
+    text, mask = data[HEADER : len(data) - seeded], (1 << bits) - 1
+    if int.from_bytes(text, "little") >> bits * count:
         return False
-    mask = (1 << BITS) - 1
-    text = packed.to_bytes(-(-COUNTS[form] * BITS // 216) * 27, "little")
+    # Eight residues end on a whole byte, whatever their width.
     residues = []
-    for group in range(0, len(text), 27):
-        four = int.from_bytes(text[group : group + 27], "little")
-        residues += [four & mask, four >> 54 & mask, four >> 108 & mask, four >> 162 & mask]
-    residues = residues[: COUNTS[form]]
-    second = {Form.SEEDED: [1], Form.CIPHERTEXT: residues[N:], Form.EXTRACTED: residues[:N]}[form]
-    return max(residues) < Q and any(second)
+    for group in range(0, len(text), bits):
+        eight = int.from_bytes(text[group : group + bits], "little")
+        residues += [eight >> bits * lane & mask for lane in range(8)]
+    at, found = 0, []
+    for run, prime in runs:
+        found.append(residues[at : at + run])
+        at += run
+        if max(found[-1]) >= prime:
+            return False
+    return all(any(found[run]) for run in transparent_runs(parameters, form))
 
 
 def peak_rss_mb() -> float:
@@ -244,7 +314,7 @@ def peak_rss_mb() -> float:
 def fuzz(n: int, seed: int) -> dict[str, object]:
     """Run `n` inputs; returns what became of them. One run is fixed by its seed."""
     rng = random.Random(seed)
-    blocks = [valid_block(form, rng) for form in Form for _ in range(4)]
+    blocks = [valid_block(*case, rng) for case in CASES for _ in range(2)]
     outcomes: Counter[str] = Counter()
     begun = time.monotonic()
     for number in range(n):
@@ -282,14 +352,15 @@ def coverage_guided(arguments: list[str]) -> None:
     rng = random.Random(1)
     corpus = Path("fuzz-he-corpus")
     corpus.mkdir(exist_ok=True)
-    for form in Form:
-        (corpus / form.name.lower()).write_bytes(valid_block(form, rng))
+    for parameters, form in CASES:
+        name = f"{parameters.scheme}-{parameters.poly_modulus_degree}-{form.name.lower()}"
+        (corpus / name).write_bytes(valid_block(parameters, form, rng))
 
     def one_input(data: bytes) -> None:
         if (outcome(data) == "canonical") != independent_verdict(data):
             raise FuzzFailure("an independent reader does not agree")
 
-    atheris.Setup([sys.argv[0], "-max_len=60000", "-rss_limit_mb=2000", *arguments, str(corpus)], one_input)
+    atheris.Setup([sys.argv[0], "-max_len=500000", "-rss_limit_mb=2000", *arguments, str(corpus)], one_input)
     atheris.Fuzz()
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usufruct.errors import ContainerError, KernelParameterError, VerificationError, WrongKeyDomainError
-from usufruct.he import algebraic, lanes
-from usufruct.he.algebraic import SOUNDNESS_BITS, check_linear, is_cheaper
+from usufruct.he import algebraic, kernels
+from usufruct.he.algebraic import ALGEBRAIC, REPLICATED, SOUNDNESS_BITS, check_linear, is_cheaper, verify
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.kernels import (
     DISTANCE,
@@ -19,6 +19,7 @@ from usufruct.he.kernels import (
     SUM,
     VERIFY,
     BundleShape,
+    Collector,
     DistanceParameters,
     IdentifyParameters,
     Kernel,
@@ -27,11 +28,11 @@ from usufruct.he.kernels import (
     SumParameters,
     Task,
     VerifyParameters,
-    execute,
     plan,
 )
 from usufruct.he.parameters import BFV_LINEAR
-from usufruct.he.residues import combine
+from usufruct.he.projection import ENTRY_BITS, project
+from usufruct.he.residues import negacyclic_multiply
 
 N, Q = BFV_LINEAR.poly_modulus_degree, BFV_LINEAR.coeff_modulus
 KEY = bytes(range(32))
@@ -63,17 +64,27 @@ JOBS: dict[str, tuple[Kernel, KernelParameters]] = {
     ),
     "distance": (DISTANCE, DistanceParameters(centroids=((1, 2, 0, -3, 0, 0),) * 2, norm=((4, 30), (5, 1)))),
     "identify": (IDENTIFY, IdentifyParameters(queries=WEIGHTS)),
+    "columns": (SUM, SumParameters()),
 }
 
 
-def work(name: str) -> list[tuple[Task, list[bytes]]]:
-    return [(task, execute(task, INPUTS, MASK)) for task in plan(*JOBS[name], SHAPE)]
+def execute(tasks: list[Task], inputs: dict[tuple[int, int], bytes], mask: np.ndarray) -> list[bytes]:
+    """Results of one task, or of all partial ones."""
+    kernel = next(kernel for kernel, _ in JOBS.values() if kernel.name == tasks[0].kernel)
+    collector = Collector(kernel, tasks[0].parameters, SHAPE, mask, tasks)
+    return [block for task in tasks for _, block in collector.add(task, kernels.execute(task, inputs, mask))]
+
+
+def work(name: str) -> list[tuple[list[Task], list[bytes]]]:
+    tasks = plan(*JOBS[name], SHAPE)
+    units = [tasks] if tasks[0].partial else [[task] for task in tasks]
+    return [(unit, execute(unit, INPUTS, MASK)) for unit in units]
 
 
 HONEST = {name: work(name) for name in JOBS}
 
 
-def refused(task: Task, results: list[bytes], **changes: object) -> None:
+def refused(task: list[Task], results: list[bytes], **changes: object) -> None:
     given_ = {"inputs": INPUTS, "mask": MASK, "challenge": CHALLENGE} | changes
     with pytest.raises(VerificationError):
         check_linear(task, given_["inputs"], results, given_["mask"], given_["challenge"])
@@ -120,18 +131,19 @@ def test_results_for_other_weights_or_another_bias_are_rejected() -> None:
         replace(parameters, bias=(9, -3, 1, 100)),
     ):
         for (task, _), wrong in zip(HONEST["rows"], plan(kernel, other, SHAPE), strict=True):
-            refused(task, execute(wrong, INPUTS, MASK))
+            refused(task, execute([wrong], INPUTS, MASK))
 
 
 def test_another_rows_ciphertext_and_a_stale_mask_are_rejected() -> None:
     task = HONEST["rows"][0][0]
     swapped = INPUTS | {(0, 1): INPUTS[1, 1]}
     refused(task, execute(task, swapped, MASK))
-    summed, honest = HONEST["sum"][0]
     stale = MASK.copy()
     stale[7] = ~stale[7]
-    refused(summed, execute(summed, INPUTS, stale))
-    refused(summed, honest, mask=stale)
+    for name in ("sum", "columns"):
+        summed, honest = HONEST[name][0]
+        refused(summed, execute(summed, INPUTS, stale))
+        refused(summed, honest, mask=stale)
 
 
 def test_missing_and_surplus_results_are_rejected() -> None:
@@ -153,40 +165,43 @@ def test_malformed_results_and_results_of_another_key_are_refused() -> None:
 def test_malicious_compute_node_that_knows_the_challenge_can_pass_so_the_challenge_comes_after_the_commitment() -> (
     None
 ):
-    """Positive control: errors that the known combination cancels get through, and no other challenge lets them."""
-    task, results = HONEST["rows"][0]
-    factors = algebraic._factors(CHALLENGE, task.index, len(results)).astype(object)
-    # Errors e on three outputs with factors @ e = 0 modulo q, for both combinations.
-    (a, b, c, _), (d, e, f, _) = factors
-    errors = [(b * f - c * e) % Q, (c * d - a * f) % Q, (a * e - b * d) % Q]
-    forged = []
-    for error, result in zip(errors, results, strict=False):
-        found = parse(result)
-        c0 = found.c0.copy()
-        c0[11] = (int(c0[11]) + error) % Q
-        forged.append(encode(replace(found, c0=c0)))
-    forged.append(results[3])
+    """Positive control: errors that the known vectors cancel get through, and no other challenge lets them."""
+    tasks, results = HONEST["rows"][0]
+    known = algebraic._vectors(CHALLENGE, 2 * N)[:, :4].astype(object)
+    # Errors e on four residues with known @ e = 0: signed minors of the 3 x 4 matrix.
+    errors = []
+    for left_out in range(4):
+        (a, b, c), (d, e, f), (g, h, i) = np.delete(known, left_out, axis=1)
+        minor = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        errors.append((-1) ** left_out * minor % Q)
+    found = parse(results[1])
+    c0 = found.c0.copy()
+    c0[:4] = [(int(residue) + error) % Q for residue, error in zip(c0[:4], errors, strict=True)]
+    forged = [results[0], encode(replace(found, c0=c0)), *results[2:]]
     assert forged != results
-    check_linear(task, INPUTS, forged, MASK, CHALLENGE)
-    refused(task, forged, challenge=hashlib.sha256(b"another").digest())
+    check_linear(tasks, INPUTS, forged, MASK, CHALLENGE)
+    refused(tasks, forged, challenge=hashlib.sha256(b"another").digest())
 
 
-def test_each_combination_has_30_bits_of_its_own_and_depends_on_challenge_and_task() -> None:
-    factors = algebraic._factors(CHALLENGE, 0, 500)
-    assert factors.shape == (2, 500) and SOUNDNESS_BITS == 2 * lanes.COEFFICIENT_BITS
-    assert factors.max() < 1 << 30 and factors.max() >> 29 == 1
-    assert np.unique(factors).size > 990
-    assert not np.array_equal(factors, algebraic._factors(CHALLENGE, 1, 500))
-    assert not np.array_equal(factors, algebraic._factors(bytes(32), 0, 500))
+def test_every_vector_has_20_bits_of_its_own_and_depends_on_the_challenge() -> None:
+    vectors = algebraic._vectors(CHALLENGE, 500)
+    assert vectors.shape == (3, 500) and SOUNDNESS_BITS == 3 * ENTRY_BITS == 60
+    assert vectors.max() < 1 << 20 and vectors.max() >> 19 == 1
+    assert np.unique(vectors).size > 1490
+    assert not np.array_equal(vectors, algebraic._vectors(bytes(32), 500))
 
 
 def test_kernels_that_are_not_linear_maps_of_their_inputs_are_left_to_execution() -> None:
-    verify = VerifyParameters(queries=WEIGHTS[:1], rows=(3,))
-    for kernel, parameters in ((SUM, SumParameters()), (VERIFY, verify)):
-        task = plan(kernel, parameters, SHAPE)[0]
-        with pytest.raises(KernelParameterError, match="executing it again"):
-            check_linear(task, INPUTS, execute(task, INPUTS, np.ones(N_ROWS, dtype=bool)), MASK, CHALLENGE)
-        assert not is_cheaper(task)
+    task = plan(VERIFY, VerifyParameters(queries=WEIGHTS[:1], rows=(3,)), SHAPE)[0]
+    with pytest.raises(KernelParameterError, match="executing it again"):
+        check_linear([task], INPUTS, kernels.execute(task, INPUTS, MASK), MASK, CHALLENGE)
+    assert not is_cheaper(task)
+
+
+def test_tasks_that_make_results_of_their_own_are_checked_one_by_one() -> None:
+    (first, made), (second, also) = HONEST["rows"]
+    with pytest.raises(KernelParameterError, match="checked together"):
+        check_linear([*first, *second], INPUTS, [*made, *also], MASK, CHALLENGE)
 
 
 def test_short_challenges_and_masks_that_do_not_fit_are_refused() -> None:
@@ -197,46 +212,65 @@ def test_short_challenges_and_masks_that_do_not_fit_are_refused() -> None:
         check_linear(task, INPUTS, results, MASK[1:], CHALLENGE)
 
 
-def test_the_check_is_preferred_where_it_costs_less() -> None:
-    def task(m: int) -> Task:
+def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives() -> None:
+    def scores(m: int) -> Task:
         weights = ((1,) * N_FEATURES,) * m
         return plan(LINEAR, LinearParameters(output="rows", weights=weights, bias=(0,) * m), SHAPE)[0]
 
-    assert [is_cheaper(task(m)) for m in (1, 16, 64, 256)] == [False, False, True, True]
+    assert [is_cheaper(scores(m)) for m in (1, 4, 8, 256)] == [False, False, True, True]
+    for name, level in (("rows", REPLICATED), ("sum", ALGEBRAIC), ("columns", ALGEBRAIC)):
+        for tasks, results in HONEST[name]:
+            assert verify(tasks, INPUTS, results, MASK, CHALLENGE) == level
+            assert verify(tasks, INPUTS, results, MASK, None) == REPLICATED
+            wrong = [results[-1], *results[1:-1], results[0]]
+            for challenge in (CHALLENGE, None):
+                with pytest.raises(VerificationError):
+                    verify(tasks, INPUTS, wrong, MASK, challenge)
+    assert (ALGEBRAIC, REPLICATED) == ("ALGEBRAIC(2^-60)", "REPLICATED")
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_few_combinations_of_many_rows_equal_python_integers(data: st.DataObject) -> None:
-    m, k = data.draw(st.integers(1, 140)), data.draw(st.integers(1, 5))
+def test_inner_products_equal_python_integers(data: st.DataObject) -> None:
+    k, n, c = (data.draw(st.integers(1, high)) for high in (4, 140, 7))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    coefficients = rng.integers(0, 1 << 30, (2, m), dtype=np.uint64)
-    residues = rng.integers(0, Q, (m, k), dtype=np.uint64)
+    vectors = rng.integers(0, 1 << 20, (c, n), dtype=np.uint64)
+    residues = rng.integers(0, Q, (k, n), dtype=np.uint64)
     if data.draw(st.booleans()):
-        coefficients[:], residues[:] = (1 << 30) - 1, Q - 1
-    expected = [[sum(int(c) * int(r) for c, r in zip(row, residues[:, i], strict=True)) % Q for i in range(k)]
-                for row in coefficients]  # fmt: skip
-    assert lanes.combine_rows(coefficients, residues, Q).tolist() == expected
+        vectors[:], residues[:] = (1 << 20) - 1, Q - 1
+    expected = [[sum(int(x) * int(v) for x, v in zip(row, vector, strict=True)) % Q for vector in vectors]
+                for row in residues]  # fmt: skip
+    assert project(residues, vectors, Q).tolist() == expected
 
 
-def test_wider_coefficients_than_were_proved_exact_are_refused() -> None:
+def test_inner_products_of_the_longest_rows_at_every_bound_are_exact() -> None:
+    residues, vectors = np.full((1, 1 << 16), Q - 1, dtype=np.uint64), np.full((1, 1 << 16), (1 << 20) - 1)
+    assert project(residues, vectors.astype(np.uint64), Q).tolist() == [[-((1 << 20) - 1 << 16) % Q]]
+
+
+def test_wider_vectors_than_were_proved_exact_are_refused() -> None:
     ones = np.ones((1, 1), dtype=np.uint64)
-    with pytest.raises(OverflowError):
-        lanes.combine_rows(ones << np.uint64(30), ones, Q)
-    with pytest.raises(OverflowError):
-        lanes.combine_rows(ones, ones, 1 << 54)
+    for residues, vectors, modulus in (
+        (ones, ones << np.uint64(20), Q),
+        (ones, ones, 1 << 54),
+        (np.ones((1, (1 << 16) + 1), dtype=np.uint64), np.ones((1, (1 << 16) + 1), dtype=np.uint64), Q),
+    ):
+        with pytest.raises(OverflowError):
+            project(residues, vectors, modulus)
+    with pytest.raises(ValueError, match="2 entries for rows of 1"):
+        project(ones, np.ones((1, 2), dtype=np.uint64), Q)
 
 
-def test_combinations_of_wide_weights_are_exact() -> None:
-    """Digits put back together are the combination, for weights of any size that a kernel lets through."""
-    values = np.array([[(1 << 61) - 1, -(1 << 61) + 1, 0, -1, 1 << 15]])
-    digits = algebraic._digits(values)
-    assert np.abs(digits).max() <= 1 << 10
-    rebuilt = sum(int(digit[0]) << (11 * power) for power, digit in enumerate(digits))
-    assert rebuilt == values[0, 0]
-    residues = np.random.default_rng(6).integers(0, Q, (5, 3), dtype=np.uint64)
-    sums = combine(digits, residues, Q)
-    total = [sum((int(row[i]) << (11 * power)) for power, row in enumerate(sums)) % Q for i in range(3)]
-    assert total == [
-        sum(int(v) * int(r) for v, r in zip(values[0], residues[:, i], strict=True)) % Q for i in range(3)
-    ]
+@pytest.mark.parametrize("fill", [0, 1, (1 << 20) - 1])
+def test_the_transpose_of_a_mask_gives_what_the_masked_product_gives(fill: int) -> None:
+    """Also where the transposed vector's entries are as large as they get."""
+    rng = np.random.default_rng(8)
+    rows = np.ones(N, dtype=bool) if fill else rng.random(N) < 0.5
+    vectors = (
+        np.full((3, N), fill, dtype=np.uint64) if fill else rng.integers(0, 1 << 20, (3, N), dtype=np.uint64)
+    )
+    residues = rng.integers(0, Q, (2, N), dtype=np.uint64)
+    residues[1] = Q - 1
+    transposed = algebraic._transposed(rows, vectors, Q)
+    masked = negacyclic_multiply(residues, kernels.mask_polynomial(rows), Q)
+    assert np.array_equal(algebraic._with_digits(residues, transposed, Q), project(masked, vectors, Q))

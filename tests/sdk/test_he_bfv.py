@@ -10,7 +10,7 @@ from usufruct.errors import ContainerError, FeatureRangeError, KeyStoreError, Wr
 from usufruct.he import bfv
 from usufruct.he.bfv import SecretKey, encrypt_columns, generate_secret_key, key_id_of, open_coefficients
 from usufruct.he.container import Ciphertext, Form, encode, parse
-from usufruct.he.parameters import BFV_LINEAR
+from usufruct.he.parameters import BFV_LINEAR, BGV_PAIRS
 from usufruct.he.residues import negacyclic_multiply
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
@@ -162,3 +162,19 @@ def test_weak_parameters_make_no_key() -> None:
 
     with pytest.raises(ConfigurationError, match="allow-list"):
         generate_secret_key(replace(BFV_LINEAR, plain_modulus=65537))
+    with pytest.raises(ConfigurationError, match="not bfv"):
+        generate_secret_key(BGV_PAIRS)
+
+
+def test_blocks_of_a_large_matrix_are_sealed_by_compiled_code_and_open_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bfv, "_COMPILED_BLOCKS", 1)
+    secret = generate_secret_key()
+    values = np.random.default_rng(9).integers(-500, 501, (N + 3, 10))
+    blocks = {(chunk, feature): block for chunk, feature, block in encrypt_columns(values, secret)}
+    assert list(blocks) == [(chunk, feature) for chunk in range(2) for feature in range(10)]
+    assert len({block[-32:] for block in blocks.values()}) == 20
+    for (chunk, feature), block in blocks.items():
+        rows = values[chunk * N : (chunk + 1) * N, feature].tolist()
+        assert open_coefficients(block, secret, range(len(rows))) == rows

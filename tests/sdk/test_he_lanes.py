@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usufruct.errors import ContainerError
-from usufruct.he import container, lanes
+from usufruct.he import container, lanes, packed
 from usufruct.he.lanes import MAX_WEIGHT, Panel, is_exact, multiply
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine
@@ -121,19 +121,20 @@ def test_two_features_written_at_once_are_where_they_would_be_one_by_one(column:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_compiled_unpacking_is_the_containers(data: st.DataObject) -> None:
+def test_compiled_packing_and_unpacking_are_the_containers(data: st.DataObject) -> None:
     bits, count = data.draw(st.integers(1, 56)), data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     values = rng.integers(0, 1 << bits, count, dtype=np.uint64)
-    packed = container.pack(values, bits)
-    assert np.array_equal(lanes.unpack(packed, count, bits), values)
-    wrong = data.draw(st.sampled_from([packed + b"\0", packed[:-1], packed[:-1] + b"\xff"]))
-    for reader in (lanes.unpack, container.unpack):
+    written = container.pack(values, bits)
+    assert packed.pack(values, bits) == written
+    assert np.array_equal(packed.unpack(written, count, bits), values)
+    wrong = data.draw(st.sampled_from([written + b"\0", written[:-1], written[:-1] + b"\xff"]))
+    for reader in (packed.unpack, container.unpack):
         spare = -count * bits % 8
-        if len(wrong) != len(packed) or spare:
+        if len(wrong) != len(written) or spare:
             with pytest.raises(ContainerError) as caught:
                 reader(wrong, count, bits)
-            assert caught.value.field == ("padding" if len(wrong) == len(packed) else "length")
+            assert caught.value.field == ("padding" if len(wrong) == len(written) else "length")
 
 
 def test_residues_outside_a_panel_are_refused_before_memory_is_touched() -> None:
@@ -162,13 +163,14 @@ def test_narrower_vector_units_give_the_same_residues(unit: str) -> None:
     code = (
         "import sys, hashlib, numpy as np\n"
         "from usufruct.he import lanes\n"
-        "if sys.argv[1] == 'definition': lanes._vector_unit = lambda: (4, '')\n"
+        "from usufruct.he.vector import VectorUnit\n"
+        "if sys.argv[1] == 'definition': lanes.vector_unit = lambda: VectorUnit(4, '')\n"
         f"rng = np.random.default_rng(4); q = {Q}\n"
         "w, r = rng.integers(-32767, 32768, (13, 11)), rng.integers(0, q, (11, 200), dtype=np.uint64)\n"
         "panel = lanes.Panel(11, 200)\n"
         "for j in range(11): panel.fill(j, r[j])\n"
         "made = lanes.multiply(w, panel, q)\n"
-        "print(lanes._vector_unit()[0], hashlib.sha256(np.ascontiguousarray(made)).hexdigest())\n"
+        "print(lanes.vector_lanes(), hashlib.sha256(np.ascontiguousarray(made)).hexdigest())\n"
     )
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": UNITS[unit]}
     done = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 import tenseal.sealapi as sealapi
 
 from usufruct.he import bfv
-from usufruct.he.bfv import ERROR_BOUND, SecretKey, encrypt_columns, generate_secret_key, open_coefficients
+from usufruct.he.bfv import SecretKey, encrypt_columns, generate_secret_key, open_coefficients
 from usufruct.he.container import Ciphertext, Form, encode, parse
 from usufruct.he.kernels import (
     DISTANCE,
@@ -26,6 +26,7 @@ from usufruct.he.kernels import (
 )
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine, negacyclic_multiply, scale_up
+from usufruct.he.sampling import ERROR_BOUND, centred_binomial
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
 N_ROWS, N_FEATURES = 200, 9
@@ -278,7 +279,7 @@ def test_products_with_residues_that_seal_made_are_seals(secret: SecretKey) -> N
 
 def test_errors_have_seals_distribution() -> None:
     """Centred binomial over 21 + 21 bits: within its bound, mean 0, variance 10.5 (all limits at 8 sigma)."""
-    sample = np.concatenate([bfv._error(N) for _ in range(50)])
+    sample = np.concatenate([centred_binomial(N) for _ in range(50)])
     n = sample.size
     assert np.abs(sample).max() <= ERROR_BOUND
     assert abs(sample.mean()) < 8 * (10.5 / n) ** 0.5

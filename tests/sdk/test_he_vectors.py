@@ -17,16 +17,18 @@ from usufruct.he.container import Ciphertext, Form, encode, expand_seed
 from usufruct.he.kernels import (
     KERNELS,
     RESTRICTED,
+    BlindParameters,
     BundleShape,
     DistanceParameters,
     IdentifyParameters,
     KernelParameters,
     LinearParameters,
+    MomentsParameters,
     SumParameters,
     VerifyParameters,
     run,
 )
-from usufruct.he.parameters import BFV_LINEAR
+from usufruct.he.parameters import ALLOWED, BFV_LINEAR, BGV_MOMENTS, BGV_PAIRS, Parameters
 
 PATH = Path(__file__).parents[1] / "vectors" / "he_container.json"
 KEY = hashlib.sha256(b"golden key domain").digest()
@@ -34,11 +36,11 @@ N_ROWS, N_FEATURES = 5000, 3
 REGISTERED = dict(KERNELS) | dict(RESTRICTED)
 
 
-def block(chunk: int, feature: int) -> bytes:
+def block(chunk: int, feature: int, parameters: Parameters = BFV_LINEAR) -> bytes:
     """A seeded block whose two polynomials both come from named seeds; no message, no secret."""
     seeds = [hashlib.sha256(f"golden {part} {chunk} {feature}".encode()).digest() for part in ("c0", "c1")]
-    c0, c1 = (expand_seed(seed, BFV_LINEAR, KEY) for seed in seeds)
-    fields = {"form": Form.SEEDED, "parameters": BFV_LINEAR, "key_id": KEY}
+    c0, c1 = (expand_seed(seed, parameters, KEY) for seed in seeds)
+    fields = {"form": Form.SEEDED, "parameters": parameters, "key_id": KEY}
     return encode(Ciphertext(**fields, c0=c0, c1=c1, seed=seeds[1]))
 
 
@@ -48,11 +50,18 @@ def hashes(made: list[bytes]) -> list[str]:
     return [hashlib.sha256(part).hexdigest() for part in parts]
 
 
-def vectors() -> dict[str, object]:
+def results(name: str, parameters: KernelParameters, settings: Parameters = BFV_LINEAR) -> list[str]:
+    """Hashes of what a kernel makes of the golden blocks."""
+    n_rows = N_ROWS * settings.poly_modulus_degree // BFV_LINEAR.poly_modulus_degree
     shape = BundleShape(
-        n_rows=N_ROWS, n_features=N_FEATURES, max_abs=20, max_l2=30, key_id=KEY, parameters=BFV_LINEAR
+        n_rows=n_rows, n_features=N_FEATURES, max_abs=10, max_l2=30, key_id=KEY, parameters=settings
     )
-    mask = np.arange(N_ROWS) % 7 != 3
+    mask = np.arange(n_rows) % 7 != 3
+    made = run(REGISTERED[name], parameters, shape, lambda c, f: block(c, f, settings), mask)
+    return hashes([result for _, result in made])
+
+
+def vectors() -> dict[str, object]:
     jobs: dict[str, tuple[str, KernelParameters]] = {
         "sum": ("sum", SumParameters()),
         "linear rows": (
@@ -78,20 +87,43 @@ def vectors() -> dict[str, object]:
         "similarity-identify": ("similarity-identify", IdentifyParameters(queries=((1, 2, 3),))),
         "linear sum": ("linear", LinearParameters(output="sum", weights=((1, 0, -2),), bias=(-4,))),
     }
+    tensor_jobs: dict[str, tuple[str, KernelParameters, Parameters]] = {
+        "moments": ("moments", MomentsParameters(columns=(0, 2)), BGV_MOMENTS),
+        "moments, small primes": ("moments", MomentsParameters(columns=(1,)), BGV_PAIRS),
+        "blind-similarity": (
+            "blind-similarity",
+            BlindParameters(queries=(bytes(32), b"\1" * 32), max_abs=10, max_l2=30),
+            BGV_PAIRS,
+        ),
+    }
     return {
         "source": "tests/sdk/test_he_vectors.py; run it as a program to write this file again",
         "parameters_id": BFV_LINEAR.parameters_id.hex(),
+        "parameter_sets": {
+            identifier.hex(): {
+                "scheme": found.scheme,
+                "poly_modulus_degree": found.poly_modulus_degree,
+                "primes": list(found.primes),
+                "plain_modulus": found.plain_modulus,
+                "security_bits": found.security_bits,
+            }
+            for identifier, found in ALLOWED.items()
+        },
         "kernel_ids": {name: kernel.kernel_id.hex() for name, kernel in REGISTERED.items()},
         "seed_expansion": {
             "seed": bytes(range(32)).hex(),
             "key_id": KEY.hex(),
             "first": expand_seed(bytes(range(32)), BFV_LINEAR, KEY)[:4].tolist(),
         },
-        "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
-        "results_sha256": {
-            title: hashes([made for _, made in run(REGISTERED[name], parameters, shape, block, mask)])
-            for title, (name, parameters) in jobs.items()
+        "seed_expansion_bgv": {
+            found.parameters_id.hex(): expand_seed(bytes(range(32)), found, KEY)[
+                :: found.poly_modulus_degree
+            ].tolist()
+            for found in (BGV_PAIRS, BGV_MOMENTS)
         },
+        "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
+        "sealed_block_bgv_sha256": hashlib.sha256(block(0, 0, BGV_PAIRS)).hexdigest(),
+        "results_sha256": {title: results(*job) for title, job in (jobs | tensor_jobs).items()},
     }
 
 

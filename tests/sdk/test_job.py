@@ -27,7 +27,7 @@ from usufruct.errors import (
     UsufructError,
     WrongKeyDomainError,
 )
-from usufruct.he.kernels import KERNELS
+from usufruct.he.kernels import FEDSUM, KERNELS, MOMENTS, FedsumParameters, MomentsParameters
 from usufruct.job import (
     FeatureBundle,
     JobParameters,
@@ -37,7 +37,8 @@ from usufruct.job import (
     post_job,
     wait_for_job,
 )
-from usufruct.privacy import sigma_for
+from usufruct.ledger.gas import job_gas
+from usufruct.privacy import moments_sensitivity, sigma_for
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, KeyId, label
 
 
@@ -203,6 +204,22 @@ def test_an_estimate_says_what_noise_a_budget_buys(bundle: SmallBundle) -> None:
     assert estimate(featured(bundle), parameters, rho_micro=2_000_000).sigma == pytest.approx(told.sigma / 2)
     assert told.value_bound <= told.value_limit
     assert told.margin_bits >= 8
+    assert (told.quantisation_error, told.gas) == (0.5 / 100, job_gas(3))
+    assert told.read_bytes == sum(map(len, bundle.blocks))
+    assert told.result_bytes == sum(map(len, bundle.result(parameters)))
+    assert told.seconds > 0
+    coarse = estimate(featured(bundle), parameters, rho_micro=500_000, model_error=0.25)
+    assert coarse.quantisation_error == told.quantisation_error + 0.25
+
+
+def test_kernel_without_a_proven_sensitivity_can_release_nothing(bundle: SmallBundle) -> None:
+    """Noise that covers some other kernel's result would be no protection at all."""
+    asked = MomentsParameters(columns=(0, 1))
+    known = JobParameters(kernel=MOMENTS, parameters=asked, result_scale=1.0)
+    assert known.sensitivity(bundle.manifest) == moments_sensitivity(bundle.manifest.shape.max_l2)
+    unknown = replace(known, kernel=FEDSUM, parameters=FedsumParameters(weights=(1, 1), clip_l2=5))
+    with pytest.raises(KernelParameterError, match="no proven sensitivity"):
+        unknown.sensitivity(bundle.manifest)
 
 
 # The block of parameters.

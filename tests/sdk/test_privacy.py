@@ -15,6 +15,7 @@ from usufruct.privacy import (
     discrete_gaussian,
     epsilon,
     linear_sensitivity,
+    moments_sensitivity,
     noise_bound,
     rho_micro_for,
     sigma_for,
@@ -154,3 +155,18 @@ def test_a_row_moves_the_column_sums_by_its_norm() -> None:
     assert linear_sensitivity([[1, 0], [0, 1]], [0, 0], 3, 5) == 5
     assert linear_sensitivity([[3, 4]], [0], 100, 1) == 5
     assert linear_sensitivity([[3, 4]], [2], 1, 1000) == 9
+
+
+@given(row=st.lists(st.integers(-1000, 1000), min_size=1, max_size=8).filter(any))
+def test_no_row_moves_the_moments_further_than_their_sensitivity(row: list[int]) -> None:
+    """A row adds itself to the sums, and each of its products once."""
+    products = [row[i] * row[j] for i in range(len(row)) for j in range(i, len(row))]
+    norm = math.ceil(math.sqrt(sum(value * value for value in row)))
+    moved = sum(value * value for value in (*row, *products))
+    assert moved <= moments_sensitivity(norm) ** 2
+
+
+def test_sensitivity_of_moments_is_reached_by_a_row_of_one_column() -> None:
+    assert moments_sensitivity(3) ** 2 >= 3**2 + 9**2 > (moments_sensitivity(3) - 1) ** 2
+    with pytest.raises(PrivacyError):
+        moments_sensitivity(0)

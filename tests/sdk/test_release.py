@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,9 +21,12 @@ from usufruct.errors import (
     ManifestError,
     UsufructError,
     VerificationError,
+    WorkerError,
     WrongKeyDomainError,
 )
+from usufruct.he import isolated
 from usufruct.he.bfv import generate_secret_key
+from usufruct.he.isolated import IsolatedOpener
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
 from usufruct.ledger.abi import CONTRACTS
@@ -65,30 +69,44 @@ def test_opened_values_are_exact_before_noise(bundle: SmallBundle, kernel: str, 
     assert np.array_equal(opened, bundle.truth(parameters))
 
 
+def opened_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of every block that the custodian asks its worker for, while it goes on."""
+    asked: list[list[int]] = []
+    honest = IsolatedOpener.open_values
+
+    def watched(opener: IsolatedOpener, block: bytes, rows: Sequence[int]) -> object:
+        asked.append(list(rows))
+        return honest(opener, block, rows)
+
+    monkeypatch.setattr(IsolatedOpener, "open_values", watched)
+    return asked
+
+
 def test_withdrawn_rows_are_never_opened(bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters, asked = bundle.parameters("linear"), []
-    honest = release_module.open_coefficients
-
-    def watched(block: bytes, secret: object, coefficients: list[int]) -> list[int]:
-        asked.extend(coefficients)
-        return honest(block, secret, coefficients)
-
-    monkeypatch.setattr(release_module, "open_coefficients", watched)
+    parameters, asked = bundle.parameters("linear"), opened_rows(monkeypatch)
     opened = decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
     assert opened.shape == (ROWS - 2, 2)
-    assert set(asked) == set(range(ROWS)) - {3, 20}
+    assert {row for rows in asked for row in rows} == set(range(ROWS)) - {3, 20}
 
 
 def test_an_aggregate_opens_one_coefficient_of_each_block(
     bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters, asked = bundle.parameters(), []
-    honest = release_module.open_coefficients
-    monkeypatch.setattr(
-        release_module, "open_coefficients", lambda b, s, c: asked.append(list(c)) or honest(b, s, c)
-    )
+    parameters, asked = bundle.parameters(), opened_rows(monkeypatch)
     decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
     assert asked == [[0], [0]]
+
+
+def test_worker_that_does_not_work_fails_the_release_which_can_be_tried_again(
+    bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = bundle.parameters()
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated, "_WORKER", "usufruct.he.nowhere")
+        with pytest.raises(WorkerError, match="ended with code 1"):
+            decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    opened = decrypt_result(bundle.inputs(parameters), bundle.result(parameters), bundle.secret)
+    assert np.array_equal(opened, bundle.truth(parameters))
 
 
 def test_too_few_or_too_many_result_blocks_are_refused(bundle: SmallBundle) -> None:

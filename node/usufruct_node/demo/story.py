@@ -21,7 +21,7 @@ from usufruct.content import Cid, Codec
 from usufruct.errors import JobDeniedError
 from usufruct.features import Features
 from usufruct.he.bfv import SecretKey, open_coefficients
-from usufruct.he.kernels import QuantisedModel
+from usufruct.he.quantise import QuantisedModel
 from usufruct.home import ParticipantFile
 from usufruct.job import FeatureBundle
 from usufruct.keys import he_keys

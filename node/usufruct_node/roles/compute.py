@@ -1,88 +1,69 @@
-"""Runs kernels in worker processes: inputs from the block store, result blocks back. Holds no key.
-
-Workers import the engine and nothing else of the project: no chain, no peer, no SEAL. A worker that dies fails the attempt
-with a typed error; the pool is made anew and the node goes on.
-"""
+"""Runs a job's kernel in worker processes: inputs from the block store's files, result blocks back. Holds no key."""
 
 from __future__ import annotations
 
-import multiprocessing
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 
-import numpy as np
-import numpy.typing as npt
-
-from usufruct.content import BlockStore, Cid
-from usufruct.errors import UsufructError
-from usufruct.he.kernels import Task, execute, plan
+from usufruct.compute import CacheSettings, WorkerPool, compute
+from usufruct.content import BlockStore, Cid, EmbeddedBlockStore
 from usufruct.job import JobInputs
 from usufruct_node.parent import end_with_parent
 
-_WORKER_SECONDS = 3600.0
-
-
-class WorkerDiedError(UsufructError):
-    """A worker process ended in the middle of a task."""
-
 
 class Workers:
-    """A pool of worker processes, started at the first job."""
+    """The node's worker processes, and where they keep expansions."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._lock = threading.Lock()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def run(
-        self, task: Task, inputs: Mapping[tuple[int, int], bytes], mask: npt.NDArray[np.bool_]
-    ) -> list[bytes]:
-        """One task; blocks.
-
-        Raises
-        ------
-        WorkerDiedError
-        """
-        try:
-            return self._started().submit(execute, task, inputs, mask).result(_WORKER_SECONDS)
-        except BrokenProcessPool as exc:
-            self.close()
-            raise WorkerDiedError("a worker process died; the task will be tried again") from exc
+    def __init__(self, count: int, *, cache: CacheSettings | None = None) -> None:
+        self.pool = WorkerPool(count, initializer=end_with_parent)
+        self.cache = cache
 
     def close(self) -> None:
         """Stop the processes."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _started(self) -> ProcessPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self._count,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=end_with_parent,
-                )
-            return self._pool
+        self.pool.close()
 
 
 def compute_result(
     inputs: JobInputs, store: BlockStore, workers: Workers, keep: Callable[[bytes], Cid]
 ) -> list[Cid]:
-    """Run a job's kernel over the local input blocks, task by task; CIDs of the result blocks in output order.
+    """Run a job's kernel over the local input blocks; CIDs of the result blocks in output order.
 
     Parameters
     ----------
     keep :
-        Stores one result block; called as soon as a task is done, so memory holds one task's blocks.
+        Stores one result block; called as soon as it is complete, so memory holds few tasks' blocks.
+
+    Raises
+    ------
+    WorkerError
+        If a worker process died; the job can be tried again.
+    ContentError, IntegrityError, WrongKeyDomainError, KernelError
+        As `usufruct.compute.compute`.
     """
     parameters, manifest = inputs.parameters, inputs.manifest
-    cids: dict[int, Cid] = {}
-    for task in plan(parameters.kernel, parameters.parameters, manifest.shape):
-        blocks = {key: store.get(manifest.block_of(*key)) for key in task.inputs}
-        results = workers.run(task, blocks, inputs.mask)
-        cids.update(zip(task.outputs, (keep(block) for block in results), strict=True))
+    results = compute(
+        parameters.kernel,
+        parameters.parameters,
+        manifest.shape,
+        inputs.mask,
+        cid_of=manifest.block_of,
+        blocks=store.files if isinstance(store, EmbeddedBlockStore) else _Fetched(store),
+        carried=not isinstance(store, EmbeddedBlockStore),
+        executor=workers.pool,
+        cache=workers.cache,
+    )
+    cids = {index: keep(block) for index, block in results}
     return [cids[index] for index in sorted(cids)]
+
+
+class _Fetched:
+    """Blocks of a store that workers cannot read themselves."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+
+    def read(self, cid: Cid) -> bytes:
+        """One block; the store checks it."""
+        return self._store.get(cid)
+
+    def announce(self, cids: Iterable[Cid]) -> None:
+        """Nothing: they are fetched when they are needed."""

@@ -22,7 +22,7 @@ from usufruct.errors import (
     VerificationError,
     WrongKeyDomainError,
 )
-from usufruct.he.bfv import SecretKey
+from usufruct.he.secret import SecretKey
 from usufruct.job import JobInputs
 from usufruct.keys import hpke
 from usufruct.records import JobState, KeyId, Participant, Refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -85,10 +86,7 @@ def job_post(
     as_json: JsonOption = False,
 ) -> None:
     """Post a job; exit code 7 when it is denied."""
-    try:
-        given = {} if parameters is None else json.loads(read_text(parameters))
-    except (json.JSONDecodeError, RecursionError) as exc:
-        raise InputError(f"{parameters} is no JSON: {exc}") from exc
+    given = _read_parameters(parameters)
     client = Client.open(home, passphrase_file=passphrase_file)
     job_id = client.post(
         client.bundle(ArtifactId(client.find_id("artifact", artifact))), kernel, given, rho=rho
@@ -99,6 +97,41 @@ def job_post(
     with err.status("posted") as line:
         client.wait(job_id, on_state=lambda state: line.update(state.name.lower()))
     _print_release(client, job_id, as_json=as_json)
+
+
+@job_app.command("estimate")
+@guarded
+def job_estimate(
+    artifact: str,
+    kernel: Annotated[str, typer.Option(help="Kernel to run.")],
+    rho: Annotated[float, typer.Option(help="Privacy to spend; decides the noise.")],
+    parameters: Annotated[
+        Path | None, typer.Option(help="JSON file with the kernel's integer parameters.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a job would cost and how exact it would be; runs a sample of the work here and sends nothing."""
+    given = _read_parameters(parameters)
+    client = Client.open(home, passphrase_file=passphrase_file)
+    bundle = client.bundle(ArtifactId(client.find_id("artifact", artifact)))
+    found = asdict(client.estimate(bundle, client.parameters(bundle, kernel, given), rho=rho))
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        out.print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value:,}", highlight=False)
+
+
+def _read_parameters(path: Path | None) -> dict[str, object]:
+    try:
+        given = {} if path is None else json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise InputError(f"{path} is no JSON: {exc}") from exc
+    if not isinstance(given, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return given
 
 
 @job_app.command("list")

@@ -9,5 +9,6 @@ from usufruct.content import dag
 from usufruct.content.blockstore import MAX_BLOCK_BYTES, BlockStore
 from usufruct.content.cid import Cid, Codec
 from usufruct.content.embedded import EmbeddedBlockStore
+from usufruct.content.files import BlockFiles
 
-__all__ = ["MAX_BLOCK_BYTES", "BlockStore", "Cid", "Codec", "EmbeddedBlockStore", "dag"]
+__all__ = ["MAX_BLOCK_BYTES", "BlockFiles", "BlockStore", "Cid", "Codec", "EmbeddedBlockStore", "dag"]

@@ -14,7 +14,6 @@ import fcntl
 import os
 import secrets
 import sqlite3
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Final
 
 from usufruct.content.blockstore import MAX_BLOCK_BYTES
 from usufruct.content.cid import Cid, Codec
+from usufruct.content.files import BlockFiles
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
@@ -83,6 +83,8 @@ class EmbeddedBlockStore:
         self._root = root
         self._quota_bytes = quota_bytes
         self._blocks = root / "blocks"
+        self.files = BlockFiles(self._blocks)
+        """For processes that only read."""
         self._staging = root / "staging"
         self._lock = threading.RLock()
         self._closed = False
@@ -148,7 +150,7 @@ class EmbeddedBlockStore:
         """Return the block, hashed again; see `BlockStore.get`."""
         size_bytes = self.size(cid)
         with _translated(f"block {cid} cannot be read"):
-            data = self._read(cid)
+            data = self.files.read_unchecked(cid)
         if data is None:
             raise BlockNotFoundError(f"the file of block {cid} is gone", hint="fetch it again from its owner")
         if len(data) != size_bytes:
@@ -309,7 +311,7 @@ class EmbeddedBlockStore:
                         "INSERT OR IGNORE INTO pins VALUES (?, ?)", [(bytes(cid), pin) for cid in wanted]
                     )
                 for cid, path in staged.items():
-                    target = self._path(cid)
+                    target = self.files.path_of(cid)
                     _make_directory(target.parent)
                     path.rename(target)
                     moved.add(target.parent)
@@ -354,7 +356,7 @@ class EmbeddedBlockStore:
                 os.close(handle)
 
     def _is_intact(self, cid: Cid, data: bytes) -> bool:
-        return self.has(cid) and self._read(cid) == data
+        return self.has(cid) and self.files.read_unchecked(cid) == data
 
     def _check_quota(self, size_bytes: int, cid: Cid) -> None:
         if self._quota_bytes is None or self.has(cid):
@@ -364,24 +366,6 @@ class EmbeddedBlockStore:
             raise StoreFullError(
                 f"a block of {size_bytes} bytes does not fit: {used} of {self._quota_bytes} bytes are in use"
             )
-
-    def _path(self, cid: Cid) -> Path:
-        return self._blocks / cid.digest[:1].hex() / str(cid)
-
-    def _read(self, cid: Cid) -> bytes | None:
-        try:
-            handle = os.open(self._path(cid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(handle, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise BlockMismatchError(f"what is stored as {cid} is not a file")
-            parts = []
-            left = MAX_BLOCK_BYTES + 1
-            while left and (part := file.read(left)):
-                parts.append(part)
-                left -= len(part)
-        return b"".join(parts)
 
     def _sweep_files(self) -> None:
         """Unlink files that have no row; only inside a transaction, which keeps every `put` out."""
@@ -395,7 +379,7 @@ class EmbeddedBlockStore:
 
     def _drop_if_unknown(self, cid: Cid) -> None:
         if not self.has(cid):
-            self._path(cid).unlink(missing_ok=True)
+            self.files.path_of(cid).unlink(missing_ok=True)
 
     def _row(self, query: str, cid: Cid | None) -> tuple[int, ...] | None:
         with _translated("the catalogue cannot be read"), self._lock:

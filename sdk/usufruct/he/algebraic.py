@@ -1,77 +1,136 @@
 """Checks the result of a linear kernel without computing it again.
 
-For a result Y that is claimed to be W X over residues modulo the prime q, with public integers W, the check draws
-random r after Y is fixed and compares r Y with (r W) X: two combinations instead of m outputs. If any residue of Y
-is wrong, one comparison misses it with probability at most 2^-30, since r is uniform on 2^30 values and the
-equation for an entry of r whose error is not zero has one root modulo q; two independent ones miss it with at most
-2^-60. What follows the product in a kernel (bias, mask) is done again, on the combinations.
+Results Y that are claimed to be a linear map of the inputs' residues X modulo the prime q, Y = W X with public integers W, are
+multiplied with random vectors s that are drawn after Y is fixed: Y s has to be W (X s). That is one inner product for every
+input and output instead of one sum of polynomials for every pair of them. If a result has a wrong residue, an entry of s there
+has one root modulo q, so one vector with entries uniform on 2^20 values misses it with probability at most 2^-20, and three
+independent ones with at most 2^-60. What a kernel does after the product is linear as well and moves to the vectors: where the
+result is the product with a row mask's polynomial M, the inputs are multiplied with the transpose of M applied to s.
 
-Source: Freivalds, Probabilistic machines can use less running time, IFIP 1977. Holds no key, and decides nothing
-about whose word to trust: the caller has to make the challenge unpredictable until the results are committed to.
+Source: Freivalds, Probabilistic machines can use less running time, IFIP 1977. Holds no key, and decides nothing about whose
+word to trust: the caller has to make the challenge unpredictable until the results are committed to.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from usufruct.errors import KernelParameterError, VerificationError
-from usufruct.he import lanes
+from usufruct.he import packed
 from usufruct.he.container import Form, parse
 from usufruct.he.kernels import (
+    KERNELS,
+    SUM,
+    BundleShape,
+    Collector,
     LinearParameters,
     Mask,
     Task,
     VerifyParameters,
     check_mask,
     chunk_mask,
+    execute,
     features_by_chunk,
     linear_form,
-    mask_polynomial,
-    weighted_sums,
 )
-from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, shift_left, total_of
+from usufruct.he.projection import ENTRY_BITS, project
+from usufruct.he.reading import GROUP_BLOCKS, read_sealed
+from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up, shift_left
 
-SOUNDNESS_BITS: Final = 60
+N_VECTORS: Final = 3
+SOUNDNESS_BITS: Final = N_VECTORS * ENTRY_BITS
 """A wrong result passes with probability at most 2^-60."""
 
 CHALLENGE_BYTES: Final = 32
 
-_COMBINATIONS = SOUNDNESS_BITS // lanes.COEFFICIENT_BITS
-_DIGIT_BITS = 11
-"""Narrow and balanced, so that 32-bit sums of the lanes take some hundred features."""
+ALGEBRAIC: Final = f"ALGEBRAIC(2^-{SOUNDNESS_BITS})"
+REPLICATED: Final = "REPLICATED"
+"""Levels of verification, as `DESIGN.md`, section 6, names them."""
+
+_SHIFT = 1 << 32
+_LEAST_OUTPUTS = 8
+"""Scores per row from which the check costs less than the sums; see `docs/engine.md`."""
+
+
+def is_checkable(task: Task) -> bool:
+    """Tell whether `check_linear` takes the results of this task's kernel."""
+    if isinstance(task.parameters, VerifyParameters):
+        return False
+    return task.kernel == SUM.name or linear_form(task.parameters, task.shape) is not None
 
 
 def is_cheaper(task: Task) -> bool:
-    """Tell whether the check costs fewer multiplications than executing the task again.
+    """Tell whether the check costs less than executing the task again.
 
-    The check takes two combinations of about five digits each over the inputs, and two over the results.
+    Sums over rows are polynomial products to compute and inner products to check, so the check always wins there.
     """
-    linear = linear_form(task.parameters, task.shape)
-    if linear is None or isinstance(task.parameters, VerifyParameters):
+    if not is_checkable(task):
         return False
-    return len(linear.weights) > 2 * 5 * _COMBINATIONS
+    linear = linear_form(task.parameters, task.shape)
+    return linear is None or linear.output == "sum" or len(linear.weights) >= _LEAST_OUTPUTS
+
+
+def verify(
+    tasks: Sequence[Task],
+    inputs: Mapping[tuple[int, int], bytes],
+    results: Sequence[bytes],
+    mask: Mask,
+    challenge: bytes | None,
+) -> str:
+    """Check results by whichever way costs less; returns the level that this gives them.
+
+    Parameters
+    ----------
+    tasks, inputs, results, mask :
+        As for `check_linear`, for any kernel.
+    challenge :
+        As for `check_linear`; None where nobody could have drawn it late enough, which leaves only execution.
+
+    Returns
+    -------
+    level :
+        `ALGEBRAIC(2^-60)` or `REPLICATED`.
+
+    Raises
+    ------
+    VerificationError
+        If a result is wrong, or missing; other errors as `check_linear` and `kernels.execute`.
+    """
+    first = tasks[0]
+    if challenge is not None and is_cheaper(first):
+        check_linear(tasks, inputs, results, mask, challenge)
+        return ALGEBRAIC
+    kernel = KERNELS[first.kernel]
+    collector = Collector(kernel, first.parameters, first.shape, mask, tasks)
+    made = [block for task in tasks for _, block in collector.add(task, execute(task, inputs, mask))]
+    if made != list(results):
+        raise VerificationError(f"the results of task {first.index} are not those of kernel {first.kernel}")
+    return REPLICATED
 
 
 def check_linear(
-    task: Task,
+    tasks: Sequence[Task],
     inputs: Mapping[tuple[int, int], bytes],
     results: Sequence[bytes],
     mask: Mask,
     challenge: bytes,
 ) -> None:
-    """Check that `results` is what `kernels.execute` gives for this task; returns nothing if it is.
+    """Check that `results` is what these tasks give; returns nothing if it is.
 
     Parameters
     ----------
-    task, inputs, mask :
+    tasks :
+        One task, or all tasks of a job where they are partial.
+    inputs, mask :
         As for `kernels.execute`.
     results :
-        The claimed blocks, in the order of `task.outputs`.
+        The claimed blocks, in the order of the tasks' `outputs`.
     challenge :
         At least 32 bytes that nobody who chose `results` could foresee: drawn, or revealed, after the results were
         committed to. One challenge may serve all tasks of a job.
@@ -83,102 +142,133 @@ def check_linear(
     ContainerError, WrongKeyDomainError
         If a block is not one that a kernel could read or write.
     KernelParameterError
-        If the task is not of a kernel that can be checked this way, the challenge is short, or the mask does not
-        fit.
+        If the tasks are not of a kernel that can be checked this way, the challenge is short, or the mask does not fit.
     """
-    linear = linear_form(task.parameters, task.shape)
-    if linear is None or isinstance(task.parameters, VerifyParameters):
-        raise KernelParameterError(f"results of kernel {task.kernel} are checked by executing it again")
+    first, shape = tasks[0], tasks[0].shape
+    if not is_checkable(first):
+        raise KernelParameterError(f"results of kernel {first.kernel} are checked by executing it again")
+    if len(tasks) > 1 and not first.partial:
+        raise KernelParameterError("only addends of the same results are checked together")
     if len(challenge) < CHALLENGE_BYTES:
         raise KernelParameterError(f"a challenge has at least {CHALLENGE_BYTES} bytes, not {len(challenge)}")
-    check_mask(mask, task.shape)
-    if len(results) != len(task.outputs):
-        raise VerificationError(f"{len(results)} results for a task that gives {len(task.outputs)}")
-    factors = _factors(challenge, task.index, len(linear.weights))
-    form = Form.CIPHERTEXT if linear.output == "rows" else Form.EXTRACTED
-    claimed = [
-        parse(block, key_id=task.shape.key_id, forms=(form,), unpacker=lanes.unpack) for block in results
-    ]
-    # Coefficients of c0 first, as many as the form holds.
-    stacked = np.stack([np.concatenate([found.c0, found.c1]) for found in claimed])
-    found = lanes.combine_rows(factors, stacked, task.shape.parameters.coeff_modulus)
-    if not np.array_equal(found, _expected(task, linear, inputs, mask, factors)):
-        raise VerificationError(f"the results of task {task.index} are not those of kernel {task.kernel}")
+    check_mask(mask, shape)
+    if len(results) != len(first.outputs):
+        raise VerificationError(f"{len(results)} results for a task that gives {len(first.outputs)}")
+    linear = linear_form(first.parameters, shape)
+    summed = linear is None or linear.output == "sum"
+    form = Form.EXTRACTED if summed else Form.CIPHERTEXT
+    vectors = _vectors(challenge, (1 if summed else shape.parameters.residues) + shape.parameters.residues)
+    modulus = shape.parameters.coeff_modulus
+    claimed = []
+    for block in results:
+        found = parse(
+            block, key_id=shape.key_id, parameters=shape.parameters, forms=(form,), unpacker=packed.unpack
+        )
+        # Coefficients of c0 first, as many as the form holds.
+        claimed.append(project(np.concatenate([found.c0, found.c1])[None], vectors, modulus)[0])
+    if linear is None or linear.output == "sum":
+        expected = _summed(tasks, linear, inputs, mask, vectors)
+    else:
+        expected = _scored(first, linear, inputs, vectors)
+    if not np.array_equal(np.stack(claimed), expected):
+        raise VerificationError(f"the results of task {first.index} are not those of kernel {first.kernel}")
 
 
-def _factors(challenge: bytes, index: int, n_models: int) -> NDArray[np.uint64]:
-    """Uniform coefficients of 30 bits, shape (2, m): SHAKE256 over a tag, the task's index and the challenge."""
-    stream = hashlib.shake_256(b"usufruct/freivalds/1\0" + index.to_bytes(8, "little") + challenge)
-    words = np.frombuffer(stream.digest(4 * _COMBINATIONS * n_models), dtype="<u4").astype(np.uint64)
-    return (words & np.uint64((1 << lanes.COEFFICIENT_BITS) - 1)).reshape(_COMBINATIONS, n_models)
+def _vectors(challenge: bytes, length: int) -> NDArray[np.uint64]:
+    """Uniform entries of 20 bits, shape (3, length): SHAKE256 over a tag and the challenge."""
+    stream = hashlib.shake_256(b"usufruct/freivalds/2\0" + challenge)
+    words = np.frombuffer(stream.digest(4 * N_VECTORS * length), dtype="<u4").astype(np.uint64)
+    return (words & np.uint64((1 << ENTRY_BITS) - 1)).reshape(N_VECTORS, length)
 
 
-def _expected(
+def _scored(
     task: Task,
     linear: LinearParameters,
     inputs: Mapping[tuple[int, int], bytes],
-    mask: Mask,
-    factors: NDArray[np.uint64],
+    vectors: NDArray[np.uint64],
 ) -> Residues:
-    """The combinations of the true results."""
-    shape, degree = task.shape, task.shape.parameters.poly_modulus_degree
+    """What the true scores of one chunk's rows give with the vectors; shape (m, 3)."""
+    shape = task.shape
     modulus, t = shape.parameters.coeff_modulus, shape.parameters.plain_modulus
+    columns = np.concatenate(
+        [project(np.hstack(group), vectors, modulus) for group in _groups(task.inputs, inputs, shape)]
+    )
+    weights = np.array(linear.weights, dtype=np.int64)[:, [feature for _, feature in task.inputs]]
+    count = shape.rows_in_chunk(task.inputs[0][0])
+    bias = scale_up(np.array([b % t for b in linear.bias], dtype=np.int64), modulus, t)
+    offsets = project(np.repeat(bias[:, None], count, axis=1), vectors[:, :count], modulus)
+    scored: Residues = (combine(weights, columns, modulus) + offsets) % np.uint64(modulus)
+    return scored
+
+
+def _summed(
+    tasks: Sequence[Task],
+    linear: LinearParameters | None,
+    inputs: Mapping[tuple[int, int], bytes],
+    mask: Mask,
+    vectors: NDArray[np.uint64],
+) -> Residues:
+    """What the true sums over the permitted rows give with the vectors; shape (results, 3)."""
+    shape = tasks[0].shape
+    modulus, degree = shape.parameters.coeff_modulus, shape.parameters.poly_modulus_degree
     q = np.uint64(modulus)
-    digits = combination_digits(factors, np.array(linear.weights, dtype=np.int64))
-    n_digits = digits.shape[0] // _COMBINATIONS
-    count = shape.rows_in_chunk(task.inputs[0][0]) if linear.output == "rows" else int(mask.sum())
-    repeats = 1 if linear.output == "rows" else count
-    scaled = scale_up(np.array([b * repeats % t for b in linear.bias], dtype=np.int64), modulus, t)
-    bias = lanes.combine_rows(factors, scaled[:, None], modulus)
-    constants = bias
-    linears = np.zeros((_COMBINATIONS, degree), dtype=np.uint64)
-    for chunk, features in features_by_chunk(task).items():
-        sums = weighted_sums(digits, chunk, features, inputs, shape)
-        whole = np.zeros((_COMBINATIONS, 2 * degree), dtype=np.uint64)
-        for digit in reversed(range(n_digits)):
-            whole = shift_left(whole, _DIGIT_BITS, modulus)
-            whole = (whole + sums[digit * _COMBINATIONS : (digit + 1) * _COMBINATIONS]) % q
-        if linear.output == "rows":
-            whole[:, :count] = (whole[:, :count] + bias) % q
-            return whole
+    columns: dict[int, Residues] = {}
+    for chunk, features in _features_by_chunk(tasks).items():
         rows = chunk_mask(mask, chunk, degree)
-        opened = [[total_of(one[:degree][rows], modulus)] for one in whole]
-        constants = (constants + np.array(opened, dtype=np.uint64)) % q
-        linears = (linears + negacyclic_multiply(whole[:, degree:], mask_polynomial(rows), modulus)) % q
-    return np.concatenate([constants, linears], axis=1)
+        permitted = rows[None].astype(np.uint64)
+        transposed = _transposed(rows, vectors[:, 1:], modulus)
+        keys = [(chunk, feature) for feature in features]
+        found = [
+            project(project(c0, permitted, modulus), vectors[:, :1], modulus)
+            + _with_digits(c1, transposed, modulus)
+            for c0, c1 in _groups(keys, inputs, shape)
+        ]
+        for feature, here in zip(features, np.concatenate(found), strict=True):
+            columns[feature] = (columns.get(feature, np.uint64(0)) + here) % q
+    if linear is None:
+        return np.stack([columns[feature] for feature in tasks[0].outputs])
+    t, count = shape.parameters.plain_modulus, int(mask.sum())
+    weights = np.array(linear.weights, dtype=np.int64)[:, list(columns)]
+    bias = scale_up(np.array([b * count % t for b in linear.bias], dtype=np.int64), modulus, t)
+    products = combine(weights, np.stack(list(columns.values())), modulus)
+    summed: Residues = (products + project(bias[:, None], vectors[:, :1], modulus)) % q
+    return summed
 
 
-def combination_digits(factors: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Combine the rows of integer weights, and cut the combinations into digits that the lanes take.
+def _transposed(rows: Mask, vectors: NDArray[np.uint64], modulus: int) -> NDArray[np.uint64]:
+    """The transpose of the product with the row mask's polynomial M = sum_i mask_i X^(-i), applied to vectors.
 
-    Parameters
-    ----------
-    factors :
-        shape (c, m), below 2^30.
-    weights :
-        shape (m, d).
-
-    Returns
-    -------
-    digits :
-        In [-2^10, 2^10), to the base 2^11, lowest first: shape (n * c, d), all first digits before all second ones.
-
-    Raises
-    ------
-    KernelParameterError
-        If a combination could pass 62 bits; a kernel's noise bound keeps weights below 2^21, and there are at most
-        2^10 outputs, so none does.
+    It is the product with sum_i mask_i X^i. Its coefficients are below 2^32 in magnitude, so 2^32 is added to them and they
+    are cut into digits of 20 bits: lower digits, upper digits, and a vector of ones to take 2^32 off again; shape (7, N).
     """
-    if int(np.abs(weights).sum(axis=0).max()) >> (62 - lanes.COEFFICIENT_BITS):
-        raise KernelParameterError("these weights are too large to be combined exactly")
-    return _digits(factors.astype(np.int64) @ weights)
+    products = negacyclic_multiply(vectors, rows.astype(np.int64), modulus).astype(np.int64)
+    shifted = np.where(products > modulus // 2, products - modulus, products) + _SHIFT
+    digits = [shifted & ((1 << ENTRY_BITS) - 1), shifted >> ENTRY_BITS, np.ones((1, rows.size))]
+    return np.concatenate(digits).astype(np.uint64)
 
 
-def _digits(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Balanced digits to the base 2^11, lowest first, stacked; shape (digits * rows, columns)."""
-    half = 1 << (_DIGIT_BITS - 1)
-    digits: list[NDArray[np.int64]] = []
-    while not digits or values.any():
-        digits.append(((values + half) & (2 * half - 1)) - half)
-        values = (values - digits[-1]) >> _DIGIT_BITS
-    return np.concatenate(digits)
+def _with_digits(residues: Residues, transposed: NDArray[np.uint64], modulus: int) -> Residues:
+    """Products with the vectors that `_transposed` cut into digits; shape (k, 3)."""
+    made = project(residues, transposed, modulus)
+    low, high, ones = made[:, :N_VECTORS], made[:, N_VECTORS:-1], made[:, -1:]
+    q = np.uint64(modulus)
+    off = shift_left(ones, _SHIFT.bit_length() - 1, modulus)
+    whole: Residues = (low + shift_left(high, ENTRY_BITS, modulus) + (q - off)) % q
+    return whole
+
+
+def _features_by_chunk(tasks: Sequence[Task]) -> dict[int, list[int]]:
+    by_chunk: dict[int, list[int]] = {}
+    for task in tasks:
+        for chunk, features in features_by_chunk(task).items():
+            by_chunk.setdefault(chunk, []).extend(features)
+    return by_chunk
+
+
+def _groups(
+    keys: Sequence[tuple[int, int]], inputs: Mapping[tuple[int, int], bytes], shape: BundleShape
+) -> Iterator[tuple[Residues, Residues]]:
+    """c0 and c1 of the input blocks, a few at a time; shapes (k, N)."""
+    blocks = read_sealed(keys, inputs, shape.parameters, shape.key_id, compiled=True)
+    while group := list(islice(blocks, GROUP_BLOCKS)):
+        yield np.stack([found.c0 for found in group]), np.stack([found.c1 for found in group])

@@ -12,13 +12,12 @@ Source: Fan and Vercauteren, ePrint 2012/144.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import numpy as np
 import tenseal.sealapi as sealapi
@@ -26,87 +25,20 @@ from numpy.typing import NDArray
 from tenseal.sealapi import _sealapi_cpp
 
 from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
-from usufruct.he.container import SEED_BYTES, Form, encode_seeded, expand_seed, parse
+from usufruct.he import packed
+from usufruct.he.container import SEED_BYTES, Form, encode_seeded, parse
 from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
-from usufruct.he.residues import Residues, negacyclic_multiply, scale_up, spectrum_of
+from usufruct.he.reading import GROUP_BLOCKS, expand_seeds
+from usufruct.he.residues import Residues, Spectrum, negacyclic_multiply, scale_up, spectrum_of
+from usufruct.he.sampling import centred_binomial
+from usufruct.he.secret import SALT_BYTES
+from usufruct.he.secret import SecretKey as SecretKey
+from usufruct.he.secret import key_id_of as key_id_of
 
-ERROR_BOUND: Final = 21
-"""Largest magnitude of one coefficient of a fresh error: centred binomial over 21 + 21 bits."""
+_COMPILED_BLOCKS = 16_384
+"""Blocks from which sealing a matrix is worth the seconds that compiling takes."""
 
-_SECRET_MAGIC = b"UFSK\x01"
-_SALT_BYTES = 32
 _SEAL_MAGIC, _SEAL_HEADER_BYTES, _SEAL_VERSION, _SEAL_UNCOMPRESSED = 0xA15E, 16, (4, 3), 0
-
-
-class SecretKey:
-    """The secret of one key domain.
-
-    The key id is SHA-256 over `"usufruct/key-domain/1" 00`, parameter id and commitment; the commitment is
-    SHA-256 over `"usufruct/key-commitment/1" 00`, a random salt and the packed secret. Neither tells
-    anything of the secret. The representation shows the key id only, and the object cannot be pickled or
-    copied.
-    """
-
-    __slots__ = (
-        "_coefficients",
-        "_decryptor",
-        "_salt",
-        "_spectrum",
-        "commitment",
-        "key_id",
-        "parameters",
-    )
-
-    def __init__(self, parameters: Parameters, coefficients: NDArray[np.int64], salt: bytes) -> None:
-        if coefficients.shape != (parameters.poly_modulus_degree,) or len(salt) != _SALT_BYTES:
-            raise KeyStoreError("a secret key of the wrong size")
-        if np.abs(coefficients).max() != 1:
-            raise KeyStoreError("a secret key whose coefficients are not ternary, or all zero")
-        self.parameters = parameters
-        self._coefficients = coefficients.copy()
-        self._coefficients.setflags(write=False)
-        self._spectrum = spectrum_of(self._coefficients)
-        self._salt = salt
-        self._decryptor: Any = None
-        committed = b"usufruct/key-commitment/1\0" + salt + _pack_ternary(self._coefficients)
-        self.commitment = hashlib.sha256(committed).digest()
-        self.key_id = key_id_of(parameters.parameters_id, self.commitment)
-
-    def to_bytes(self) -> bytes:
-        """Serialise for a keystore: magic, version, parameter id, salt, then 2 bits per coefficient."""
-        return _SECRET_MAGIC + self.parameters.parameters_id + self._salt + _pack_ternary(self._coefficients)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> SecretKey:
-        """Read what `to_bytes` wrote; raises KeyStoreError for anything else."""
-        head = len(_SECRET_MAGIC)
-        if data[:head] != _SECRET_MAGIC:
-            raise KeyStoreError("not a secret key of this version")
-        parameters = ALLOWED.get(data[head : head + 32])
-        if parameters is None:
-            raise KeyStoreError("a secret key for parameters that this release does not accept")
-        salt = data[head + 32 : head + 32 + _SALT_BYTES]
-        packed = data[head + 32 + _SALT_BYTES :]
-        if len(packed) * 4 != parameters.poly_modulus_degree:
-            raise KeyStoreError("a secret key of the wrong size")
-        return SecretKey(parameters, _unpack_ternary(packed), salt)
-
-    def __repr__(self) -> str:
-        return f"SecretKey(key_id={self.key_id.hex()})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret key leaves memory through a keystore only")
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a secret key is not copied")
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise TypeError("a secret key is not copied")
-
-
-def key_id_of(parameters_id: bytes, commitment: bytes) -> bytes:
-    """Key id of a key domain, 32 bytes, from its public record."""
-    return hashlib.sha256(b"usufruct/key-domain/1\0" + parameters_id + commitment).digest()
 
 
 def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
@@ -125,7 +57,7 @@ def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
     # The transforms leave residues anywhere below 2q.
     signed = np.array(residues, dtype=np.int64) % parameters.coeff_modulus
     signed[signed == parameters.coeff_modulus - 1] = -1
-    return SecretKey(parameters, signed, secrets.token_bytes(_SALT_BYTES))
+    return SecretKey(parameters, signed, secrets.token_bytes(SALT_BYTES))
 
 
 def encrypt_columns(
@@ -154,6 +86,7 @@ def encrypt_columns(
         If a value does not fit the plaintext modulus; before the first block.
     """
     parameters = secret.parameters
+    _check_parameters(parameters)
     if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
         raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
     lowest, highest = int(values.min()), int(values.max())
@@ -167,35 +100,42 @@ def encrypt_columns(
 def _encrypt_columns(
     values: NDArray[np.signedinteger[Any]], secret: SecretKey
 ) -> Iterator[tuple[int, int, bytes]]:
-    degree = secret.parameters.poly_modulus_degree
+    parameters, degree = secret.parameters, secret.parameters.poly_modulus_degree
     n_rows, n_features = values.shape
-    for chunk, start in enumerate(range(0, n_rows, degree)):
-        rows = values[start : start + degree]
-        for feature in range(n_features):
-            message = np.zeros(degree, dtype=np.int64)
-            message[: rows.shape[0]] = rows[:, feature]
-            yield chunk, feature, _encrypt(message, secret)
+    n_chunks = -(-n_rows // degree)
+    compiled = n_chunks * n_features >= _COMPILED_BLOCKS
+    for chunk in range(n_chunks):
+        rows = values[chunk * degree : (chunk + 1) * degree]
+        for first in range(0, n_features, GROUP_BLOCKS):
+            width = min(GROUP_BLOCKS, n_features - first)
+            columns = np.zeros((width, degree), dtype=np.int64)
+            columns[:, : rows.shape[0]] = rows[:, first : first + width].T
+            seeds = [secrets.token_bytes(SEED_BYTES) for _ in range(width)]
+            expanded = expand_seeds(seeds, parameters, secret.key_id, compiled=compiled)
+            for index, (message, seed, c1) in enumerate(zip(columns, seeds, expanded, strict=True)):
+                c0 = _masked(message, c1, secret)
+                block = encode_seeded(
+                    c0, seed, parameters, secret.key_id, packer=packed.pack if compiled else None
+                )
+                yield chunk, first + index, block
 
 
-def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
+def _masked(message: NDArray[np.int64], c1: Residues, secret: SecretKey) -> Residues:
+    """c0 = round(q m / t) + e - c1 s with a fresh error; shape (N,)."""
     parameters = secret.parameters
-    modulus = parameters.coeff_modulus
-    seed = secrets.token_bytes(SEED_BYTES)
-    c1 = expand_seed(seed, parameters, secret.key_id)
-    masked = negacyclic_multiply(c1, secret._spectrum, modulus).astype(np.int64)
-    scaled = scale_up(message, modulus, parameters.plain_modulus).astype(np.int64)
-    c0 = np.mod(scaled + _error(message.size) - masked, modulus).astype(np.uint64)
-    return encode_seeded(c0, seed, parameters, secret.key_id)
+    q = np.uint64(parameters.coeff_modulus)
+    total = scale_up(message, parameters.coeff_modulus, parameters.plain_modulus)
+    total += q - negacyclic_multiply(c1, _spectrum(secret), parameters.coeff_modulus)
+    total += (centred_binomial(message.size) + parameters.coeff_modulus).astype(np.uint64)
+    # Three summands below 2^55 each.
+    c0: Residues = total - total // q * q
+    return c0
 
 
-def _error(size: int) -> NDArray[np.int64]:
-    """Centred binomial error: the difference of two sums of 21 bits, standard deviation 3.24."""
-    words = np.frombuffer(os.urandom(8 * size), dtype="<u8").astype(np.uint64)
-    half = np.uint64((1 << ERROR_BOUND) - 1)
-    up = np.bitwise_count(words & half).astype(np.int64)
-    down = np.bitwise_count((words >> np.uint64(ERROR_BOUND)) & half).astype(np.int64)
-    error: NDArray[np.int64] = up - down
-    return error
+def _spectrum(secret: SecretKey) -> Spectrum:
+    if secret._spectrum is None:
+        secret._spectrum = spectrum_of(secret._coefficients)
+    return secret._spectrum
 
 
 def open_coefficients(block: bytes, secret: SecretKey, coefficients: Sequence[int]) -> list[int]:
@@ -299,8 +239,7 @@ def _load(target: Any, payload: bytes, context: Any) -> None:
 
 @lru_cache(maxsize=4)
 def _context(parameters: Parameters) -> Any:
-    if ALLOWED.get(parameters.parameters_id) != parameters:
-        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    _check_parameters(parameters)
     chosen = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
     chosen.set_poly_modulus_degree(parameters.poly_modulus_degree)
     chosen.set_coeff_modulus([sealapi.Modulus(parameters.coeff_modulus)])
@@ -311,15 +250,8 @@ def _context(parameters: Parameters) -> Any:
     return context
 
 
-def _pack_ternary(coefficients: NDArray[np.int64]) -> bytes:
-    """Two bits per coefficient, lowest first: 0, 1, or 2 for -1."""
-    codes = np.where(coefficients < 0, 2, coefficients).astype(np.uint8).reshape(-1, 4)
-    return (codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6).astype(np.uint8).tobytes()
-
-
-def _unpack_ternary(packed: bytes) -> NDArray[np.int64]:
-    quads = np.frombuffer(packed, dtype=np.uint8)
-    codes = np.stack([quads >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)
-    if (codes == 3).any():
-        raise KeyStoreError("a secret key with a coefficient that is not ternary")
-    return np.where(codes == 2, -1, codes.astype(np.int64))
+def _check_parameters(parameters: Parameters) -> None:
+    if ALLOWED.get(parameters.parameters_id) != parameters:
+        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    if parameters.scheme != "bfv":
+        raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not bfv")

@@ -1,4 +1,4 @@
-"""The ciphertext container: canonical bytes of one BFV ciphertext, one block.
+"""The ciphertext container: canonical bytes of one ciphertext, one block.
 
 One value has one byte string and one byte string one value, so the CID of a block identifies the
 ciphertext. Layout and rules are in `docs/container.md`. Parsing is strict and touches no homomorphic
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import gcd
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +43,38 @@ class Form(IntEnum):
     EXTRACTED = 3
     """c1 and coefficient 0 of c0: only coefficient 0 can be opened, by anybody."""
 
+    PRODUCT = 4
+    """c0, c1 and c2 of a product of two ciphertexts: every coefficient can be opened by the key's owner."""
+
+    EXTRACTED_PRODUCT = 5
+    """c1, c2 and coefficient 0 of c0: of a product, only coefficient 0 can be opened, by anybody."""
+
+    @property
+    def extracted(self) -> bool:
+        """Whether only coefficient 0 of c0 is there."""
+        return self in (Form.EXTRACTED, Form.EXTRACTED_PRODUCT)
+
+    @property
+    def parts(self) -> int:
+        """Polynomials of the ciphertext, an extracted c0 counted."""
+        return 3 if self in (Form.PRODUCT, Form.EXTRACTED_PRODUCT) else 2
+
+
+_TWO_PARTS = frozenset({Form.SEEDED, Form.CIPHERTEXT, Form.EXTRACTED})
+
+FORMS: Final[Mapping[str, frozenset[Form]]] = MappingProxyType(
+    {"bfv": _TWO_PARTS, "bgv": _TWO_PARTS | {Form.PRODUCT, Form.EXTRACTED_PRODUCT}}
+)
+"""The forms that a scheme has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ciphertext:
-    """The checked fields of one container."""
+    """The checked fields of one container.
+
+    A polynomial is a flat array: N residues by the first prime, N by the next, and so on. BFV writes coefficients,
+    BGV evaluations (`ntt.forward`), except that an extracted c0 is a coefficient in both.
+    """
 
     form: Form
     parameters: Parameters
@@ -54,10 +83,13 @@ class Ciphertext:
     """32 bytes: the key domain that this was encrypted in."""
 
     c0: Residues
-    """shape (N,), or (1,) in the extracted form."""
+    """shape (primes * N,), or (primes,) in the extracted forms."""
 
     c1: Residues
-    """shape (N,); expanded from the seed in the seeded form."""
+    """shape (primes * N,); expanded from the seed in the seeded form."""
+
+    c2: Residues | None = None
+    """shape (primes * N,) in the product forms, else None."""
 
     seed: bytes | None = None
     """32 bytes in the seeded form, else None."""
@@ -68,8 +100,13 @@ def block_size(form: Form, parameters: Parameters) -> int:
     return _HEADER.size + _payload_size(form, parameters)
 
 
-def encode(ciphertext: Ciphertext) -> bytes:
+def encode(ciphertext: Ciphertext, *, packer: Callable[[Residues, int], bytes] | None = None) -> bytes:
     """Write the canonical bytes of a ciphertext.
+
+    Parameters
+    ----------
+    packer :
+        Used in place of `pack`; `packed.pack` is the compiled one.
 
     Raises
     ------
@@ -78,42 +115,52 @@ def encode(ciphertext: Ciphertext) -> bytes:
         ever written.
     """
     parameters, form = ciphertext.parameters, ciphertext.form
-    degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
-    c0_shape = (1,) if form is Form.EXTRACTED else (degree,)
-    if ciphertext.c0.shape != c0_shape or ciphertext.c1.shape != (degree,):
-        raise ContainerError("polynomials of the wrong degree for this form", field="length")
+    whole = (parameters.residues,)
+    c0_shape = (len(parameters.primes),) if form.extracted else whole
+    parts = [part for part in (ciphertext.c1, ciphertext.c2) if part is not None]
+    if (
+        form not in FORMS[parameters.scheme]
+        or len(parts) != form.parts - 1
+        or ciphertext.c0.shape != c0_shape
+        or any(part.shape != whole for part in parts)
+    ):
+        raise ContainerError("polynomials that are not those of this form", field="length")
     if len(ciphertext.key_id) != 32:
         raise ContainerError("a key id has 32 bytes", field="key_id")
-    _check_residues(ciphertext.c0, ciphertext.c1, parameters)
+    _check_residues(ciphertext.c0, parts, parameters)
     if form is Form.SEEDED:
         seed = ciphertext.seed
         if seed is None or not np.array_equal(
             expand_seed(seed, parameters, ciphertext.key_id), ciphertext.c1
         ):
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
-        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id)
-    if form is Form.CIPHERTEXT:
-        payload = pack(np.concatenate([ciphertext.c0, ciphertext.c1]), bits)
-    else:
-        payload = pack(np.concatenate([ciphertext.c1, ciphertext.c0]), bits)
+        return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id, packer=packer)
+    order = [*parts, ciphertext.c0] if form.extracted else [ciphertext.c0, *parts]
+    payload = (packer or pack)(np.concatenate(order), parameters.residue_bits)
     return _with_header(payload, form, parameters, ciphertext.key_id)
 
 
-def encode_seeded(c0: Residues, seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
-    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed.
+def encode_seeded(
+    c0: Residues,
+    seed: bytes,
+    parameters: Parameters,
+    key_id: bytes,
+    *,
+    packer: Callable[[Residues, int], bytes] | None = None,
+) -> bytes:
+    """Write a seeded container from what it holds; c1 is what `expand_seed` makes of the seed. `packer` as for `encode`.
 
     Raises
     ------
     ContainerError
         If a field has the wrong size, or a residue is not below the modulus.
     """
-    if c0.shape != (parameters.poly_modulus_degree,):
+    if c0.shape != (parameters.residues,):
         raise ContainerError("a polynomial of the wrong degree for this form", field="length")
     if len(seed) != SEED_BYTES or len(key_id) != 32:
         raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
-    if (c0 >= np.uint64(parameters.coeff_modulus)).any():
-        raise ContainerError("a residue is not below the modulus", field="residues")
-    return _with_header(pack(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+    _check_residues(c0, [], parameters)
+    return _with_header((packer or pack)(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
 
 
 def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
@@ -125,8 +172,10 @@ def parse(
     data: bytes,
     *,
     key_id: bytes | None = None,
+    parameters: Parameters | None = None,
     forms: Collection[Form] = tuple(Form),
     unpacker: Callable[[bytes, int, int], Residues] | None = None,
+    expansion: Residues | None = None,
 ) -> Ciphertext:
     """Read a container from hostile bytes.
 
@@ -136,10 +185,15 @@ def parse(
         The whole block.
     key_id :
         The key domain that the block has to belong to, if the caller knows it.
+    parameters :
+        The parameter set that the block has to be of, if the caller knows it.
     forms :
         The forms that are acceptable here.
     unpacker :
-        Used in place of `unpack`; `lanes.unpack` is the compiled one.
+        Used in place of `unpack`; `packed.unpack` is the compiled one.
+    expansion :
+        What `expand_seed` gives for the seed in the block's last bytes, `parameters` and `key_id`, if the caller has
+        it; both have to be given then.
 
     Raises
     ------
@@ -163,10 +217,14 @@ def parse(
     form = Form(form_code)
     if form not in forms:
         raise ContainerError(f"a {form.name.lower()} container is not acceptable here", field="form")
-    parameters = parameters_by_id(parameters_id)
-    if SCHEME_CODES[parameters.scheme] != scheme:
+    found = parameters_by_id(parameters_id)
+    if parameters is not None and found != parameters:
+        raise ContainerError("a ciphertext of other parameters than the bundle's", field="parameters_id")
+    if SCHEME_CODES[found.scheme] != scheme:
         raise ContainerError(f"scheme {scheme} is not that of the parameter set", field="scheme")
-    expected = _payload_size(form, parameters)
+    if form not in FORMS[found.scheme]:
+        raise ContainerError(f"{found.scheme} has no {form.name.lower()} containers", field="form")
+    expected = _payload_size(form, found)
     if length != expected or len(data) != _HEADER.size + expected:
         raise ContainerError(
             f"payload of {len(data) - _HEADER.size} bytes, stated {length}, expected {expected}",
@@ -177,7 +235,7 @@ def parse(
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, parameters, found_key, unpacker or unpack)
+    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
 
 
 def _parse_payload(
@@ -186,29 +244,30 @@ def _parse_payload(
     parameters: Parameters,
     key_id: bytes,
     unpack: Callable[[bytes, int, int], Residues],
+    expansion: Residues | None,
 ) -> Ciphertext:
-    degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
-    seed: bytes | None = None
+    size, bits = parameters.residues, parameters.residue_bits
     if form is Form.SEEDED:
-        c0, seed = unpack(payload[:-SEED_BYTES], degree, bits), payload[-SEED_BYTES:]
-        c1 = expand_seed(seed, parameters, key_id)
-    elif form is Form.CIPHERTEXT:
-        both = unpack(payload, 2 * degree, bits)
-        c0, c1 = both[:degree], both[degree:]
-    else:
-        both = unpack(payload, degree + 1, bits)
-        c0, c1 = both[degree:], both[:degree]
-    _check_residues(c0, c1, parameters)
-    return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=c1, seed=seed)
+        c0, seed = unpack(payload[:-SEED_BYTES], size, bits), payload[-SEED_BYTES:]
+        c1 = expand_seed(seed, parameters, key_id) if expansion is None else expansion
+        _check_residues(c0, [c1], parameters)
+        return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=c1, seed=seed)
+    found = unpack(payload, _count(form, parameters), bits)
+    parts = [found[at : at + size] for at in range(0, found.size, size)]
+    c0, *others = [parts[-1], *parts[:-1]] if form.extracted else parts
+    _check_residues(c0, others, parameters)
+    c2 = others[1] if len(others) == 2 else None
+    return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=others[0], c2=c2)
 
 
 def expand_seed(seed: bytes, parameters: Parameters, key_id: bytes) -> Residues:
     """Derive c1 from its public seed.
 
-    The stream is SHAKE128 over `"usufruct/seed/1" 00`, parameter id, key id and seed. It is read in words
-    of 8 bytes, little-endian; each word is cut to the modulus' bit length, words at or above the modulus
-    are skipped, and the first N that remain are the coefficients. Binding the key id keeps one seed from
-    ever giving the same polynomial under two keys.
+    The stream is SHAKE128 over `"usufruct/seed/1" 00`, parameter id, key id and seed. It is read in words,
+    little-endian, of 8 bytes, or of 4 where a residue has at most 32 bits; each word is cut to the primes'
+    bit length, words at or above the prime are skipped, and the first N that remain are the residues; the
+    next prime reads on. Binding the key id keeps one seed from ever giving the same polynomial under two
+    keys.
 
     Parameters
     ----------
@@ -220,21 +279,47 @@ def expand_seed(seed: bytes, parameters: Parameters, key_id: bytes) -> Residues:
     Returns
     -------
     c1 :
-        shape (N,), uniform below the modulus.
+        shape (primes * N,), uniform below each prime.
     """
+    degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
+    stream = hashlib.shake_128(seed_message(seed, parameters, key_id))
+    word = np.dtype("<u8" if bits > 32 else "<u4")
+    word_mask = word.type((1 << bits) - 1)
+    # Twice as many to spare as are rejected on average; too few only means another round.
+    rejected = sum(((1 << bits) - prime) * degree >> bits for prime in parameters.primes)
+    n_words = parameters.residues + 2 * rejected + 8
+    while True:
+        words = np.frombuffer(stream.digest(word.itemsize * n_words), dtype=word) & word_mask
+        found = _read_residues(words, parameters)
+        if found is not None:
+            return found
+        # At most half of the words are ever rejected, since a prime has its top bit set.
+        n_words *= 2
+
+
+def seed_message(seed: bytes, parameters: Parameters, key_id: bytes) -> bytes:
+    """What SHAKE128 hashes to expand a seed; raises ContainerError if the seed has another length."""
     if len(seed) != SEED_BYTES:
         raise ContainerError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}", field="seed")
-    degree, modulus = parameters.poly_modulus_degree, parameters.coeff_modulus
-    stream = hashlib.shake_128(b"usufruct/seed/1\0" + parameters.parameters_id + key_id + seed)
-    word_mask = np.uint64((1 << parameters.residue_bits) - 1)
-    n_words = degree + 8
-    while True:
-        words = np.frombuffer(stream.digest(8 * n_words), dtype="<u8").astype(np.uint64) & word_mask
-        accepted = words[words < np.uint64(modulus)]
-        if accepted.size >= degree:
-            return accepted[:degree]
-        # At most half of the words are ever rejected, since the modulus has its top bit set.
-        n_words *= 2
+    return b"usufruct/seed/1\0" + parameters.parameters_id + key_id + seed
+
+
+def _read_residues(words: NDArray[Any], parameters: Parameters) -> Residues | None:
+    """Residues from the words of a stream; None if there are too few."""
+    degree = parameters.poly_modulus_degree
+    found = np.empty(parameters.residues, dtype=np.uint64)
+    for index, prime in enumerate(parameters.primes):
+        below = words < words.dtype.type(prime)
+        if below[:degree].all():
+            kept, used = words[:degree], degree
+        else:
+            at = np.flatnonzero(below)[:degree]
+            kept, used = words[at], int(at[-1]) + 1 if at.size else 0
+        if kept.size < degree:
+            return None
+        found[index * degree : (index + 1) * degree] = kept
+        words = words[used:]
+    return found
 
 
 def pack(residues: Residues, bits: int) -> bytes:
@@ -296,17 +381,27 @@ def _group(bits: int) -> tuple[int, int]:
     return lanes, lanes * bits // 8
 
 
-def _payload_size(form: Form, parameters: Parameters) -> int:
-    degree, bits = parameters.poly_modulus_degree, parameters.residue_bits
+def _count(form: Form, parameters: Parameters) -> int:
+    """Packed residues of a form."""
     if form is Form.SEEDED:
-        return -(-degree * bits // 8) + SEED_BYTES
-    count = 2 * degree if form is Form.CIPHERTEXT else degree + 1
-    return -(-count * bits // 8)
+        return parameters.residues
+    c0 = len(parameters.primes) if form.extracted else parameters.residues
+    return (form.parts - 1) * parameters.residues + c0
 
 
-def _check_residues(c0: Residues, c1: Residues, parameters: Parameters) -> None:
-    modulus = np.uint64(parameters.coeff_modulus)
-    if (c0 >= modulus).any() or (c1 >= modulus).any():
-        raise ContainerError("a residue is not below the modulus", field="residues")
-    if not c1.any():
-        raise ContainerError("c1 is zero, so the message would be in the clear", field="transparent")
+def _payload_size(form: Form, parameters: Parameters) -> int:
+    packed = -(-_count(form, parameters) * parameters.residue_bits // 8)
+    return packed + SEED_BYTES if form is Form.SEEDED else packed
+
+
+def _check_residues(c0: Residues, others: Sequence[Residues], parameters: Parameters) -> None:
+    """Check every residue against its prime, and that no prime has a part of zeros: it would show the message."""
+    primes = np.array(parameters.primes, dtype=np.uint64)[:, None]
+    for part in (c0, *others):
+        if (part.reshape(len(parameters.primes), -1) >= primes).any():
+            raise ContainerError("a residue is not below its prime", field="residues")
+    for number, part in enumerate(others, start=1):
+        if not part.reshape(len(parameters.primes), -1).any(axis=1).all():
+            raise ContainerError(
+                f"c{number} is zero, so the message would be in the clear", field="transparent"
+            )

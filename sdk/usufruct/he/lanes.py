@@ -12,7 +12,6 @@ that are too wide for these lanes.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,8 +20,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from usufruct.errors import ContainerError
 from usufruct.he.residues import Residues
+from usufruct.he.vector import vector_unit
 
 LIMB_BITS: Final = 14
 N_LIMBS: Final = 4
@@ -37,10 +36,6 @@ _TILE_BYTES = 4 * _TILE
 _SUM_LIMIT: Final = ((1 << 31) - 1) // ((1 << LIMB_BITS) - 1)
 """Magnitudes of weights that one 32-bit sum can take."""
 
-COEFFICIENT_BITS: Final = 30
-"""Of the coefficients that `combine_rows` takes."""
-
-_ROWS_PER_SUM = 64
 _ROWS_PER_PASS = 96
 _ROW_BLOCKS = (6, 4, 2, 1)
 
@@ -113,22 +108,9 @@ class Panel:
             _routines().fill(self._words.view(np.int16), feature, column, np.ascontiguousarray(rows[0]))
 
 
-def unpack(data: bytes, count: int, bits: int) -> Residues:
-    """Do what `container.unpack` does, compiled; the same arguments, result and errors."""
-    if not 1 <= bits <= 56:
-        raise OverflowError(f"residues of {bits} bits do not fit eight bytes at every offset")
-    size = -(-count * bits // 8)
-    if len(data) != size:
-        raise ContainerError(f"{len(data)} packed bytes, expected {size}", field="length")
-    spare = 8 * size - count * bits
-    if spare and data[-1] >> (8 - spare):
-        raise ContainerError("bits after the last residue are set", field="padding")
-    # Eight bytes are read from where a residue begins, so the last one needs some to spare.
-    padded = np.zeros(size + 8, dtype=np.uint8)
-    padded[:size] = np.frombuffer(data, dtype=np.uint8)
-    residues = np.empty(count, dtype=np.uint64)
-    _routines().unpack(padded, bits, residues)
-    return residues
+def is_compiled() -> bool:
+    """Tell whether this process has compiled already, so that a small job need not avoid it."""
+    return _routines.cache_info().currsize > 0
 
 
 def is_exact(weights: NDArray[np.int64], modulus: int) -> bool:
@@ -215,41 +197,6 @@ def multiply(
     return padded[:, : panel.columns]
 
 
-def combine_rows(coefficients: NDArray[np.uint64], residues: Residues, modulus: int) -> Residues:
-    """Few combinations of many rows of residues, with coefficients of 30 bits; one pass over memory.
-
-    Parameters
-    ----------
-    coefficients :
-        shape (c, m), each below 2^30.
-    residues :
-        shape (m, k), each below `modulus`.
-    modulus :
-        At most 54 bits.
-
-    Returns
-    -------
-    combined :
-        shape (c, k), `coefficients @ residues` modulo `modulus`.
-
-    Raises
-    ------
-    OverflowError
-        If a coefficient or the modulus is wider.
-
-    Notes
-    -----
-    Residues are split in halves of 27 bits, so that 64 products of 57 bits fit a 64-bit sum.
-    """
-    if modulus.bit_length() > _MODULUS_BITS or int(coefficients.max(initial=0)) >> COEFFICIENT_BITS:
-        raise OverflowError("these coefficients or this modulus are outside what was proved exact")
-    combined = np.zeros((coefficients.shape[0], residues.shape[1]), dtype=np.uint64)
-    _routines().combine_rows(
-        np.ascontiguousarray(coefficients), np.ascontiguousarray(residues), combined, modulus
-    )
-    return combined
-
-
 def _cuts(magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Ends of the runs of pairs whose 32-bit sums cannot overflow, with 0 in front; input shape (m, pairs)."""
     n_pairs = magnitudes.shape[1]
@@ -266,9 +213,7 @@ def _cuts(magnitudes: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Routines(NamedTuple):
     fill: Callable[..., None]
     fill_pair: Callable[..., None]
-    unpack: Callable[..., None]
     product: Callable[..., None]
-    combine_rows: Callable[..., None]
 
 
 @lru_cache(maxsize=1)
@@ -277,7 +222,6 @@ def _routines() -> _Routines:
     from numba import njit, types
 
     tile_6, tile_4, tile_2, tile_1 = (_tile(rows) for rows in _ROW_BLOCKS)
-    load = _load()
 
     @njit(  # type: ignore[untyped-decorator]
         types.void(
@@ -318,14 +262,6 @@ def _routines() -> _Routines:
                         ((low[at] >> shift) & mask) | (((high[at] >> shift) & mask) << np.uint64(16))
                     )
             index += length
-
-    @njit(types.void(types.uint8[::1], types.int64, types.uint64[::1]), nogil=True)  # type: ignore[untyped-decorator]
-    def unpack(data: Any, bits: int, residues: Any) -> None:
-        mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
-        start = data.ctypes.data
-        for index in range(residues.size):
-            offset = index * bits
-            residues[index] = (load(start + (offset >> 3)) >> np.uint64(offset & 7)) & mask
 
     @njit(  # type: ignore[untyped-decorator]
         types.void(
@@ -396,43 +332,7 @@ def _routines() -> _Routines:
                         value -= modulus if value >= modulus else 0
                         line[lane] = np.uint64(value)
 
-    @njit(  # type: ignore[untyped-decorator]
-        types.void(
-            types.Array(types.uint64, 2, "C", readonly=True),
-            types.Array(types.uint64, 2, "C", readonly=True),
-            types.uint64[:, ::1],
-            types.uint64,
-        ),
-        nogil=True,
-    )
-    def combine_rows(coefficients: Any, residues: Any, out: Any, modulus: Any) -> None:
-        n_rows, n_columns = residues.shape
-        half, mask = np.uint64(27), np.uint64((1 << 27) - 1)
-        limit = np.uint64((1 << COEFFICIENT_BITS) - 1)
-        low, high = np.empty(_TILE * 8, dtype=np.uint64), np.empty(_TILE * 8, dtype=np.uint64)
-        for start in range(0, n_columns, _TILE * 8):
-            width = min(_TILE * 8, n_columns - start)
-            for which in range(coefficients.shape[0]):
-                result = out[which, start : start + width]
-                for top in range(0, n_rows, _ROWS_PER_SUM):
-                    low[:], high[:] = np.uint64(0), np.uint64(0)
-                    for row in range(top, min(top + _ROWS_PER_SUM, n_rows)):
-                        line = residues[row, start : start + width]
-                        # The mask changes nothing; it tells LLVM that 32-bit multiplications do.
-                        factor = coefficients[which, row] & limit
-                        for lane in range(width):
-                            low[lane] += (line[lane] & mask) * factor
-                            high[lane] += (line[lane] >> half) * factor
-                    for lane in range(width):
-                        # Three steps of nine bits: below 2^54, a residue can move up by ten.
-                        value = high[lane] % modulus
-                        for _ in range(3):
-                            value = (value << np.uint64(9)) % modulus
-                        result[lane] = (result[lane] + value + low[lane] % modulus) % modulus
-
-    return _Routines(
-        fill=fill, fill_pair=fill_pair, unpack=unpack, product=product, combine_rows=combine_rows
-    )
+    return _Routines(fill=fill, fill_pair=fill_pair, product=product)
 
 
 def _tile(rows: int) -> Any:
@@ -447,7 +347,7 @@ def _tile(rows: int) -> Any:
     from numba.core import cgutils
     from numba.extending import intrinsic
 
-    lanes, name = _vector_unit()
+    lanes, name = vector_unit()
     i16, i32, i64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
     vector, halves = ir.VectorType(i32, lanes), ir.VectorType(i16, 2 * lanes)
     # As many sums as stay in registers: 32 registers with the widest unit, 16 with the others.
@@ -529,40 +429,6 @@ def _tile(rows: int) -> Any:
     return tile
 
 
-def _load() -> Any:
-    """Make a read of eight bytes at any address, lowest first."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load(typing: Any, address: Any) -> tuple[Any, Any]:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            word = builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
-            word.align = 1
-            return word if sys.byteorder == "little" else builder.bswap(word)
-
-        return types.uint64(types.int64), generate
-
-    return load
-
-
-def _vector_unit() -> tuple[int, str]:
-    """32-bit words per register, and LLVM's name for the multiply-and-add of this processor if it has one."""
-    from llvmlite import binding
-    from numba.core import codegen, config
-
-    told = config.CPU_FEATURES
-    features = set((codegen.get_host_cpu_features() if told is None else told).split(","))
-    if "+avx512bw" in features:
-        return 16, "llvm.x86.avx512.pmaddw.d.512"
-    if "+avx2" in features:
-        return 8, "llvm.x86.avx2.pmadd.wd"
-    if binding.get_process_triple().startswith("x86_64"):
-        return 4, "llvm.x86.sse2.pmadd.wd"
-    return 4, ""
-
-
 def vector_lanes() -> int:
     """32-bit words per vector register on this machine."""
-    return _vector_unit()[0]
+    return vector_unit().lanes

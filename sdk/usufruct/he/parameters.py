@@ -8,6 +8,7 @@ ciphertexts.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from typing import Final
 
 from usufruct.errors import ContainerError
 
-SCHEME_CODES: Final[Mapping[str, int]] = MappingProxyType({"bfv": 1})
+SCHEME_CODES: Final[Mapping[str, int]] = MappingProxyType({"bfv": 1, "bgv": 2})
 """Scheme byte of containers and of the canonical encoding."""
 
-MAX_COEFF_MODULUS_BITS: Final[Mapping[int, int]] = MappingProxyType({4096: 109})
+MAX_COEFF_MODULUS_BITS: Final[Mapping[int, int]] = MappingProxyType({4096: 109, 8192: 218})
 """Ring degree to the widest modulus, in bits, that keeps 128-bit classical security with ternary secrets.
 
 Source: Homomorphic Encryption Standard (homomorphicencryption.org, 2018), table 1.
@@ -28,16 +29,16 @@ Source: Homomorphic Encryption Standard (homomorphicencryption.org, 2018), table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """One parameter set of one scheme over Z[X]/(X^N + 1) with a single prime modulus."""
+    """One parameter set of one scheme over Z[X]/(X^N + 1), its modulus a product of primes of one width."""
 
     scheme: str
-    """`bfv`."""
+    """`bfv` or `bgv`."""
 
     poly_modulus_degree: int
     """N: coefficients per polynomial, hence rows per block."""
 
-    coeff_modulus: int
-    """q: the prime that residues are taken by."""
+    primes: tuple[int, ...]
+    """What residues are taken by: one prime for `bfv`, several for `bgv`, each 1 modulo 2N."""
 
     plain_modulus: int
     """t: plaintexts are integers modulo t, read as signed."""
@@ -46,9 +47,19 @@ class Parameters:
     """Classical security level that N and q were chosen for."""
 
     @property
+    def coeff_modulus(self) -> int:
+        """q: the product of the primes."""
+        return math.prod(self.primes)
+
+    @property
     def residue_bits(self) -> int:
-        """Bits that one residue takes in a container."""
-        return self.coeff_modulus.bit_length()
+        """Bits that one residue takes in a container; the same for every prime."""
+        return self.primes[0].bit_length()
+
+    @property
+    def residues(self) -> int:
+        """Residues of one polynomial: N for each prime."""
+        return len(self.primes) * self.poly_modulus_degree
 
     @property
     def value_limit(self) -> int:
@@ -59,40 +70,58 @@ class Parameters:
     def parameters_id(self) -> bytes:
         """SHA-256 over a tag and the fields, 32 bytes.
 
-        The preimage is `"usufruct/parameters/1" 00`, then scheme (1 byte), N (4), q (8), t (8) and the
-        security level (2), all little-endian.
+        The preimage is `"usufruct/parameters/1" 00`, then scheme (1 byte), N (4), each prime (8), t (8) and
+        the security level (2), all little-endian.
         """
         fields = struct.pack(
-            "<BIQQH",
+            f"<BI{len(self.primes)}QQH",
             SCHEME_CODES[self.scheme],
             self.poly_modulus_degree,
-            self.coeff_modulus,
+            *self.primes,
             self.plain_modulus,
             self.security_bits,
         )
         return hashlib.sha256(b"usufruct/parameters/1\0" + fields).digest()
 
-    def to_dict(self) -> dict[str, object]:
-        """Fields by name, for records and status pages."""
-        return {
-            "scheme": self.scheme,
-            "poly_modulus_degree": self.poly_modulus_degree,
-            "coeff_modulus": self.coeff_modulus,
-            "plain_modulus": self.plain_modulus,
-            "security_bits": self.security_bits,
-        }
-
 
 BFV_LINEAR: Final = Parameters(
     scheme="bfv",
     poly_modulus_degree=4096,
-    coeff_modulus=0x3FFFFFFFFD6001,
+    primes=(0x3FFFFFFFFD6001,),
     plain_modulus=1032193,
     security_bits=128,
 )
 """Sums and linear scores: q is SEAL's 54-bit prime for N = 4096, t its 20-bit batching prime."""
 
-ALLOWED: Final[Mapping[bytes, Parameters]] = MappingProxyType({BFV_LINEAR.parameters_id: BFV_LINEAR})
+BGV_PAIRS: Final = Parameters(
+    scheme="bgv",
+    poly_modulus_degree=4096,
+    primes=(0x7FF6001, 0x7FE6001, 0x7FCE001, 0x7FC2001),
+    plain_modulus=1032193,
+    security_bits=128,
+)
+"""Inner products of encrypted rows with encrypted queries.
+
+Four primes of 27 bits, 108 together: a product has 54 bits, so 512 features are summed in 64-bit words before
+one reduction, and the worst case of a query that was encrypted under a public key leaves 20 bits and more.
+"""
+
+BGV_MOMENTS: Final = Parameters(
+    scheme="bgv",
+    poly_modulus_degree=8192,
+    primes=(0x1FFD4001, 0x1FFC8001, 0x1FFC0001, 0x1FFB0001, 0x1FFA4001),
+    plain_modulus=0x7FFE0001,
+    security_bits=128,
+)
+"""Sums of products of two encrypted columns over the permitted rows.
+
+t has 31 bits, for a sum over n rows of values up to A takes n A^2 < t / 2. A product and a row mask cost about
+3 log2 t + 43 bits of modulus in the worst case, hence N = 8192 and five primes of 29 bits, 145 together.
+"""
+
+ALLOWED: Final[Mapping[bytes, Parameters]] = MappingProxyType(
+    {parameters.parameters_id: parameters for parameters in (BFV_LINEAR, BGV_PAIRS, BGV_MOMENTS)}
+)
 """Every accepted parameter set by its id."""
 
 

@@ -1,4 +1,4 @@
-"""Exact integer linear algebra on residues modulo one prime of at most 54 bits.
+"""Exact integer linear algebra on residues modulo one prime of at most 54 bits, or several of at most 31.
 
 Everything here runs on floating-point units (BLAS, FFT) and is exact all the same: operands are cut into
 limbs so narrow that each result is an integer known in advance to be representable, and the bound is
@@ -8,8 +8,10 @@ count, in any order of summation. Knows residues only: no container, no kernel, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,10 +147,11 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64] | Spectrum,
     )
     pair = np.fft.ifft(np.fft.fft((low + 1j * middle) * twist) * spectrum.values) * twist.conj()
     last = np.fft.ifft(np.fft.fft(high * twist) * spectrum.values) * twist.conj()
-    upper = (_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag)
-    total = shift_left(np.mod(upper, modulus).astype(np.uint64), _FFT_LIMB_BITS, modulus)
-    product: Residues = np.mod(total.astype(np.int64) + _round(pair.real), modulus).astype(np.uint64)
-    return product
+    # Products of limbs are below 2^30 in magnitude; a multiple of the modulus from 2^50 makes every sum positive.
+    offset = -(-(1 << 50) // modulus) * modulus
+    upper = ((_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag) + offset).view(np.uint64)
+    total = shift_left(_reduced(upper, modulus), _FFT_LIMB_BITS, modulus)
+    return _reduced((total.view(np.int64) + (_round(pair.real) + offset)).view(np.uint64), modulus)
 
 
 def total_of(residues: Residues, modulus: int) -> int:
@@ -156,6 +159,60 @@ def total_of(residues: Residues, modulus: int) -> int:
     _check_modulus(modulus)
     low = int((residues & np.uint64((1 << _BLAS_LIMB_BITS) - 1)).sum())
     return (low + (int((residues >> np.uint64(_BLAS_LIMB_BITS)).sum()) << _BLAS_LIMB_BITS)) % modulus
+
+
+def signed_remainder(residues: Residues, primes: Sequence[int], modulus: int) -> Residues:
+    """Read integers from their residues by several primes, as signed, and reduce them modulo another.
+
+    Parameters
+    ----------
+    residues :
+        shape (k, n): row i below `primes[i]`. Column j stands for the integer of least magnitude with these
+        residues, which is below half of the primes' product.
+    primes :
+        Of at most 31 bits, all different.
+    modulus :
+        At most 31 bits.
+
+    Returns
+    -------
+    remainders :
+        shape (n,), below `modulus`.
+
+    Notes
+    -----
+    Mixed radix: x = v_0 + v_1 p_0 + v_2 p_0 p_1 + ... with v_i < p_i, found by exact 64-bit arithmetic. Digits
+    compare like the numbers, so the sign needs no wide integer.
+    """
+    digits: list[Residues] = []
+    for index, prime in enumerate(primes):
+        p = np.uint64(prime)
+        below = _horner(digits, primes, prime)
+        inverse = np.uint64(pow(prod(primes[:index]), -1, prime))
+        digits.append((residues[index] + p - below) % p * inverse % p)
+    total = prod(primes)
+    greater = np.zeros(residues.shape[1], dtype=np.bool_)
+    equal = np.ones(residues.shape[1], dtype=np.bool_)
+    rest, half = total // 2, []
+    for prime in primes:
+        rest, digit = divmod(rest, prime)
+        half.append(np.uint64(digit))
+    for digit_of_half, found in zip(reversed(half), reversed(digits), strict=True):
+        greater |= equal & (found > digit_of_half)
+        equal &= found == digit_of_half
+    remainder = _horner(digits, primes, modulus)
+    wrapped = np.uint64(-total % modulus)
+    signed: Residues = (remainder + wrapped * greater) % np.uint64(modulus)
+    return signed
+
+
+def _horner(digits: Sequence[Residues], primes: Sequence[int], modulus: int) -> Residues:
+    """Value of mixed-radix digits modulo a modulus of at most 31 bits."""
+    m = np.uint64(modulus)
+    value = np.uint64(0) * (digits[0] if digits else np.zeros(1, dtype=np.uint64))
+    for digit, prime in zip(reversed(digits), reversed(primes[: len(digits)]), strict=True):
+        value = (value * (np.uint64(prime) % m) + digit) % m
+    return value
 
 
 def scale_up(values: NDArray[np.int64], modulus: int, plain_modulus: int) -> Residues:
@@ -184,9 +241,16 @@ def shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
     step = 64 - _MAX_MODULUS_BITS
     while bits:
         now = min(step, bits)
-        residues = (residues << np.uint64(now)) % np.uint64(modulus)
+        residues = _reduced(residues << np.uint64(now), modulus)
         bits -= now
     return residues
+
+
+def _reduced(values: NDArray[np.uint64], modulus: int) -> Residues:
+    """Remainders; numpy divides by one number in vector registers, and takes remainders one by one."""
+    q = np.uint64(modulus)
+    remainders: Residues = values - values // q * q
+    return remainders
 
 
 def _round(values: NDArray[np.float64]) -> NDArray[np.int64]:

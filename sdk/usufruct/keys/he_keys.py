@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from usufruct.errors import ContainerError, KeyStoreError
-from usufruct.he.bfv import SecretKey, generate_secret_key, key_id_of
 from usufruct.he.parameters import BFV_LINEAR, Parameters, parameters_by_id
+from usufruct.he.scheme import scheme_of
+from usufruct.he.secret import SecretKey, key_id_of
 from usufruct.keys.keystore import KeyStore
 
 DOMAIN_PREFIX: Final = "key-domain:"
@@ -24,7 +25,7 @@ def create_key_domain(parameters: Parameters = BFV_LINEAR) -> tuple[SecretKey, d
 
     The record holds `scheme` (text) and `parameters_id`, `key_id`, `commitment` (32 bytes each).
     """
-    secret = generate_secret_key(parameters)
+    secret = scheme_of(parameters).generate_secret_key(parameters)
     return secret, key_domain_record(secret)
 
 

@@ -1,0 +1,208 @@
+"""Opens blocks in a worker process, so that whatever a ciphertext provokes in SEAL ends there.
+
+The worker has a limit on its address space and a deadline for every block. If it crashes, or reaches one of them,
+that block fails with `WorkerError` and the next one gets a new worker; the caller hands SEAL nothing. The
+secret crosses a pipe, never an argument, a file or the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usufruct.errors import ContainerError, KeyStoreError, UsufructError, WorkerError, WrongKeyDomainError
+from usufruct.he.secret import SecretKey
+
+MEMORY_BYTES: Final = 1 << 29
+"""Address space of a worker: several times what opening the largest block takes (`docs/engine.md`)."""
+
+SECONDS: Final = 60.0
+"""Deadline of one block; opening takes milliseconds, starting a worker about a second."""
+
+OPENED, REFUSED = b"opened", b"refused"
+"""First frame of an answer; values follow, or the error as JSON."""
+
+OUT_OF_MEMORY: Final = 3
+"""Exit code of a worker."""
+
+ROWS: Final = np.dtype("<u4")
+VALUES: Final = np.dtype("<i8")
+
+_WORKER = "usufruct.he.opener"
+_LENGTH_BYTES = 4
+_REFUSALS: Final[dict[str, type[UsufructError]]] = {
+    error.__name__: error for error in (WrongKeyDomainError, KeyStoreError)
+}
+
+
+class IsolatedOpener:
+    """Opens blocks of one key domain. A context manager; the worker starts at the first block.
+
+    Parameters
+    ----------
+    secret :
+        Of the key domain.
+    memory_bytes, seconds :
+        Limits of the worker, and of one block.
+    """
+
+    def __init__(
+        self, secret: SecretKey, *, memory_bytes: int = MEMORY_BYTES, seconds: float = SECONDS
+    ) -> None:
+        self._secret = secret
+        self._memory_bytes = memory_bytes
+        self._seconds = seconds
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> IsolatedOpener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, if one runs."""
+        return None if self._worker is None else self._worker.pid
+
+    def open_values(self, block: bytes, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Decrypt a block and return only the named rows; as `scheme.Scheme.open_values`.
+
+        Raises
+        ------
+        ContainerError, WrongKeyDomainError, KeyStoreError
+            If the worker refused the block.
+        WorkerError
+            If the worker died, or reached its memory limit or the deadline.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= 1 << 31):
+            raise KeyStoreError("a row number that no block has")
+        late = threading.Event()
+        worker = self._worker or self._start()
+        watchdog = threading.Timer(self._seconds, _end, (worker, late))
+        watchdog.start()
+        try:
+            answer = _ask(worker, wanted.astype(ROWS).tobytes(), block)
+        finally:
+            watchdog.cancel()
+        if answer is None:
+            raise self._failure(late.is_set())
+        status, body = answer
+        if status != OPENED:
+            raise _refusal(json.loads(body))
+        opened = np.frombuffer(body, dtype=VALUES)
+        if opened.size != wanted.size:
+            self._stop()
+            raise WorkerError("the worker that opens blocks answered another question")
+        return opened.astype(np.int64)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # Nothing of the caller's environment is inherited but where to find the code.
+        environment = {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", _WORKER, str(self._memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            cwd="/",
+        )
+        self._worker = worker
+        assert worker.stdin is not None
+        # A worker that is gone already is noticed when it does not answer.
+        with suppress(BrokenPipeError):
+            write_frame(worker.stdin, self._secret.to_bytes())
+        return worker
+
+    def _failure(self, late: bool) -> WorkerError:
+        worker = self._worker
+        code = self._stop()
+        if late:
+            reason = f"took more than {self._seconds:g} s"
+        elif code == OUT_OF_MEMORY:
+            reason = f"reached its memory limit of {self._memory_bytes >> 20} MiB"
+        else:
+            reason = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        pid = "" if worker is None else f" (process {worker.pid})"
+        return WorkerError(f"the worker that opens blocks {reason}{pid}")
+
+    def _stop(self) -> int:
+        """End the worker and wait for it; returns its exit code."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return 0
+        assert worker.stdin is not None and worker.stdout is not None
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+        try:
+            code = worker.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            code = worker.wait()
+        worker.stdout.close()
+        return code
+
+
+def open_blocks(
+    secret: SecretKey, requests: Sequence[tuple[bytes, Sequence[int]]]
+) -> list[NDArray[np.int64]]:
+    """Open many blocks with one worker; (block, rows) each. Errors as `IsolatedOpener.open_values`."""
+    with IsolatedOpener(secret) as opener:
+        return [opener.open_values(block, rows) for block, rows in requests]
+
+
+def _end(worker: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()
+    worker.kill()
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
+    """Read 4 bytes of length, little-endian, and that many bytes; None where the stream ends too early."""
+    head = stream.read(_LENGTH_BYTES)
+    if len(head) < _LENGTH_BYTES:
+        return None
+    length = int.from_bytes(head, "little")
+    body = stream.read(length)
+    return body if len(body) == length else None
+
+
+def write_frame(stream: IO[bytes], body: bytes) -> None:
+    """Write what `read_frame` reads."""
+    stream.write(len(body).to_bytes(_LENGTH_BYTES, "little") + body)
+    stream.flush()
+
+
+def _ask(worker: subprocess.Popen[bytes], rows: bytes, block: bytes) -> tuple[bytes, bytes] | None:
+    """One request; None if the worker did not answer it."""
+    assert worker.stdin is not None and worker.stdout is not None
+    try:
+        write_frame(worker.stdin, rows)
+        write_frame(worker.stdin, block)
+    except BrokenPipeError:
+        return None
+    status = read_frame(worker.stdout)
+    body = None if status is None else read_frame(worker.stdout)
+    return None if status is None or body is None else (status, body)
+
+
+def _refusal(told: dict[str, Any]) -> UsufructError:
+    message = str(told["message"])
+    if told["error"] in _REFUSALS:
+        return _REFUSALS[told["error"]](message)
+    return ContainerError(message, field=str(told["field"]))
