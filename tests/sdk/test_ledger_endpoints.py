@@ -27,6 +27,7 @@ from usufruct.errors import (
     ChainStalledError,
     ConfigurationError,
     ContradictingEndpointError,
+    LedgerError,
     LedgerUnreachableError,
     StaleLedgerError,
     TransactionLostError,
@@ -387,6 +388,22 @@ def test_a_call_that_was_given_up_on_and_is_made_again_is_the_same_transaction(
     assert count(ledger) == before + 1
     say(ledger, "/twice")  # Its outcome was handed over: from now on the same call is meant anew.
     assert count(ledger) == before + 2
+
+
+@pytest.mark.timeout(60)
+def test_a_transaction_that_the_chain_refuses_leaves_its_nonce_free(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    member = consortium["south"]
+    path = tmp_path / "journal"
+    ledger = Ledger.open(consortium.network, private_key=member.node_key, journal=path)
+    before = count(ledger)
+    call = ledger.call_data("ParticipantRegistry", "organisations")
+    with pytest.raises(LedgerError):
+        ledger.transact_many([call] * 150, gas=10**12)
+    assert journal_ids(path) == set()
+    assert len(ledger.transact_many([call] * 150, gas=100_000)) == 150
+    assert count(ledger) == before + 150
 
 
 CRASHING = """
