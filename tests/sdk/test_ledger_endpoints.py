@@ -537,8 +537,13 @@ def test_time_in_which_nobody_looked_does_not_count_as_standing_still() -> None:
     watch.observed(7)
     clock.at = 1000.0
     assert watch.stalled_since() is None
-    watch.observed(8)
+    watch.observed(7)  # The endpoint was away meanwhile, or nobody asked.
     assert watch.stalled_since() is None
+    clock.at += EMBEDDED.stall_after_s
+    watch.observed(7)
+    clock.at += 0.1
+    watch.observed(7)
+    assert watch.stalled_since() is not None
 
 
 def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() -> None:
@@ -559,8 +564,9 @@ def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() 
     assert watch.stalled_since() is None
     watch.pooled(3)
     assert watch.waiting == 3
-    clock.at += profile.stall_after_s + 0.1
-    watch.observed(7)
+    for _ in range(2):
+        clock.at += profile.stall_after_s
+        watch.observed(7)
     assert watch.stalled_since() is not None
     watch.pooled(0)
     assert watch.stalled_since() is None
