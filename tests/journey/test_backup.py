@@ -78,7 +78,7 @@ def releases_kept(home: Home, job: JobId) -> list[Cid]:
     return [Cid.from_bytes(bytes(envelope)) for key, envelope in found if key == job]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_executor_verifier_and_custodian_restored_in_the_middle_of_a_job_finish_it(
     network: Consortium, archives: dict[str, Path]
 ) -> None:
@@ -96,7 +96,7 @@ def test_executor_verifier_and_custodian_restored_in_the_middle_of_a_job_finish_
     assert network.university.open_release(job).job_id == job
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_custodian_restored_from_before_the_opening_draws_no_second_noise(
     network: Consortium, archives: dict[str, Path]
 ) -> None:
@@ -120,7 +120,7 @@ def test_custodian_restored_from_before_the_opening_draws_no_second_noise(
     assert release.job_id == job
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_restored_node_beside_the_original_doubles_nothing_and_the_original_stops(
     network: Consortium, archives: dict[str, Path]
 ) -> None:
