@@ -14,7 +14,7 @@ from eth_account import Account
 from eth_utils.crypto import keccak
 
 from usufruct.ledger.subnet_evm import GenesisMember, genesis
-from usufruct_node.validators import Description, Validators
+from usufruct_node.validators import Validators
 
 CHAIN_ID = 777_001
 KEYS = [keccak(text=f"consortium-test-key-{i}") for i in range(10)]
@@ -121,14 +121,3 @@ def running_validators(
         yield found
     finally:
         found.command("down")
-
-
-__all__ = [
-    "ACCOUNTS",
-    "CHAIN_ID",
-    "KEYS",
-    "Description",
-    "RefusedError",
-    "TestValidators",
-    "running_validators",
-]

@@ -111,6 +111,7 @@ class Node:
             host=self._host,
             workers=self._workers,
             clock=ChainClock(network.chain),
+            on_stall=self._chain.stood_still,
         )
         self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
         self._started_at = time.time()

@@ -17,6 +17,7 @@ from coincurve import PrivateKey
 
 from chain_fixture import Consortium, Organisation, running_chain, word
 from governed_fixture import governed_consortium
+from usufruct.errors import ProofUnavailableError, TooFewSignersError
 from usufruct.ledger.finality import fetch_finality, verify_finality
 from usufruct.ledger.signing import sign_transaction
 from usufruct.records import label
@@ -115,21 +116,27 @@ def finality(net: Consortium, *, count: int) -> dict[str, Any]:
     """Seconds to fetch the proof of a final block and to verify it against the pinned validators."""
     pin, endpoint = net.network.finality, net.reader.endpoint
     newest = net.reader.finalised().number
-    fetched, verified = [], []
+    fetched, verified, unavailable = [], [], 0
     for number in range(newest - count + 1, newest + 1):
         block_hash = endpoint.block(number).hash
         begun = time.perf_counter()
-        proof = fetch_finality(endpoint, net.network.chain, pin, block_hash)
-        between = time.perf_counter()
-        verify_finality(proof, pin, block_hash)
+        try:
+            proof = fetch_finality(endpoint, net.network.chain, pin, block_hash)
+            between = time.perf_counter()
+            verify_finality(proof, pin, block_hash)
+        except (ProofUnavailableError, TooFewSignersError):
+            unavailable += 1
+            continue
         fetched.append(between - begun)
         verified.append(time.perf_counter() - between)
-    return {
-        "name": "finality proof",
-        "count": count,
+    row = {"name": "finality proof", "count": count, "unavailable": unavailable}
+    if not fetched:
+        return row
+    worst = max(map(sum, zip(fetched, verified, strict=True)))
+    return row | {
         "fetch_s": statistics.median(fetched),
         "verify_s": statistics.median(verified),
-        "worst_s": max(map(sum, zip(fetched, verified, strict=True))),
+        "fetch_verify_worst_s": worst,
     }
 
 

@@ -51,7 +51,7 @@ from usufruct.records import (
 from usufruct.register import Policy
 from usufruct.rights import terms
 from usufruct.verify import ResultManifest
-from usufruct_node.devnet import Devnet
+from usufruct_node.devnet import MEMBERS, ChainKind, Devnet, Member
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import peer_id_text
 
@@ -89,16 +89,26 @@ class Clinic:
 class Consortium:
     """A devnet whose university has been admitted and may compute on both clinics' bundles."""
 
-    def __init__(self, root: Path, *, timings: Timings = LASTING, uses: int = 1000, rho: int = 4000) -> None:
-        self.net = Devnet(root)
+    def __init__(
+        self,
+        root: Path,
+        *,
+        chain: ChainKind = "embedded",
+        members: Sequence[Member] = MEMBERS,
+        timings: Timings = LASTING,
+        uses: int = 1000,
+        rho: int = 4000,
+    ) -> None:
+        self.net = Devnet(root, members=members)
         self._uses, self._rho = uses, rho
         self._pool = ThreadPoolExecutor(8)
         try:
-            self.net.up(timings=timings, block_interval_s=BLOCK_SECONDS)
+            self.net.up(chain=chain, timings=timings, block_interval_s=BLOCK_SECONDS)
             names = [member.name for member in self.net.members]
             self.clients = dict(zip(names, self._pool.map(self._open, names), strict=True))
             self._timings = timings
-            self.admit(self.net.home("university").root)
+            for newcomer in (member.name for member in members if not member.founder):
+                self.admit(self.net.home(newcomer).root)
             self.clinics = dict(
                 zip(CLINICS, self.together(*(partial(self._share, c) for c in CLINICS)), strict=True)
             )
@@ -164,7 +174,7 @@ class Consortium:
         """Wait until every running node has indexed the block that is final now."""
         head = self.ledger.finalised().number
         for name, pid in self.net.running().items():
-            if name != "chain" and pid is not None:
+            if name in self.clients and pid is not None:
                 content = self.clients[name].content
                 self.until(lambda content=content: content.query("/status")["indexed_block"] >= head)
 

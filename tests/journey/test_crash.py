@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,26 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from consortium import BLOCK_SECONDS, CLINICS, Consortium, Impostor, error_of, processes_below
+from books import budgets_conserve, completed_once, home_is_whole, index_equals_a_fresh_replay, rows
 
+from consortium import BLOCK_SECONDS, CLINICS, Consortium, Impostor, error_of, processes_below
 from usufruct import Client
-from usufruct.content import Cid, Codec, EmbeddedBlockStore
+from usufruct.content import Cid, Codec
 from usufruct.errors import LedgerUnreachableError, UsufructError
 from usufruct.ledger import Ledger, Network
-from usufruct.privacy import MICRO
 from usufruct.records import Job, JobId, JobState
 from usufruct_node.chain import read_endpoint
-from usufruct_node.index import Index, catch_up
 
 SEED = 20261123
 NODES = ("clinic-north", "clinic-south", "compute-1", "auditor", "university")
 VICTIMS = ("chain", "anvil", *NODES)
 LIFE_SECONDS = 5.0
 """About what a job takes; kills are drawn over it."""
-
-ONCE = (
-    "JobPosted", "JobClaimed", "ResultCommitted", "CommitsClosed", "JobVerified", "ReleaseOpened", "JobReleased"
-)  # fmt: skip
 
 
 class Witness:
@@ -134,13 +128,13 @@ def test_nothing_is_lost_when_every_process_is_killed_at_random_points_of_runnin
 
     assert sum(killer.killed.values()) >= 12 and set(killer.killed) == set(VICTIMS)
     _every_block_and_transaction_is_still_there(network, witness, receipts)
-    _every_job_completed_exactly_once(network, jobs)
-    _budgets_conserve(network, jobs)
+    completed_once(network, jobs)
+    budgets_conserve(network, jobs)
     _releases_stand(network, jobs)
     for name in NODES:
         network.net.stop(name)
-        _home_is_whole(network, name)
-        _index_equals_a_fresh_replay(network, name)
+        home_is_whole(network, name)
+        index_equals_a_fresh_replay(network, name)
 
 
 def _await(network: Consortium, job: JobId, state: JobState) -> None:
@@ -175,21 +169,6 @@ def _every_block_and_transaction_is_still_there(
         assert receipt["blockHash"] == block
 
 
-def _every_job_completed_exactly_once(network: Consortium, jobs: list[JobId]) -> None:
-    for job in jobs:
-        assert network.ledger.job(job).state is JobState.RELEASED
-        counted = Counter(network.events(job))
-        assert {name: counted[name] for name in ONCE} == dict.fromkeys(ONCE, 1)
-        assert counted["VerdictCommitted"] == counted["VerdictRevealed"] == 3
-
-
-def _budgets_conserve(network: Consortium, jobs: list[JobId]) -> None:
-    for clinic in CLINICS:
-        artifact = network.clinics[clinic].bundle.artifact_id
-        count = sum(network.ledger.job(job).request.artifact_id == artifact for job in jobs)
-        assert network.account(clinic) == (0, count * MICRO, count)
-
-
 def _releases_stand(network: Consortium, jobs: list[JobId]) -> None:
     """Each release is right, was made once, and is handed out again byte for byte, also by a custodian that restarted."""
     with Impostor(network.node_keys("university").peer_seed) as asker:
@@ -204,7 +183,7 @@ def _releases_stand(network: Consortium, jobs: list[JobId]) -> None:
             (second,) = asker.fetch(network.ledger, clinic, cid)
             assert first == second == network.university.content.get(cid, holder=clinic)
     for clinic in CLINICS:
-        made = _rows(network.net.home(clinic).node_database, "SELECT job_id, envelope FROM release")
+        made = rows(network.net.home(clinic).node_database, "SELECT job_id, envelope FROM release")
         ours = {bytes(job): network.ledger.job(job) for job in jobs}
         custodian = {
             k: j
@@ -214,43 +193,6 @@ def _releases_stand(network: Consortium, jobs: list[JobId]) -> None:
         assert {bytes(key) for key, _ in made} == set(custodian)
         for key, envelope in made:
             assert Cid.from_bytes(envelope).digest == custodian[bytes(key)].release_digest
-
-
-def _home_is_whole(network: Consortium, name: str) -> None:
-    home = network.net.home(name)
-    with EmbeddedBlockStore(home.blocks) as store:
-        kept = list(store.cids())
-        for cid in kept:
-            cid.check(store.get(cid))
-    files = [path for path in (home.blocks / "blocks").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {str(cid) for cid in kept}
-    for path in files:
-        Cid.parse(path.name).check(path.read_bytes())
-    assert [path for path in (home.blocks / "staging").rglob("*") if path.is_file()] == []
-    assert list(home.root.glob(".*")) == []
-    for database in (home.index_database, home.node_database, home.blocks / "catalogue.db"):
-        assert _rows(database, "PRAGMA integrity_check") == [("ok",)]
-
-
-def _index_equals_a_fresh_replay(network: Consortium, name: str) -> None:
-    fresh = network.net.root / f"replay-{name}.db"
-    index = Index(fresh)
-    catch_up(index, network.ledger)
-    index.close()
-    tables = [row[0] for row in _rows(fresh, "SELECT name FROM sqlite_master WHERE type = 'table'")]
-    assert {"event", "job", "verdict", "participant", "budget"} <= set(tables)
-    for table in set(tables) - {"cursor"}:
-        query = f"SELECT * FROM {table}"
-        found = _rows(network.net.home(name).index_database, query)
-        assert sorted(found, key=repr) == sorted(_rows(fresh, query), key=repr), table
-
-
-def _rows(database: Path, query: str) -> list[tuple[object, ...]]:
-    db = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-    try:
-        return db.execute(query).fetchall()
-    finally:
-        db.close()
 
 
 @pytest.mark.timeout(180)

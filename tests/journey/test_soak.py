@@ -11,18 +11,23 @@ from typing import Any
 import pytest
 
 from consortium import processes_below
+from usufruct_node.devnet import Devnet
 
 
 def soak(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, figures and what was told meanwhile."""
-    command = [sys.executable, "-m", "usufruct_node.soak", "--json", "--dir", str(folder / "net"), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    network = folder / "net"
+    command = [sys.executable, "-m", "usufruct_node.soak", "--json", "--dir", str(network), *words]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=840, check=False)
+    finally:
+        Devnet(network).down()
     assert ended.stdout, ended.stderr
     assert processes_below(folder) == {}
     return ended.returncode, json.loads(ended.stdout), ended.stderr
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_while_of_random_life_and_faults_break_no_invariant(tmp_path: Path) -> None:
     code, figures, told = soak(tmp_path, "--minutes", "1.5", "--seed", "20261123")
     assert (code, figures["violations"]) == (0, []), told
@@ -33,7 +38,7 @@ def test_a_while_of_random_life_and_faults_break_no_invariant(tmp_path: Path) ->
     assert {"sum job", "consent", "withdrawal"} <= done
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_soak_finds_a_row_that_somebody_changed_in_an_index(tmp_path: Path) -> None:
     code, figures, _ = soak(tmp_path, "--minutes", "0.1", "--seed", "1", "--sabotage", "policy")
     assert code == 1

@@ -6,11 +6,13 @@ import os
 import signal
 from pathlib import Path
 
-from chain_fixture import until
+from chain_fixture import Consortium, until
 from node_fixture import api_of, found_home, running_node
-from usufruct.ledger import Head
+from usufruct.errors import ChainStalledError
+from usufruct.ledger import Head, Ledger
 from usufruct.ledger.profile import PROFILES
 from usufruct_node.chain_clock import ChainClock
+from usufruct_node.chain_view import ChainView
 from usufruct_node.devnet import Devnet
 from usufruct_node.doctor import examine
 
@@ -39,6 +41,19 @@ def test_where_blocks_come_anyway_chain_time_is_that_of_the_newest_block() -> No
     clock.now(head(7, 1_000))
     at[0] = 5_000.0
     assert clock.now(head(7, 1_000)) == 1_000
+
+
+def test_a_chain_found_to_stand_still_does_so_until_a_block_comes_whoever_gives_up_waiting(
+    consortium: Consortium,
+) -> None:
+    ledger = Ledger.open(consortium.network)
+    height, view = ledger.finalised().number, ChainView(ledger)
+    assert view.state() == "ok"
+    view.stood_still(ChainStalledError(height, 1_000.0))
+    assert view.state() == f"the chain stands still at block {height} since 1970-01-01T00:16:40+00:00"
+    assert view.to_dict()["stalled_since"] == "1970-01-01T00:16:40+00:00"
+    until(lambda: ledger.finalised().number > height)
+    assert view.state() == "ok" and view.to_dict()["stalled_since"] is None
 
 
 def test_a_chain_that_stands_still_or_hangs_shows_in_health_status_and_metrics_and_work_resumes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, groupby
@@ -256,6 +257,71 @@ def test_index_killed_in_the_middle_of_a_step_loses_nothing_and_doubles_nothing(
     resumed.advance([], index.cursor())
     resumed.close()
     assert tables(path) == tables(tmp_path / "index.db")
+
+
+def trees(path: Path) -> set[str]:
+    with sqlite3.connect(path) as db:
+        return {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE INDEX%'")}
+
+
+def test_index_built_in_many_spans_read_ahead_equals_one_built_in_one(
+    story: Story, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["usufruct_node.index.follow"], "_SPAN", 3)
+    spanned = Index(tmp_path / "spanned.db")
+    catch_up(spanned, story.net.reader)
+    spanned.advance([], index.cursor())
+    spanned.close()
+    assert tables(tmp_path / "spanned.db") == tables(tmp_path / "index.db")
+    assert trees(tmp_path / "spanned.db") == trees(tmp_path / "index.db") != set()
+
+
+def test_search_trees_that_a_killed_rebuild_did_without_are_back_when_the_file_is_opened_again(
+    index: Index, tmp_path: Path
+) -> None:
+    path = tmp_path / "index.db"
+    whole = trees(path)
+    child = os.fork()
+    if child == 0:
+        with Index(path).growing():
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert whole - trees(path) == {"event_series", "event_name"}
+    Index(path).close()
+    assert trees(path) == whole
+
+
+@pytest.mark.parametrize("fault", ["left out", "shown twice", "changed", "forged head", "swapped"])
+def test_an_endpoint_that_tampers_with_a_series_is_refused_and_leaves_the_index_as_it_was(
+    story: Story, tmp_path: Path, fault: str
+) -> None:
+    events = story.net.events()
+    path, half = tmp_path / "tampered.db", len(events) // 2
+    head = Head(events[-1].block_number + 1, word(), events[-1].timestamp)
+    place = next(
+        i for i, e in enumerate(events) if e.name == "VerdictRevealed" and i > half and e.args["sequence"] > 2
+    )
+    victim = events[place]
+    args = {"changed": {"agrees": not victim.args["agrees"]}, "forged head": {"head": word()}}.get(fault, {})
+    tampered = {
+        "left out": events[:place] + events[place + 1 :],
+        "shown twice": [*events[: place + 1], *events[place:]],
+        "swapped": [*events[:place], *reversed(series_after(events, place)), *events[place + 1 :]],
+    }.get(fault, [*events[:place], replace(victim, args=victim.args | args), *events[place + 1 :]])
+    built = Index(path)
+    built.advance(events[:half], Head(events[half].block_number, word(), 1))
+    before = tables(path)
+    with pytest.raises(StaleLedgerError):
+        built.advance(tampered[half:], head)
+    assert tables(path) == before
+    built.advance(events[half:], head)
+    built.close()
+
+
+def series_after(events: list[LedgerEvent], place: int) -> list[LedgerEvent]:
+    """An event and the next one of its series."""
+    key = series_of(events[place])
+    return [events[place], next(e for e in events[place + 1 :] if series_of(e) == key)]
 
 
 def test_reorg_rollback_an_older_or_another_head_is_refused(

@@ -31,7 +31,22 @@ from usufruct.ledger.compile import (
     load_standard_input,
     recompile,
 )
-from usufruct.ledger.deploy import DEPLOYMENT_ORDER, JOB_LEDGER_FUNCTIONS, contract_name_word, deploy
+from usufruct.ledger.deploy import (
+    DEPLOYMENT_ORDER,
+    JOB_LEDGER_FUNCTIONS,
+    ChainLevel,
+    contract_name_word,
+    deploy,
+)
+from usufruct.ledger.genesis import CREATION_GAS, found_network
+from usufruct.ledger.permissions import LISTS
+from usufruct.ledger.subnet_evm import (
+    DEPLOYER_ALLOW_LIST,
+    NATIVE_MINTER,
+    TRANSACTION_ALLOW_LIST,
+    AllowListRole,
+    set_role_call,
+)
 from usufruct.records import Timings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +130,7 @@ class Mined:
     contract_address: str | None
 
 
-def deploy_on(chain: Anvil) -> dict[str, str]:
+def deploy_on(chain: Anvil, level: ChainLevel | None = None) -> dict[str, str]:
     return deploy(
         transact=chain.transact,
         deployer=chain.account,
@@ -125,6 +140,7 @@ def deploy_on(chain: Anvil) -> dict[str, str]:
         quorum=2,
         voting_period=60,
         quorum_bps=5000,
+        chain=level,
     )
 
 
@@ -262,6 +278,65 @@ def test_deployment_stops_when_a_creation_has_no_address() -> None:
             quorum_bps=5000,
         )
     assert sent == [None]
+
+
+@pytest.mark.parametrize("member", [True, False], ids=["a founder deploys", "a stranger deploys"])
+def test_lists_are_handed_over_after_the_contracts_and_the_one_that_lets_the_deployer_send_last(
+    member: bool,
+) -> None:
+    deployer = FOUNDERS[0][1] if member else "0x" + "11" * 20
+    sent: list[tuple[str | None, bytes]] = []
+
+    def transact(to: str | None, data: bytes) -> Mined:
+        sent.append((to, data))
+        return Mined(None if to else f"0x{len(sent):040x}")
+
+    contracts = deploy(
+        transact=transact,
+        deployer=deployer,
+        founders=FOUNDERS,
+        parameters=[],
+        timings=Timings(),
+        quorum=1,
+        voting_period=1,
+        quorum_bps=5000,
+        chain=ChainLevel(permissions="SubnetEvmPermissions"),
+    )
+    council, permissions = contracts["MemberCouncil"], contracts["ChainPermissions"]
+    admit = load_abi("ParticipantRegistry").functions["admit"].selector
+    first_admission = next(i for i, (_, data) in enumerate(sent) if data[:4] == admit)
+    assert [call for call in sent[:first_admission] if call[0] in LISTS.values()] == [
+        (TRANSACTION_ALLOW_LIST, set_role_call(permissions, AllowListRole.MANAGER)),
+        (NATIVE_MINTER, set_role_call(permissions, AllowListRole.ENABLED)),
+    ]
+    stays = AllowListRole.ENABLED if member else AllowListRole.NONE
+    assert sent[-6:] == [
+        (DEPLOYER_ALLOW_LIST, set_role_call(council, AllowListRole.ADMIN)),
+        (DEPLOYER_ALLOW_LIST, set_role_call(deployer, AllowListRole.NONE)),
+        (NATIVE_MINTER, set_role_call(council, AllowListRole.ADMIN)),
+        (NATIVE_MINTER, set_role_call(deployer, AllowListRole.NONE)),
+        (TRANSACTION_ALLOW_LIST, set_role_call(council, AllowListRole.ADMIN)),
+        (TRANSACTION_ALLOW_LIST, set_role_call(deployer, stays)),
+    ]
+
+
+def test_permissions_for_another_kind_of_chain_are_not_deployed_without_its_lists(chain: Anvil) -> None:
+    with pytest.raises(RuntimeError, match="revert"):
+        deploy_on(chain, ChainLevel(permissions="SubnetEvmPermissions"))
+    with pytest.raises(ConfigurationError, match="Whatever"):
+        deploy_on(chain, ChainLevel(permissions="Whatever"))
+
+
+def test_a_chain_whose_blocks_are_too_small_is_refused_before_anything_is_sent() -> None:
+    anvil = Anvil()
+    try:
+        anvil.call("evm_setBlockGasLimit", hex(CREATION_GAS - 1))
+        anvil.call("evm_mine")
+        with pytest.raises(ConfigurationError, match="gas"):
+            found_network(anvil.url, deployer_key=b"\1" * 32, founders=[], parameters=[])
+        assert anvil.call("eth_blockNumber") == "0x1"
+    finally:
+        anvil.stop()
 
 
 @given(st.data())

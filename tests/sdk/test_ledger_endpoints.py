@@ -27,6 +27,7 @@ from usufruct.errors import (
     ChainStalledError,
     ConfigurationError,
     ContradictingEndpointError,
+    LedgerError,
     LedgerUnreachableError,
     StaleLedgerError,
     TransactionLostError,
@@ -389,6 +390,22 @@ def test_a_call_that_was_given_up_on_and_is_made_again_is_the_same_transaction(
     assert count(ledger) == before + 2
 
 
+@pytest.mark.timeout(60)
+def test_a_transaction_that_the_chain_refuses_leaves_its_nonce_free(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    member = consortium["south"]
+    path = tmp_path / "journal"
+    ledger = Ledger.open(consortium.network, private_key=member.node_key, journal=path)
+    before = count(ledger)
+    call = ledger.call_data("ParticipantRegistry", "organisations")
+    with pytest.raises(LedgerError):
+        ledger.transact_many([call] * 150, gas=10**12)
+    assert journal_ids(path) == set()
+    assert len(ledger.transact_many([call] * 150, gas=100_000)) == 150
+    assert count(ledger) == before + 150
+
+
 CRASHING = """
 import os, signal, sys
 from pathlib import Path
@@ -520,8 +537,13 @@ def test_time_in_which_nobody_looked_does_not_count_as_standing_still() -> None:
     watch.observed(7)
     clock.at = 1000.0
     assert watch.stalled_since() is None
-    watch.observed(8)
+    watch.observed(7)  # The endpoint was away meanwhile, or nobody asked.
     assert watch.stalled_since() is None
+    clock.at += EMBEDDED.stall_after_s
+    watch.observed(7)
+    clock.at += 0.1
+    watch.observed(7)
+    assert watch.stalled_since() is not None
 
 
 def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() -> None:
@@ -542,8 +564,9 @@ def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() 
     assert watch.stalled_since() is None
     watch.pooled(3)
     assert watch.waiting == 3
-    clock.at += profile.stall_after_s + 0.1
-    watch.observed(7)
+    for _ in range(2):
+        clock.at += profile.stall_after_s
+        watch.observed(7)
     assert watch.stalled_since() is not None
     watch.pooled(0)
     assert watch.stalled_since() is None

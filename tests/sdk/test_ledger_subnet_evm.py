@@ -20,6 +20,7 @@ from usufruct.ledger.subnet_evm import (
     AllowListRole,
     GenesisMember,
     genesis,
+    mint_call,
     read_allow_list_call,
     set_role_call,
 )
@@ -106,6 +107,11 @@ def test_call_data_is_what_the_precompiles_parse() -> None:
     }
     for role, name in names.items():
         assert set_role_call(account(7), role) == keccak(text=f"{name}(address)")[:4] + argument
+    minted = keccak(text="mintNativeCoin(address,uint256)")[:4] + argument + (5).to_bytes(32, "big")
+    assert mint_call(account(7), 5) == minted
+    for amount in (-1, 1 << 256):
+        with pytest.raises(ConfigurationError, match="no amount"):
+            mint_call(account(7), amount)
 
 
 # `usufruct network init`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ import trio
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, InputError, LedgerError, PeerError
+from usufruct.errors import BlockNotFoundError, ChainStalledError, InputError, LedgerError, PeerError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
@@ -53,6 +53,8 @@ class RoleContext:
     host: PeerHost
     workers: Workers
     clock: ChainClock
+    on_stall: Callable[[ChainStalledError], None]
+    """Told when a transaction was given up on because the chain makes no block."""
     sending: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_SENDING_THREADS))
     """Threads that wait for transactions; apart from the others, so that many jobs cannot starve the block protocol."""
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
@@ -171,9 +173,8 @@ class RoleContext:
 
     async def transact(self, function: str, job_id: JobId, *arguments: object) -> None:
         """One call of the job ledger, final when it returns."""
-        await trio.to_thread.run_sync(
-            partial(self.ledger.transact, "JobLedger", function, job_id, *arguments, least_gas=_STEP_GAS),
-            limiter=self.sending,
+        await self._send(
+            partial(self.ledger.transact, "JobLedger", function, job_id, *arguments, least_gas=_STEP_GAS)
         )
         log.info("%s %s", function, job_id.hex()[:12])
 
@@ -187,10 +188,15 @@ class RoleContext:
             await self.transact(function, job_id)
             return
         call = ledger.call_data("JobLedger", function, job_id)
-        await trio.to_thread.run_sync(
-            partial(ledger.transact_many, [call], gas=_STEP_GAS), limiter=self.sending
-        )
+        await self._send(partial(ledger.transact_many, [call], gas=_STEP_GAS))
         log.info("%s %s", function, job_id.hex()[:12])
+
+    async def _send(self, call: Callable[[], object]) -> None:
+        try:
+            await trio.to_thread.run_sync(call, limiter=self.sending)
+        except ChainStalledError as exc:
+            self.on_stall(exc)
+            raise
 
     def member(self, org: OrgId) -> Participant:
         """A member's record from the index.

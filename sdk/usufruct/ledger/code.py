@@ -83,5 +83,5 @@ def _looked_up(ledger: Ledger, name: str) -> str:
         "to": ledger.network.address_book,
         "data": "0x" + lookup.encode([contract_name_word(name)]).hex(),
     }
-    answer = ledger.endpoint.call("eth_call", message, "finalized")
+    answer = ledger.endpoint.call("eth_call", message, ledger.network.chain.finality_tag)
     return str(lookup.decode(bytes.fromhex(answer[2:]))[0])

@@ -65,9 +65,13 @@ class ChainWatch:
     def observed(self, height: int) -> None:
         """The newest final block, just read from the chain."""
         with self._lock:
-            self._last_seen = self._now()
+            now = self._now()
+            # A gap, in which the endpoint was away or nobody asked, says nothing about the chain.
+            if now - self._last_seen > self._profile.stall_after_s:
+                self._first_seen = now
             if height != self._height:
-                self._height, self._first_seen, self._advanced_at = height, self._last_seen, time.time()
+                self._height, self._first_seen, self._advanced_at = height, now, time.time()
+            self._last_seen = now
 
     def sent(self, transaction: bytes) -> None:
         """A transaction of ours waits for a block from now on."""

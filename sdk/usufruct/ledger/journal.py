@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import rlp
@@ -43,40 +44,48 @@ class InFlight:
     """Signed transactions that differ in their fee only, oldest first."""
     owner: str
     """Process that signed it."""
+    nonce: int
+    """Position among the account's transactions."""
+    gas_price: int
+    """Wei per gas offered by the newest."""
+    gas: int
+    """Gas limit."""
+    call: tuple[str | None, bytes]
+    """Address in lower-case hex, or None for a creation, and call data."""
 
     @classmethod
-    def signed(cls, raw: bytes) -> InFlight:
-        """An intent that this process just signed."""
-        return cls(id=transaction_hash(raw), raws=(raw,), owner=_process(os.getpid()))
+    def signed(cls, raw: bytes, *, owner: str | None = None) -> InFlight:
+        """The intent of a transaction that this process just signed, or another one did.
 
-    @property
-    def nonce(self) -> int:
-        """Position among the account's transactions."""
-        return int.from_bytes(self._fields()[0], "big")
+        Raises
+        ------
+        ValueError
+            If it is no signed transaction of the first kind.
+        """
+        nonce, gas_price, gas, to, _, data, *signature = rlp.decode(raw)
+        if len(signature) != 3 or not all(
+            isinstance(part, bytes) for part in (nonce, gas_price, gas, to, data)
+        ):
+            raise ValueError("no signed transaction")
+        return cls(
+            id=transaction_hash(raw),
+            raws=(raw,),
+            owner=owner or _this_process(os.getpid()),
+            nonce=int.from_bytes(nonce, "big"),
+            gas_price=int.from_bytes(gas_price, "big"),
+            gas=int.from_bytes(gas, "big"),
+            call=("0x" + to.hex() if to else None, data),
+        )
 
-    @property
-    def gas_price(self) -> int:
-        """Wei per gas offered by the newest."""
-        return int.from_bytes(self._fields()[1], "big")
-
-    @property
-    def gas(self) -> int:
-        """Gas limit."""
-        return int.from_bytes(self._fields()[2], "big")
-
-    @property
-    def call(self) -> tuple[str | None, bytes]:
-        """Address in lower-case hex, or None for a creation, and call data."""
-        fields = self._fields()
-        return ("0x" + fields[3].hex() if fields[3] else None, fields[5])
+    def replaced(self, raw: bytes) -> InFlight:
+        """The same intent with another transaction for it."""
+        newest = InFlight.signed(raw, owner=self.owner)
+        return dataclasses.replace(self, raws=(*self.raws, raw), gas_price=newest.gas_price)
 
     @property
     def hashes(self) -> list[bytes]:
         """Hashes of all that were signed."""
         return [transaction_hash(raw) for raw in self.raws]
-
-    def _fields(self) -> list[bytes]:
-        return list(rlp.decode(self.raws[-1]))
 
 
 class Journal:
@@ -140,7 +149,7 @@ class Journal:
     def replace(self, entry: InFlight, raw: bytes) -> None:
         """Write down another transaction for the same intent; to be called while `locked`, before it is sent."""
         self._append([{"id": entry.id.hex(), "raw": raw.hex(), "owner": entry.owner}], durable=True)
-        self._kept[entry.id] = dataclasses.replace(entry, raws=(*entry.raws, raw))
+        self._kept[entry.id] = entry.replaced(raw)
 
     def forget(self, ids: Sequence[bytes]) -> None:
         """Drop entries whose outcome was handed over, or that were refused."""
@@ -174,7 +183,7 @@ class Journal:
 
     def is_orphan(self, entry: InFlight) -> bool:
         """Whether nobody waits for its outcome any more."""
-        if entry.owner == _process(os.getpid()):
+        if entry.owner == _this_process(os.getpid()):
             with _waiting_lock:
                 return entry.id not in _waiting
         with _waiting_lock:
@@ -211,16 +220,16 @@ class Journal:
                 self._kept.pop(bytes.fromhex(record["done"]), None)
                 return
             entry_id, raw = bytes.fromhex(record["id"]), bytes.fromhex(record["raw"])
-            known = self._kept.get(entry_id)
-            entry = InFlight(id=entry_id, raws=(raw,), owner=str(record["owner"]))
-            if len(entry._fields()) != 9 or not entry.owner.split(".")[0].isdigit():
-                raise ValueError("no signed transaction")
+            known, owner = self._kept.get(entry_id), str(record["owner"])
+            entry = known.replaced(raw) if known else InFlight.signed(raw, owner=owner)
+            if entry.id != entry_id or not owner.split(".")[0].isdigit():
+                raise ValueError("the record does not fit its transaction")
         except (ValueError, KeyError, TypeError, rlp.exceptions.RLPException) as exc:
             raise ConfigurationError(
                 f"{self._path} is not a journal of transactions",
                 hint="restore it, or remove it once no transaction of this account is on its way",
             ) from exc
-        self._kept[entry_id] = dataclasses.replace(known, raws=(*known.raws, raw)) if known else entry
+        self._kept[entry_id] = entry
 
     def _append(self, records: Sequence[dict[str, str]], *, durable: bool) -> None:
         if self._path is None:
@@ -249,6 +258,11 @@ class Journal:
         if self._path is None:
             raise ConfigurationError("this journal has no file")
         return self._path
+
+
+@lru_cache(maxsize=1)
+def _this_process(pid: int) -> str:
+    return _process(pid)
 
 
 def _process(pid: int) -> str:

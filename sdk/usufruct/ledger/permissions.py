@@ -99,8 +99,9 @@ def check_lists(ledger: Ledger) -> list[dict[str, object]]:
 
 
 def _roles(ledger: Ledger, precompile: str, accounts: Sequence[str]) -> dict[str, AllowListRole]:
+    tag = ledger.network.chain.finality_tag
     calls = [
-        ("eth_call", ({"to": precompile, "data": "0x" + read_allow_list_call(account).hex()}, "finalized"))
+        ("eth_call", ({"to": precompile, "data": "0x" + read_allow_list_call(account).hex()}, tag))
         for account in accounts
     ]
     answers = ledger.endpoint.batch(calls)

@@ -169,9 +169,13 @@ class Sender:
                         on_its_way.result()
                     self._journal.add(chunk)
                     sent += [_pending(entry) for entry in chunk]
-                    on_its_way = courier.submit(self._submit, chunk)
+                    on_its_way = courier.submit(self._broadcast, chunk)
                 if on_its_way is not None:
                     on_its_way.result()
+            except _Refused as exc:
+                self._journal.forget(exc.ids)
+                self._journal.release([pending.transaction_hash for pending in sent])
+                raise exc.reason from exc
             except LedgerError:
                 self._journal.release([pending.transaction_hash for pending in sent])
                 raise

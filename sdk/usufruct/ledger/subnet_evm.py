@@ -150,6 +150,20 @@ def set_role_call(account: str, role: AllowListRole) -> bytes:
     return _call(f"{function}(address)", _address(account))
 
 
+def mint_call(account: str, amount_wei: int) -> bytes:
+    """Call data of `mintNativeCoin(address,uint256)`, with which a council's vote may fund any account.
+
+    Raises
+    ------
+    ConfigurationError
+        If the amount is negative or does not fit 256 bits.
+    """
+    if not 0 <= amount_wei < 1 << 256:
+        raise ConfigurationError(f"{amount_wei} is no amount of wei")
+    selector = keccak(text="mintNativeCoin(address,uint256)")[:4]
+    return selector + encode(["address", "uint256"], [_address(account), amount_wei])
+
+
 def _call(signature: str, account: str) -> bytes:
     return keccak(text=signature)[:4] + encode(["address"], [account])
 

@@ -128,9 +128,12 @@ def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVer
     if network.chain.proof != "warp":
         # The contract holds BLS keys: validators of other kinds are those of the network file.
         return versions
-    logs = endpoint.logs(
+    topic = "0x" + event_codec(_CONTRACT, _EVENT).topic.hex()
+    shown = endpoint.logs(
         [network.contracts[_CONTRACT]], network.deployed_at_block, endpoint.finalised().number
     )
+    with well_formed(endpoint.url):
+        logs = [log for log in shown if log["topics"][0] == topic]
     if not logs or not _is_founding(network, logs[0], versions[0]):
         raise MissingEventError("the chain does not show the founding validators that the network file pins")
     for log in logs[1:]:
