@@ -108,6 +108,7 @@ def host() -> Row:
         "cpu": model[0] if model else platform.processor(),
         "cpus": os.cpu_count(),
         "threads": threads(),
+        "clock": os.environ.get("USUFRUCT_BENCH_CLOCK", "wall"),
         "lanes": lanes.vector_lanes(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -150,7 +151,14 @@ def main() -> int:
     arguments.add_argument("--quick", action="store_true", help="4096 rows only, fewer rounds")
     arguments.add_argument("--case", action="append", help="only rows of this name; may be repeated")
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    arguments.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu counts this process's time on a processor: for one thread, on a machine that is busy otherwise",
+    )
     given = arguments.parse_args()
+    os.environ["USUFRUCT_BENCH_CLOCK"] = given.clock
     # Set before a measuring process loads numpy, so that BLAS gets as many threads as ours.
     os.environ["OPENBLAS_NUM_THREADS"] = str(given.threads)
     rounds = 3 if given.quick else 7

@@ -7,6 +7,7 @@ residues.
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 
@@ -20,6 +21,7 @@ class VectorUnit(NamedTuple):
     """LLVM's name of the instruction; empty if there is none."""
 
 
+@lru_cache(maxsize=1)
 def vector_unit() -> VectorUnit:
     """The widest unit of the processor that the compiler makes code for."""
     from llvmlite import binding
