@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from consortium import Consortium
+from organisations import Consortium
+
 from usufruct import Client
 from usufruct.records import Timings
 

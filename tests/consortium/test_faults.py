@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from books import budgets_conserve, completed_once, home_is_whole, index_equals_a_fresh_replay
 from members_fixture import VALIDATORS, Members
+from organisations import processes_below
 
-from consortium import processes_below
 from usufruct.records import JobId, JobState
 
 SECONDS = 200.0

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from consortium import CLINICS, Consortium
+from organisations import CLINICS, Consortium
+
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.privacy import MICRO
 from usufruct.records import JobId, JobState

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from consortium import Consortium, processes_below
+from organisations import Consortium, processes_below
 
 
 def _stop(network: Consortium, root: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from consortium import (
+from organisations import (
     FEATURES,
     ROWS,
     SCOPE,

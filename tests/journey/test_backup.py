@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from books import completed_once, rows
+from organisations import CLINICS, Consortium, Impostor, error_of, run_cli
 
-from consortium import CLINICS, Consortium, Impostor, error_of, run_cli
 from usufruct import Client
 from usufruct.content import Cid, Codec
 from usufruct.errors import UsufructError

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 
 import httpx
 import pytest
-from consortium import FEATURES, Consortium, error_of, model, register, run_cli
+from organisations import FEATURES, Consortium, error_of, model, register, run_cli
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (

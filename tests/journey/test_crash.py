@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from books import budgets_conserve, completed_once, home_is_whole, index_equals_a_fresh_replay, rows
+from organisations import BLOCK_SECONDS, CLINICS, Consortium, Impostor, error_of, processes_below
 
-from consortium import BLOCK_SECONDS, CLINICS, Consortium, Impostor, error_of, processes_below
 from usufruct import Client
 from usufruct.content import Cid, Codec
 from usufruct.errors import LedgerUnreachableError, UsufructError

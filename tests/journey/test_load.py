@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from books import index_equals_a_fresh_replay
+from organisations import CLINICS, Consortium
 
-from consortium import CLINICS, Consortium
 from usufruct.content import dag
 from usufruct.privacy import MICRO
 from usufruct.records import GrantId, JobId, JobRequest, JobState, Role, Timings, label

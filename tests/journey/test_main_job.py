@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from consortium import processes_below, run_cli
+from organisations import processes_below, run_cli
 
 DENIED = {"DENIED KERNEL_NOT_GRANTED", "DENIED CONSENT_EPOCH_STALE"}
 

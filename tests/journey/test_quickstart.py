@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from consortium import Consortium
+from organisations import Consortium
 
 from usufruct.records import JobState
 

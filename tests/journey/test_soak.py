@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from organisations import processes_below
 
-from consortium import processes_below
 from usufruct_node.devnet import Devnet
 
 
