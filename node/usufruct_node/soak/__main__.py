@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,10 @@ def soak(
     ),
     sabotage: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Publications, consents, withdrawals, jobs, denials, kills and restarts at random; exit code 1 on any violation."""
+    """Publications, consents, withdrawals, jobs, denials, kills and restarts at random; exit code 1 on any violation.
+
+    Ctrl-C ends it early: what was begun is brought to rest, judged and reported.
+    """
     if sabotage is not None and sabotage not in SABOTAGE:
         raise InputError(f"no sabotage {sabotage!r}")
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
@@ -48,7 +52,10 @@ def soak(
         stage.open(report.tell)
         watcher = Watcher(stage.net, stage.reader(), report.tell)
         faults = Faults(stage.net, stage.chain, block_interval_s=BLOCK_SECONDS)
-        Conductor(stage, faults, watcher, report).run(seed, 60 * minutes, sabotage=sabotage)
+        conductor = Conductor(stage, faults, watcher, report)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: conductor.end())
+        conductor.run(seed, 60 * minutes, sabotage=sabotage)
     finally:
         stage.close()
     figures = report.figures(watcher, seed=seed, chain=chain, minutes=minutes)

@@ -39,6 +39,11 @@ class Conductor:
         self._report = report
         self._lanes = {name: queue.Queue[Action | None](_BACKLOG) for name in _LANES}
         self._last_fault = float("-inf")
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Start no further action; what was begun is brought to rest and judged as at the end of the time."""
+        self._ended.set()
 
     def run(self, seed: int, seconds: float, *, sabotage: str | None = None) -> None:
         """Act for so long, bring everything back, wait until every job is over, and check everything once more."""
@@ -61,13 +66,11 @@ class Conductor:
 
     def _act(self, seed: int, ends: float) -> None:
         for action in plan(seed, victims=self._faults.victims, pausable=self._faults.nodes):
-            if time.monotonic() + action.after_s > ends:
+            if time.monotonic() + action.after_s > ends or self._ended.wait(action.after_s):
                 return
-            time.sleep(action.after_s)
             while action.posts and len(self._watcher.books.open_jobs) >= _MOST_OPEN_JOBS:
-                if time.monotonic() > ends:
+                if time.monotonic() > ends or self._ended.wait(0.2):
                     return
-                time.sleep(0.2)
             self._lanes[self._stage.actor(action)].put(action)
 
     def _work(self, lane: queue.Queue[Action | None]) -> None:
