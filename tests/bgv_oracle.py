@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tenseal.sealapi as sealapi
 
-from usufruct.he import bfv
 from usufruct.he.parameters import Parameters
+from usufruct.he.seal_blob import load, seal_array
 from usufruct.he.secret import SecretKey
 from usufruct.he.slots import transformed
 
@@ -61,7 +61,7 @@ def to_seal(parts: list[np.ndarray], parameters: Parameters) -> Any:
         1,
     )
     target = sealapi.Ciphertext(context)
-    bfv._load(target, head + bfv._seal_array(np.concatenate(parts)), context)
+    load(target, head + seal_array(np.concatenate(parts)), context)
     return target
 
 
@@ -78,8 +78,8 @@ def seal_key(secret: SecretKey) -> Any:
     context = context_of(secret.parameters)
     words = transformed(secret._coefficients, with_special_prime(secret.parameters)).reshape(-1)
     key = sealapi.SecretKey()
-    payload = struct.pack("<4QQd", *context.key_parms_id(), words.size, 1.0) + bfv._seal_array(words)
-    bfv._load(key, payload, context)
+    payload = struct.pack("<4QQd", *context.key_parms_id(), words.size, 1.0) + seal_array(words)
+    load(key, payload, context)
     return key
 
 

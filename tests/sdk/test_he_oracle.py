@@ -27,6 +27,7 @@ from usufruct.he.kernels import (
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.residues import combine, negacyclic_multiply, scale_up
 from usufruct.he.sampling import ERROR_BOUND, centred_binomial
+from usufruct.he.seal_blob import load, seal_array
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
 N_ROWS, N_FEATURES = 200, 9
@@ -52,7 +53,7 @@ def blocks(secret: SecretKey, values: np.ndarray) -> dict[tuple[int, int], bytes
 def to_seal(c0: np.ndarray, c1: np.ndarray) -> Any:
     payload = struct.pack("<4QBQQQdQ", *CONTEXT.first_parms_id(), 0, 2, N, 1, 1.0, 1)
     target = sealapi.Ciphertext(CONTEXT)
-    bfv._load(target, payload + bfv._seal_array(np.concatenate([c0, c1])), CONTEXT)
+    load(target, payload + seal_array(np.concatenate([c0, c1])), CONTEXT)
     return target
 
 
@@ -119,7 +120,7 @@ def test_what_seal_encrypts_is_opened_by_us(secret: SecretKey) -> None:
     transformed = bfv._sealapi_cpp.util.ntt_negacyclic_harvey(residues, context_data.small_ntt_tables())
     key = sealapi.SecretKey()
     words = np.array(transformed, dtype=np.uint64) % np.uint64(Q)
-    bfv._load(key, struct.pack("<4QQd", *CONTEXT.key_parms_id(), N, 1.0) + bfv._seal_array(words), CONTEXT)
+    load(key, struct.pack("<4QQd", *CONTEXT.key_parms_id(), N, 1.0) + seal_array(words), CONTEXT)
     message = np.random.default_rng(5).integers(-500_000, 500_000, N)
     encrypted = sealapi.Ciphertext(CONTEXT)
     sealapi.Encryptor(CONTEXT, key).encrypt_symmetric(polynomial(message), encrypted)

@@ -12,7 +12,6 @@ Source: Fan and Vercauteren, ePrint 2012/144.
 
 from __future__ import annotations
 
-import os
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
@@ -31,14 +30,13 @@ from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
 from usufruct.he.reading import GROUP_BLOCKS, expand_seeds
 from usufruct.he.residues import Residues, Spectrum, negacyclic_multiply, scale_up, spectrum_of
 from usufruct.he.sampling import centred_binomial
+from usufruct.he.seal_blob import load, seal_array
 from usufruct.he.secret import SALT_BYTES
 from usufruct.he.secret import SecretKey as SecretKey
 from usufruct.he.secret import key_id_of as key_id_of
 
 _COMPILED_BLOCKS = 16_384
 """Blocks from which sealing a matrix is worth the seconds that compiling takes."""
-
-_SEAL_MAGIC, _SEAL_HEADER_BYTES, _SEAL_VERSION, _SEAL_UNCOMPRESSED = 0xA15E, 16, (4, 3), 0
 
 
 def generate_secret_key(parameters: Parameters = BFV_LINEAR) -> SecretKey:
@@ -197,44 +195,20 @@ def _decrypt(c0: Residues, c1: Residues, secret: SecretKey) -> Any:
         payload = (
             struct.pack("<4Q", *context.key_parms_id())
             + struct.pack("<Qd", transformed.size, 1.0)
-            + _seal_array(transformed)
+            + seal_array(transformed)
         )
         key = sealapi.SecretKey()
-        _load(key, payload, context)
+        load(key, payload, context)
         secret._decryptor = sealapi.Decryptor(context, key)
     payload = (
         struct.pack("<4Q", *context.first_parms_id())
         + struct.pack("<BQQQdQ", 0, 2, c0.size, 1, 1.0, 1)
-        + _seal_array(np.concatenate([c0, c1]))
+        + seal_array(np.concatenate([c0, c1]))
     )
     ciphertext, plain = sealapi.Ciphertext(context), sealapi.Plaintext()
-    _load(ciphertext, payload, context)
+    load(ciphertext, payload, context)
     secret._decryptor.decrypt(ciphertext, plain)
     return plain
-
-
-def _seal_blob(payload: bytes) -> bytes:
-    """SEAL's uncompressed serialisation header before a payload."""
-    size = _SEAL_HEADER_BYTES + len(payload)
-    return (
-        struct.pack("<HBBBBHQ", _SEAL_MAGIC, _SEAL_HEADER_BYTES, *_SEAL_VERSION, _SEAL_UNCOMPRESSED, 0, size)
-        + payload
-    )
-
-
-def _seal_array(words: Residues) -> bytes:
-    return _seal_blob(struct.pack("<Q", words.size) + words.astype("<u8").tobytes())
-
-
-def _load(target: Any, payload: bytes, context: Any) -> None:
-    """Load through an anonymous file, since the binding takes nothing but paths."""
-    descriptor = os.memfd_create("usufruct", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(_seal_blob(payload))
-        target.load(context, f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=4)

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from usufruct.errors import ContainerError, KeyStoreError, UsufructError, WorkerError, WrongKeyDomainError
+from usufruct.errors import (
+    ContainerError,
+    KernelBoundError,
+    KernelParameterError,
+    KeyStoreError,
+    UsufructError,
+    WorkerError,
+    WrongKeyDomainError,
+)
 from usufruct.he.secret import SecretKey
 
 MEMORY_BYTES: Final = 1 << 29
@@ -41,30 +50,43 @@ VALUES: Final = np.dtype("<i8")
 _WORKER = "usufruct.he.opener"
 _LENGTH_BYTES = 4
 _REFUSALS: Final[dict[str, type[UsufructError]]] = {
-    error.__name__: error for error in (WrongKeyDomainError, KeyStoreError)
+    error.__name__: error
+    for error in (WrongKeyDomainError, KeyStoreError, KernelBoundError, KernelParameterError)
 }
 
 
-class IsolatedOpener:
-    """Opens blocks of one key domain. A context manager; the worker starts at the first block.
+class IsolatedWorker:
+    """A worker process under limits, which answers requests. A context manager; it starts at the first request.
 
     Parameters
     ----------
-    secret :
-        Of the key domain.
+    module :
+        What the worker runs: it reads frames from its standard input and answers with `answer`.
+    task :
+        What it does, for messages.
+    greeting :
+        Makes the frames that a new worker is sent before any request.
     memory_bytes, seconds :
-        Limits of the worker, and of one block.
+        Limits of the worker, and of one request.
     """
 
     def __init__(
-        self, secret: SecretKey, *, memory_bytes: int = MEMORY_BYTES, seconds: float = SECONDS
+        self,
+        module: str,
+        task: str,
+        greeting: Callable[[], Sequence[bytes]],
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        seconds: float = SECONDS,
     ) -> None:
-        self._secret = secret
+        self._module = module
+        self._task = task
+        self._greeting = greeting
         self._memory_bytes = memory_bytes
         self._seconds = seconds
         self._worker: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> IsolatedOpener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -77,25 +99,22 @@ class IsolatedOpener:
         """Process id of the worker, if one runs."""
         return None if self._worker is None else self._worker.pid
 
-    def open_values(self, block: bytes, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Decrypt a block and return only the named rows; as `scheme.Scheme.open_values`.
+    def ask(self, *frames: bytes) -> bytes:
+        """Send one request; return the answer.
 
         Raises
         ------
-        ContainerError, WrongKeyDomainError, KeyStoreError
-            If the worker refused the block.
+        UsufructError
+            What the worker refused the request with.
         WorkerError
             If the worker died, or reached its memory limit or the deadline.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= 1 << 31):
-            raise KeyStoreError("a row number that no block has")
         late = threading.Event()
         worker = self._worker or self._start()
         watchdog = threading.Timer(self._seconds, _end, (worker, late))
         watchdog.start()
         try:
-            answer = _ask(worker, wanted.astype(ROWS).tobytes(), block)
+            answer = _ask(worker, frames)
         finally:
             watchdog.cancel()
         if answer is None:
@@ -103,11 +122,7 @@ class IsolatedOpener:
         status, body = answer
         if status != OPENED:
             raise _refusal(json.loads(body))
-        opened = np.frombuffer(body, dtype=VALUES)
-        if opened.size != wanted.size:
-            self._stop()
-            raise WorkerError("the worker that opens blocks answered another question")
-        return opened.astype(np.int64)
+        return body
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Nothing of the caller's environment is inherited but where to find the code.
@@ -116,7 +131,7 @@ class IsolatedOpener:
             "OPENBLAS_NUM_THREADS": "1",
         }
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", _WORKER, str(self._memory_bytes)],
+            [sys.executable, "-P", "-m", self._module, str(self._memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -127,7 +142,8 @@ class IsolatedOpener:
         assert worker.stdin is not None
         # A worker that is gone already is noticed when it does not answer.
         with suppress(BrokenPipeError):
-            write_frame(worker.stdin, self._secret.to_bytes())
+            for frame in self._greeting():
+                write_frame(worker.stdin, frame)
         return worker
 
     def _failure(self, late: bool) -> WorkerError:
@@ -140,7 +156,7 @@ class IsolatedOpener:
         else:
             reason = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         pid = "" if worker is None else f" (process {worker.pid})"
-        return WorkerError(f"the worker that opens blocks {reason}{pid}")
+        return WorkerError(f"the worker that {self._task} {reason}{pid}")
 
     def _stop(self) -> int:
         """End the worker and wait for it; returns its exit code."""
@@ -157,6 +173,48 @@ class IsolatedOpener:
             code = worker.wait()
         worker.stdout.close()
         return code
+
+
+class IsolatedOpener(IsolatedWorker):
+    """Opens blocks of one key domain.
+
+    Parameters
+    ----------
+    secret :
+        Of the key domain.
+    memory_bytes, seconds :
+        Limits of the worker, and of one block.
+    """
+
+    def __init__(
+        self, secret: SecretKey, *, memory_bytes: int = MEMORY_BYTES, seconds: float = SECONDS
+    ) -> None:
+        super().__init__(
+            _WORKER,
+            "opens blocks",
+            lambda: [secret.to_bytes()],
+            memory_bytes=memory_bytes,
+            seconds=seconds,
+        )
+
+    def open_values(self, block: bytes, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Decrypt a block and return only the named rows; as `scheme.Scheme.open_values`.
+
+        Raises
+        ------
+        ContainerError, WrongKeyDomainError, KeyStoreError
+            If the worker refused the block.
+        WorkerError
+            If the worker died, or reached its memory limit or the deadline.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= 1 << 31):
+            raise KeyStoreError("a row number that no block has")
+        opened = np.frombuffer(self.ask(wanted.astype(ROWS).tobytes(), block), dtype=VALUES)
+        if opened.size != wanted.size:
+            self._stop()
+            raise WorkerError("the worker that opens blocks answered another question")
+        return opened.astype(np.int64)
 
 
 def open_blocks(
@@ -188,12 +246,38 @@ def write_frame(stream: IO[bytes], body: bytes) -> None:
     stream.flush()
 
 
-def _ask(worker: subprocess.Popen[bytes], rows: bytes, block: bytes) -> tuple[bytes, bytes] | None:
+def answer(stream: IO[bytes], make: Callable[..., bytes], *request: bytes) -> None:
+    """In a worker: answer a request with what `make` returns for its frames, or with the error that it refuses with."""
+    try:
+        body = make(*request)
+    except UsufructError as exc:
+        field = exc.field if isinstance(exc, ContainerError) else ""
+        refusal = {"error": type(exc).__name__, "message": str(exc), "field": field}
+        write_frame(stream, REFUSED)
+        write_frame(stream, json.dumps(refusal).encode())
+    else:
+        write_frame(stream, OPENED)
+        write_frame(stream, body)
+
+
+def run_limited(serve: Callable[[IO[bytes], IO[bytes]], None]) -> None:
+    """The main program of a worker: serve standard input under the limits; the only argument is that of memory."""
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        serve(sys.stdin.buffer, sys.stdout.buffer)
+    except MemoryError:
+        # No unwinding through code that may want memory again.
+        os._exit(OUT_OF_MEMORY)
+
+
+def _ask(worker: subprocess.Popen[bytes], frames: Sequence[bytes]) -> tuple[bytes, bytes] | None:
     """One request; None if the worker did not answer it."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
-        write_frame(worker.stdin, rows)
-        write_frame(worker.stdin, block)
+        for frame in frames:
+            write_frame(worker.stdin, frame)
     except BrokenPipeError:
         return None
     status = read_frame(worker.stdout)

@@ -233,6 +233,12 @@ def noise_limit(parameters: Parameters) -> int:
     return parameters.coeff_modulus // 2 - 1
 
 
+def id_of_record(record: Mapping[str, object]) -> KernelId:
+    """SHA-256 over `"usufruct/kernel/1" 00` and the record as JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(dict(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return KernelId(hashlib.sha256(b"usufruct/kernel/1\0" + text.encode("ascii")).digest())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A registered computation. Every field but the implementation is part of its id."""
@@ -268,9 +274,8 @@ class Kernel:
 
     @property
     def kernel_id(self) -> KernelId:
-        """SHA-256 over `"usufruct/kernel/1" 00` and the record as JSON: sorted keys, no spaces, ASCII."""
-        record = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return KernelId(hashlib.sha256(b"usufruct/kernel/1\0" + record.encode("ascii")).digest())
+        """The hash of the record."""
+        return id_of_record(self.to_dict())
 
     def parse(self, parameters: Mapping[str, object]) -> KernelParameters:
         """Read parameters from plain data that somebody else wrote.
