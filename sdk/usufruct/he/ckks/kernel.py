@@ -37,7 +37,7 @@ MAX_ABS: Final = 32
 """Largest magnitude of a feature: its encoder works in doubles, and stays within one unit of 2^-40 up to here."""
 
 LOGISTIC: Final = (0.5, 0.15012, 0.0, -0.0015930)
-"""Least-squares cubic of the logistic function on [-8, 8]; off by 0.15 at most there.
+"""Least-squares cubic of the logistic function on [-8, 8]; off by less than 0.115 there.
 
 Source: Kim, Song, Wang, Xia and Jiang, JMIR Medical Informatics 6(2), 2018, with its coefficients per z written out.
 """
