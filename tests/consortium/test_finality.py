@@ -5,7 +5,7 @@ from __future__ import annotations
 from governed_fixture import GovernedConsortium
 from usufruct.ledger.finality import (
     block_hash_of,
-    collect_finality,
+    fetch_finality,
     fetch_header,
     follow_validators,
     prove_final,
@@ -29,8 +29,10 @@ def test_a_proof_put_together_from_each_validator_holds_too(governed: GovernedCo
     ledger, pin = governed.reader, governed.network.finality
     assert pin is not None
     block_hash = ledger.finalised().hash
-    signers = verify_finality(collect_finality(ledger.endpoint, pin, block_hash), pin, block_hash)
-    assert len(signers.keys) == 4
+    signers = verify_finality(
+        fetch_finality(ledger.endpoint, ledger.network.chain, pin, block_hash), pin, block_hash
+    )
+    assert len(signers.keys) >= 4
 
 
 def test_every_header_of_the_chain_hashes_to_its_block(governed: GovernedConsortium) -> None:

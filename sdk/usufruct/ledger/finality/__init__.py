@@ -4,7 +4,7 @@ Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` foll
 pure: `proof` (the record), `warp` and `besu` (one verifier for each way of signing), `header`, `receipts`, `bls`.
 """
 
-from usufruct.ledger.finality.fetch import collect_finality, fetch_finality, fetch_header
+from usufruct.ledger.finality.fetch import fetch_finality, fetch_header
 from usufruct.ledger.finality.header import BlockHeader, block_hash_of, check_header
 from usufruct.ledger.finality.proof import FinalityProof, Signers
 from usufruct.ledger.finality.receipts import (
@@ -39,7 +39,6 @@ __all__ = [
     "block_hash_of",
     "check_header",
     "check_receipt_inclusion",
-    "collect_finality",
     "encode_receipt",
     "fetch_finality",
     "fetch_header",

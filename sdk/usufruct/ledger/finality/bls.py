@@ -37,6 +37,14 @@ def is_possessed(key: bytes, proof: bytes) -> bool:
     return bool(Scheme.PopVerify(BLSPubkey(key), BLSSignature(proof)))
 
 
+def is_signature(data: bytes) -> bool:
+    """Whether these bytes are a point that a signature can be; says nothing about whose."""
+    try:
+        return len(data) == SIGNATURE_BYTES and bool(Scheme.Aggregate([BLSSignature(data)]))
+    except ValueError:
+        return False
+
+
 def aggregate(signatures: Sequence[bytes]) -> bytes:
     """Sum of signatures that were each checked before."""
     return cast(bytes, Scheme.Aggregate([BLSSignature(signature) for signature in signatures]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from queue import Queue
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from multiformats import multibase
 
-from usufruct.errors import LedgerError, MalformedProofError, ProofUnavailableError
+from usufruct.errors import LedgerError, ProofUnavailableError
 from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.finality import bls
 from usufruct.ledger.finality.header import BlockHeader
@@ -51,77 +51,74 @@ def fetch_finality(
         return FinalityProof(
             kind="qbft", chain=bytes.fromhex(pin.chain[2:]), block_hash=block_hash, payload=payload
         )
-    # All at once: an aggregator that waits for a peer of its own can hang for as long as it likes.
-    members = endpoint.members()
-    answers: Queue[FinalityProof | Exception] = Queue()
-    for member in members:
-        Thread(target=_ask, args=(member, block_hash, answers), daemon=True).start()
-    reasons = []
-    for _ in members:
-        answer = answers.get()
-        if isinstance(answer, FinalityProof):
-            return answer
-        reasons.append(str(answer))
-    raise ProofUnavailableError(
-        f"no endpoint gives a proof of block {block_hash.hex()}: {reasons[0] if reasons else 'none is fit'}",
-        hint="validators with 67% of the weight must be up to prove a block",
-    )
+    return _collected(endpoint, pin, block_hash)
 
 
-def collect_finality(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) -> FinalityProof:
+def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) -> FinalityProof:
     """A proof put together here from what each validator signs by itself, for any set of validators that can be asked.
 
-    Each signature is verified on the way, so that a validator that answers with a wrong one does not spoil the sum.
-
-    Raises
-    ------
-    ProofUnavailableError
-        If too few validators of the pin can be asked.
+    `warp_getBlockAggregateSignature` would ask one validator for all. It is not used: every answer that arrives after the
+    quorum blocks a goroutine of that validator for ever (AvalancheGo v1.14.0, `network/p2p/acp118`), and after a few calls it
+    neither spreads transactions nor aggregates.
     """
     chain = bytes.fromhex(pin.chain[2:])
     message = unsigned_message(pin.network_id, chain, block_hash)
-    signed: dict[int, bytes] = {}
     total = sum(validator.weight for validator in pin.validators)
-    for member in endpoint.members():
-        try:
-            answer = member.call("warp_getBlockSignature", cb58(block_hash))
-            with well_formed(member.url):
-                signature = bytes.fromhex(answer.removeprefix("0x"))
-        except LedgerError:
-            continue
-        for position, validator in enumerate(pin.validators):
-            key = bytes.fromhex(validator.key[2:])
+    members = endpoint.members()
+    with ThreadPoolExecutor(max(1, len(members))) as pool:
+        answers = [answer for answer in pool.map(partial(_signature, block_hash), members) if answer]
+
+    def proof_of(signed: dict[int, bytes]) -> FinalityProof | None:
+        if not signed or 100 * sum(pin.validators[i].weight for i in signed) < QUORUM_PERCENT * total:
+            return None
+        payload = WarpMessage(
+            network_id=pin.network_id,
+            chain=chain,
+            block_hash=block_hash,
+            signers=sum(1 << i for i in signed),
+            signature=bls.aggregate(list(signed.values())),
+        ).encode()
+        return FinalityProof(kind="warp", chain=chain, block_hash=block_hash, payload=payload)
+
+    keys = [bytes.fromhex(validator.key[2:]) for validator in pin.validators]
+    # Who says which key is its own is believed for one try only: a check of each by itself costs a pairing more each.
+    claimed = {keys.index(key): signature for key, signature in answers if key in keys}
+    proof = proof_of(claimed)
+    if proof is not None and bls.is_signed_by_all(
+        [keys[i] for i in claimed], message, bls.aggregate(list(claimed.values()))
+    ):
+        return proof
+    signed: dict[int, bytes] = {}
+    for _, signature in answers:
+        for position, key in enumerate(keys):
             if position not in signed and bls.is_signed_by_all([key], message, signature):
                 signed[position] = signature
                 break
-        if 100 * sum(pin.validators[i].weight for i in signed) >= QUORUM_PERCENT * total:
-            payload = WarpMessage(
-                network_id=pin.network_id,
-                chain=chain,
-                block_hash=block_hash,
-                signers=sum(1 << i for i in signed),
-                signature=bls.aggregate(list(signed.values())),
-            ).encode()
-            return FinalityProof(kind="warp", chain=chain, block_hash=block_hash, payload=payload)
-    raise ProofUnavailableError(
-        f"only {len(signed)} of {len(pin.validators)} validators could be asked for block {block_hash.hex()}",
-        hint="name the RPC endpoints of more validators in rpc_urls",
-    )
+    proof = proof_of(signed)
+    if proof is None:
+        raise ProofUnavailableError(
+            f"only {len(signed)} of {len(keys)} validators could be asked for block {block_hash.hex()}",
+            hint="name the RPC endpoints of validators with 67% of the weight in rpc_urls",
+        )
+    return proof
 
 
-def _ask(endpoint: Endpoint, block_hash: bytes, answers: Queue[FinalityProof | Exception]) -> None:
+def _signature(block_hash: bytes, endpoint: Endpoint) -> tuple[bytes, bytes] | None:
+    """(Key that the validator says is its own, its signature); the key is empty when it does not say. None without one."""
     try:
-        answers.put(_aggregated(endpoint, block_hash))
-    except (LedgerError, MalformedProofError) as exc:
-        answers.put(exc)
-
-
-def _aggregated(endpoint: Endpoint, block_hash: bytes) -> FinalityProof:
-    answer = endpoint.call("warp_getBlockAggregateSignature", cb58(block_hash), QUORUM_PERCENT, "")
-    with well_formed(endpoint.url):
-        payload = bytes.fromhex(answer.removeprefix("0x"))
-    message = WarpMessage.parse(payload)
-    return FinalityProof(kind="warp", chain=message.chain, block_hash=message.block_hash, payload=payload)
+        answer = endpoint.call("warp_getBlockSignature", cb58(block_hash))
+        with well_formed(endpoint.url):
+            signature = bytes.fromhex(answer.removeprefix("0x"))
+    except LedgerError:
+        return None
+    if not bls.is_signature(signature):
+        return None
+    try:
+        told = Endpoint(endpoint.url.split("/ext/")[0] + "/ext/info", patience=0.0).call("info.getNodeID")
+        with well_formed(endpoint.url):
+            return bytes.fromhex(told["nodePOP"]["publicKey"].removeprefix("0x")), signature
+    except LedgerError:
+        return b"", signature
 
 
 def cb58(data: bytes) -> str:

@@ -23,7 +23,7 @@ from usufruct.errors import (
 from usufruct.ledger.abi import load_abi
 from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.finality import bls
-from usufruct.ledger.finality.fetch import collect_finality, fetch_finality, fetch_header
+from usufruct.ledger.finality.fetch import fetch_finality, fetch_header
 from usufruct.ledger.finality.header import check_header
 from usufruct.ledger.finality.proof import FinalityProof, Signers
 from usufruct.ledger.finality.receipts import (
@@ -180,14 +180,7 @@ def prove_final(
 def _prove(
     endpoint: Endpoint, network: Network, pin: FinalityPin, block_hash: bytes
 ) -> tuple[FinalityProof, Signers]:
-    try:
-        proof = fetch_finality(endpoint, network.chain, pin, block_hash)
-        return proof, verify_finality(proof, pin, block_hash)
-    except (FinalityError, ProofUnavailableError):
-        if network.chain.proof != "warp":
-            raise
-    # Endpoints aggregate for the validators of today; for those of another day, or past a broken aggregator, it is done here.
-    proof = collect_finality(endpoint, pin, block_hash)
+    proof = fetch_finality(endpoint, network.chain, pin, block_hash)
     return proof, verify_finality(proof, pin, block_hash)
 
 
