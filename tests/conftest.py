@@ -4,11 +4,16 @@ members, a running node, a small sealed bundle."""
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 from node_fixture import found_home, running_node
 from usufruct.home import Home
+
+# A slow machine is not a failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def _home(network: Consortium, name: str = "university") -> str:
 
 
 def _expired(network: Consortium) -> GrantId:
-    soon = network.ledger.finalised().timestamp + 4
+    soon = network.ledger.finalised().timestamp + 10
     grant_id = network.grant(NORTH, expires_at=soon)
     network.until(lambda: network.ledger.finalised().timestamp >= soon)
     return grant_id

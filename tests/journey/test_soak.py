@@ -42,7 +42,6 @@ def test_a_while_of_random_life_and_faults_break_no_invariant(tmp_path: Path) ->
 def test_a_soak_finds_a_row_that_somebody_changed_in_an_index(tmp_path: Path) -> None:
     code, figures, _ = soak(tmp_path, "--minutes", "0.1", "--seed", "1", "--sabotage", "policy")
     assert code == 1
-    assert figures["violations"]
-    assert all(
+    assert any(
         said.startswith("table policy of the index of auditor differs") for said in figures["violations"]
     )

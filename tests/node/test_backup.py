@@ -275,19 +275,24 @@ def test_a_full_disk_in_the_middle_of_a_restore_leaves_nothing(
     home: Home, passphrase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back_up(home, tmp_path / "archive", passphrase)
-    calls = iter(range(1000))
-    real = os.fsync
+    real, synced = os.fsync, 0
+    full_at: int | None = None
 
     def fsync(descriptor: int) -> None:
-        if next(calls) == 40:
+        nonlocal synced
+        synced += 1
+        if synced == full_at:
             raise OSError(28, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    restore(tmp_path / "archive", tmp_path / "whole", passphrase)
+    assert synced > 3
+    full_at, synced = synced // 2, 0
     with pytest.raises(StoreFullError):
         restore(tmp_path / "archive", tmp_path / "restored", passphrase)
     monkeypatch.undo()
-    assert left_in(tmp_path) == {"home", "archive"}
+    assert left_in(tmp_path) == {"home", "archive", "whole"}
 
 
 # Hostile archives. Positive control: the same frames, untouched, restore.

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -110,8 +111,14 @@ def job(name: str, executor: TaskExecutor, files: object, **changes: object) -> 
     return compute(*JOBS[name], SHAPE, MASK, cid_of=cid_of, blocks=files, executor=executor, **changes)
 
 
+@pytest.fixture(autouse=True)
+def own_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other nodes of this machine have leases of their own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 def leases() -> list[Path]:
-    return list(Path(os.environ.get("TMPDIR", "/tmp")).glob("usufruct-lease-*"))
+    return list(Path(tempfile.gettempdir()).glob("usufruct-lease-*"))
 
 
 @pytest.mark.parametrize("name", sorted(JOBS))

@@ -12,7 +12,7 @@ JOB_GAS: Final[Mapping[str, int]] = MappingProxyType(
         "claimJob": 76_191,
         "commitResult": 87_114,
         "commitVerdict": 77_010,
-        "commitVerdict, last verifier": 83_652,
+        "commitVerdict, last verifier": 83_640,
         "revealVerdict": 59_912,
         "revealVerdict, last verifier": 233_578,
         "openRelease": 204_630,
