@@ -104,7 +104,7 @@ class Conductor:
         watcher, names = self._watcher, [member.name for member in self._stage.net.members]
         self._report.tell("waiting until every job is over")
         watcher.round()
-        if not _until(lambda: self._another_round() and not watcher.books.open_jobs):
+        if not _until(lambda: self._another_round() and not watcher.books.open_jobs and not watcher.doubtful):
             for job in watcher.open_jobs():
                 watcher.violated(
                     f"job {job.hex()[:12]} is not over {_SETTLE_SECONDS:.0f} s after the last action"

@@ -34,6 +34,10 @@ _GROWTH, _GROWTH_BYTES = 1.15, 16 << 20
 """Between the middle third of a process's life and its last third: both must be exceeded to count as growth."""
 
 
+_BEHIND_SECONDS = 30.0
+"""For so long the endpoint that is watched through may be behind the one that somebody was told by."""
+
+
 class Watcher:
     """Reads the chain with a client of its own. Violations are told once, as sentences."""
 
@@ -46,14 +50,14 @@ class Watcher:
         self._net = net
         self._ledger = ledger
         self._tell = tell
-        self._told: list[tuple[str, Fact]] = []
+        self._told: list[tuple[float, str, Fact]] = []
         self._lock = threading.Lock()
         self._reached: Head | None = None
 
     def told(self, who: str, facts: Sequence[Fact]) -> None:
         """Somebody was told that these are on the ledger."""
         with self._lock:
-            self._told += [(who, fact) for fact in facts]
+            self._told += [(time.monotonic(), who, fact) for fact in facts]
 
     def watch(self, stop: threading.Event) -> None:
         """Go round until told to stop."""
@@ -66,6 +70,12 @@ class Watcher:
                 continue
             if self.checks["rounds"] % _AUDIT_EVERY == 0:
                 self.audit(names[self.checks["rounds"] // _AUDIT_EVERY % len(names)])
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something that somebody was told has not been seen on the ledger yet."""
+        with self._lock:
+            return bool(self._told)
 
     def round(self) -> None:
         """Take in what is final and compare it with what people were told and with the contracts."""
@@ -88,10 +98,14 @@ class Watcher:
         for complaint in self.books.add(events):
             self.violated(complaint)
         self.checks["rounds"] += 1
-        self.checks["facts"] += len(told)
-        for who, fact in told:
-            if fact not in self.books.facts:
+        missing = [(at, who, fact) for at, who, fact in told if fact not in self.books.facts]
+        self.checks["facts"] += len(told) - len(missing)
+        for at, who, fact in missing:
+            if time.monotonic() - at > _BEHIND_SECONDS:
                 self.violated(f"{who} was told of a {fact[0]} that is not on the ledger")
+            else:
+                with self._lock:
+                    self._told.append((at, who, fact))
         self._compare_budgets(budgets)
         self._sample_memory()
 
