@@ -16,6 +16,7 @@ from chain_fixture import CAST, Organisation, until, word
 from governed_fixture import GovernedConsortium
 from usufruct.errors import ChainListError, TransactionRevertedError
 from usufruct.ledger.code import verify_network
+from usufruct.ledger.finality import follow_validators
 from usufruct.ledger.permissions import LISTS, check_lists
 from usufruct.ledger.subnet_evm import (
     DEPLOYER_ALLOW_LIST,
@@ -88,12 +89,14 @@ def test_a_founded_network_administers_its_chain_alone(governed: GovernedConsort
 def test_founding_validators_stand_in_the_contract_as_in_the_network_file(
     governed: GovernedConsortium,
 ) -> None:
-    version, keys, weights = governed.reader.read("ValidatorSet", "current")
     pin = governed.network.finality
     assert pin is not None
-    assert version == 1
+    (first, *_) = follow_validators(governed.reader.endpoint, governed.network)
+    assert first.pin == pin
+    # Another test may have voted for other weights since; keys stay.
+    _, keys, weights = governed.reader.read("ValidatorSet", "current")
     assert "0x" + keys.hex() == "0x" + "".join(validator.key[2:] for validator in pin.validators)
-    assert list(weights) == [validator.weight for validator in pin.validators]
+    assert len(weights) == len(pin.validators)
     assert governed.reader.read("ValidatorSet", "chain") == (bytes.fromhex(pin.chain[2:]),)
 
 

@@ -210,8 +210,10 @@ def test_malicious_peer_a_well_named_block_that_is_no_ciphertext_fails_the_job_a
 
 
 def test_a_killed_worker_fails_the_job_with_a_typed_error_and_the_next_job_gets_new_workers(
-    files: BlockFiles,
+    files: BlockFiles, tmp_path: Path
 ) -> None:
+    """Killed while it reads for its second task."""
+    slow = SlowFiles(files, tmp_path / "reads")
     with WorkerPool(1) as pool:
         victim = pool.submit(os.getpid).result(60)
         stopped = threading.Event()
@@ -222,7 +224,7 @@ def test_a_killed_worker_fails_the_job_with_a_typed_error_and_the_next_job_gets_
                 stopped.set()
 
         with pytest.raises(WorkerError):
-            list(job("rows", pool, files, progress=progress))
+            list(job("rows", pool, slow, progress=progress))
         assert not leases()
         assert dict(job("rows", pool, files)) == in_this_process("rows")
         assert pool.submit(os.getpid).result(60) != victim

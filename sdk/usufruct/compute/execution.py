@@ -21,6 +21,7 @@ from usufruct.he.kernels import BundleShape, Collector, Kernel, KernelParameters
 _POLL_S = 0.1
 TASK_SECONDS: Final = 3600.0
 """How long to wait while no task at all is done."""
+_LEAVE_SECONDS: Final = 60.0
 
 
 class TaskExecutor(Protocol):
@@ -152,4 +153,5 @@ def _lease(pending: dict[Future[list[bytes]], Task]) -> Iterator[Path]:
         lease.unlink(missing_ok=True)
         for future in pending:
             future.cancel()
-        wait([future for future in pending if not future.cancelled()])
+        # A worker that was killed while it wrote its result leaves futures that CPython's pool never finishes.
+        wait([future for future in pending if not future.cancelled()], timeout=_LEAVE_SECONDS)
