@@ -23,8 +23,9 @@ from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.compute import CacheSettings
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid
 from usufruct.errors import (
+    BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
     NotAuthorisedError,
@@ -52,12 +53,14 @@ from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.dispatch import Role as RoleLoop
+from usufruct_node.storage import open_store
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 600.0
+_STORE_SECONDS = 5.0
 
 
 class Node:
@@ -84,7 +87,8 @@ class Node:
         self.contracts = {**network.contracts, "AccessManager": authority}
         self._chain = ChainView(self.ledger)
         self.index = Index(home.index_database)
-        self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
+        self.store = open_store(home, settings)
+        self._store_state = "ok"
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
         cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
@@ -143,6 +147,7 @@ class Node:
                 nursery.start_soon(self._keep_membership)
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._tidy)
+                nursery.start_soon(self._watch_store)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -157,7 +162,7 @@ class Node:
             "identity": "ok"
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
-            "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "store": self._store_state,
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
         }
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
@@ -201,7 +206,7 @@ class Node:
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
-        except BlockNotFoundError:
+        except (BlockNotFoundError, BlockMismatchError):
             if holder == self.org:
                 raise
         if not self._membership.is_active():
@@ -256,6 +261,15 @@ class Node:
             except UsufructError as exc:
                 _log.warning("cannot free what ended jobs left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
+
+    async def _watch_store(self) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.store.check)
+                self._store_state = "ok"
+            except UsufructError as exc:
+                self._store_state = str(exc)
+            await trio.sleep(_STORE_SECONDS)
 
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()

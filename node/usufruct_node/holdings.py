@@ -8,7 +8,7 @@ open to all active members. Everything else is refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -82,6 +82,23 @@ class Holdings:
                 "SELECT purpose, ref FROM holding WHERE cid = ?", (bytes(cid),)
             ).fetchall()
         return [Holding(Purpose(row[0]), bytes(row[1])) for row in rows]
+
+    def all(self, *purposes: Purpose) -> Iterator[tuple[Cid, Holding]]:
+        """Every block that is kept for one of these purposes, in pages: others may add meanwhile."""
+        after: tuple[bytes, str, bytes] = (b"", "", b"")
+        while True:
+            with self._lock:
+                rows = self._db.execute(
+                    "SELECT cid, purpose, ref FROM holding WHERE (cid, purpose, ref) > (?, ?, ?)"
+                    " ORDER BY cid, purpose, ref LIMIT 1000",
+                    after,
+                ).fetchall()
+            if not rows:
+                return
+            for cid, purpose, ref in rows:
+                if purpose in purposes:
+                    yield Cid.from_bytes(cid), Holding(Purpose(purpose), bytes(ref))
+            after = rows[-1]
 
     def count(self) -> int:
         """Number of (block, reason) pairs."""
