@@ -301,7 +301,7 @@ class Node:
     async def _unlock(self, unlocked: trio.Event) -> None:
         """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
         if self._custody is not None:
-            await trio.to_thread.run_sync(self._custody.start, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._custody.start, abandon_on_cancel=True)  # type: ignore[call-arg]
         unlocked.set()
 
     async def _follow_registry(self) -> None:
