@@ -337,12 +337,11 @@ def pack(residues: Residues, bits: int) -> bytes:
     padded = np.zeros(n_groups * lanes, dtype=np.uint64)
     padded[: residues.size] = residues
     columns = padded.reshape(n_groups, lanes)
-    out = np.zeros((n_groups, group_bytes + 8), dtype=np.uint8)
+    out = np.zeros(n_groups * group_bytes + 8, dtype=np.uint8)
     for lane in range(lanes):
-        first, shift = divmod(lane * bits, 8)
-        words = np.ascontiguousarray(columns[:, lane] << np.uint64(shift)).astype("<u8")
-        out[:, first : first + 8] |= words.view(np.uint8).reshape(n_groups, 8)
-    return out[:, :group_bytes].tobytes()[: -(-residues.size * bits // 8)]
+        words, shift = _words_at(out, lane * bits, n_groups, group_bytes)
+        words |= columns[:, lane] << np.uint64(shift)
+    return out[: -(-residues.size * bits // 8)].tobytes()
 
 
 def unpack(data: bytes, count: int, bits: int) -> Residues:
@@ -362,22 +361,32 @@ def unpack(data: bytes, count: int, bits: int) -> Residues:
         raise ContainerError("bits after the last residue are set", field="padding")
     lanes, group_bytes = _group(bits)
     n_groups = -(-count // lanes)
-    padded = np.zeros(n_groups * group_bytes, dtype=np.uint8)
+    padded = np.zeros(n_groups * group_bytes + 8, dtype=np.uint8)
     padded[:size] = np.frombuffer(data, dtype=np.uint8)
-    groups: NDArray[np.uint8] = np.zeros((n_groups, group_bytes + 8), dtype=np.uint8)
-    groups[:, :group_bytes] = padded.reshape(n_groups, group_bytes)
     values = np.empty((n_groups, lanes), dtype=np.uint64)
     value_mask = np.uint64((1 << bits) - 1)
     for lane in range(lanes):
-        first, shift = divmod(lane * bits, 8)
-        words = np.ascontiguousarray(groups[:, first : first + 8]).view("<u8").reshape(n_groups)
-        values[:, lane] = (words.astype(np.uint64) >> np.uint64(shift)) & value_mask
+        words, shift = _words_at(padded, lane * bits, n_groups, group_bytes)
+        values[:, lane] = (words >> np.uint64(shift)) & value_mask
     return values.reshape(-1)[:count].copy()
 
 
+def _words_at(
+    data: NDArray[np.uint8], first_bit: int, n_groups: int, group_bytes: int
+) -> tuple[NDArray[np.uint64], int]:
+    """The eight bytes of every group in which the value at `first_bit` lies, and by how many bits it is shifted there.
+
+    A view: words of neighbouring values overlap, those of neighbouring groups too, so only one value is written at a
+    time. The last word may reach seven bytes beyond the groups.
+    """
+    first, shift = divmod(first_bit, 8)
+    return np.ndarray(n_groups, "<u8", data, first, (group_bytes,)), shift
+
+
 def _group(bits: int) -> tuple[int, int]:
-    """Values and bytes after which the bit positions repeat."""
+    """Values and bytes after which the bit positions repeat; at least eight bytes."""
     lanes = 8 // gcd(bits, 8)
+    lanes *= -(-64 // (lanes * bits))
     return lanes, lanes * bits // 8
 
 
