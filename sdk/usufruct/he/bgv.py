@@ -121,8 +121,8 @@ def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
     seed = secrets.token_bytes(SEED_BYTES)
     c1 = _by_prime(expand_seed(seed, parameters, secret.key_id), parameters)
     noisy = slots.transformed(message + parameters.plain_modulus * centred_binomial(message.size), parameters)
-    q = slots.moduli(parameters)
-    c0 = (noisy + q - c1 * _powers(secret)[0] % q) % q
+    masked = slots.reduced(c1 * _powers(secret)[0], parameters)
+    c0 = slots.reduced(noisy + slots.moduli(parameters) - masked, parameters)
     return encode_seeded(c0.reshape(-1), seed, parameters, secret.key_id)
 
 

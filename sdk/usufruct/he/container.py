@@ -136,7 +136,8 @@ def encode(ciphertext: Ciphertext, *, packer: Callable[[Residues, int], bytes] |
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
         return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id, packer=packer)
     order = [*parts, ciphertext.c0] if form.extracted else [ciphertext.c0, *parts]
-    payload = (packer or pack)(np.concatenate(order), parameters.residue_bits)
+    # N is a multiple of eight, so every polynomial ends on a whole byte.
+    payload = [(packer or pack)(part, parameters.residue_bits) for part in order]
     return _with_header(payload, form, parameters, ciphertext.key_id)
 
 
@@ -160,12 +161,14 @@ def encode_seeded(
     if len(seed) != SEED_BYTES or len(key_id) != 32:
         raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
     _check_residues(c0, [], parameters)
-    return _with_header((packer or pack)(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+    payload = [(packer or pack)(c0, parameters.residue_bits), seed]
+    return _with_header(payload, Form.SEEDED, parameters, key_id)
 
 
-def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
-    code = SCHEME_CODES[parameters.scheme]
-    return _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, len(payload)) + payload
+def _with_header(payload: Sequence[bytes], form: Form, parameters: Parameters, key_id: bytes) -> bytes:
+    code, size = SCHEME_CODES[parameters.scheme], sum(map(len, payload))
+    header = _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, size)
+    return b"".join((header, *payload))
 
 
 def parse(
@@ -405,12 +408,12 @@ def _payload_size(form: Form, parameters: Parameters) -> int:
 
 def _check_residues(c0: Residues, others: Sequence[Residues], parameters: Parameters) -> None:
     """Check every residue against its prime, and that no prime has a part of zeros: it would show the message."""
-    primes = np.array(parameters.primes, dtype=np.uint64)[:, None]
-    for part in (c0, *others):
-        if (part.reshape(len(parameters.primes), -1) >= primes).any():
-            raise ContainerError("a residue is not below its prime", field="residues")
-    for number, part in enumerate(others, start=1):
-        if not part.reshape(len(parameters.primes), -1).any(axis=1).all():
+    primes = np.array(parameters.primes, dtype=np.uint64)
+    largest = [part.reshape(primes.size, -1).max(axis=1) for part in (c0, *others)]
+    if any((peaks >= primes).any() for peaks in largest):
+        raise ContainerError("a residue is not below its prime", field="residues")
+    for number, peaks in enumerate(largest[1:], start=1):
+        if not peaks.all():
             raise ContainerError(
                 f"c{number} is zero, so the message would be in the clear", field="transparent"
             )
