@@ -1,7 +1,7 @@
 """The algebraic check accepts honest results and nothing else."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from usufruct.he.kernels import (
     VerifyParameters,
     plan,
 )
+from usufruct.he.pace import Pace, measured_pace
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.projection import ENTRY_BITS, project
 from usufruct.he.residues import negacyclic_multiply
@@ -209,13 +210,29 @@ def test_short_challenges_and_masks_that_do_not_fit_are_refused() -> None:
         check_linear(task, INPUTS, results, MASK[1:], CHALLENGE)
 
 
-def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives() -> None:
+def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def scores(m: int) -> Task:
         weights = ((1,) * N_FEATURES,) * m
         return plan(LINEAR, LinearParameters(output="rows", weights=weights, bias=(0,) * m), SHAPE)[0]
 
-    assert [is_cheaper(scores(m)) for m in (1, 4, 8, 256)] == [False, False, True, True]
-    for name, level in (("rows", REPLICATED), ("sum", ALGEBRAIC), ("columns", ALGEBRAIC)):
+    # Checking one input costs 4, computing on it 2 m; a result costs 1 to write, 5 to check.
+    pace = Pace(fill=0, multiply=2, write=1, read=1, project=4)
+    assert [is_cheaper(scores(m), pace) for m in (1, 2, 3, 4, 256)] == [False, False, False, True, True]
+    assert all(seconds > 0 for seconds in astuple(measured_pace()))
+    assert is_cheaper(scores(256)) and not is_cheaper(
+        plan(VERIFY, VerifyParameters(queries=WEIGHTS[:1], rows=(3,)), SHAPE)[0]
+    )
+    monkeypatch.setattr(algebraic, "measured_pace", lambda: pace)
+    levels = {
+        "rows": ALGEBRAIC,
+        "identify": ALGEBRAIC,
+        "sum": ALGEBRAIC,
+        "columns": ALGEBRAIC,
+        "distance": REPLICATED,
+    }
+    for name, level in levels.items():
         for tasks, results in HONEST[name]:
             assert verify(tasks, INPUTS, results, MASK, CHALLENGE) == level
             assert verify(tasks, INPUTS, results, MASK, None) == REPLICATED

@@ -39,6 +39,7 @@ from usufruct.he.kernels import (
     features_by_chunk,
     linear_form,
 )
+from usufruct.he.pace import Pace, measured_pace
 from usufruct.he.projection import ENTRY_BITS, project
 from usufruct.he.reading import GROUP_BLOCKS, read_sealed
 from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up, shift_left
@@ -54,8 +55,6 @@ REPLICATED: Final = "REPLICATED"
 """Levels of verification, as `DESIGN.md`, section 6, names them."""
 
 _SHIFT = 1 << 43
-_LEAST_OUTPUTS = 8
-"""Scores per row from which the check costs less than the sums; see `docs/engine.md`."""
 
 
 def is_checkable(task: Task) -> bool:
@@ -65,15 +64,20 @@ def is_checkable(task: Task) -> bool:
     return task.kernel == SUM.name or linear_form(task.parameters, task.shape) is not None
 
 
-def is_cheaper(task: Task) -> bool:
+def is_cheaper(task: Task, pace: Pace | None = None) -> bool:
     """Tell whether the check costs less than executing the task again.
 
-    Sums over rows are polynomial products to compute and inner products to check, so the check always wins there.
+    Both read the same inputs, so what comes after counts, at the pace of this machine or at the one given. Sums over rows
+    are polynomial products to compute and inner products to check, so the check always wins there.
     """
     if not is_checkable(task):
         return False
     linear = linear_form(task.parameters, task.shape)
-    return linear is None or linear.output == "sum" or len(linear.weights) >= _LEAST_OUTPUTS
+    if linear is None or linear.output == "sum":
+        return True
+    sizes = len(task.inputs), len(linear.weights)
+    pace = pace or measured_pace()
+    return pace.check(*sizes) < pace.execution(*sizes)
 
 
 def verify(

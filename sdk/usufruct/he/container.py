@@ -253,7 +253,8 @@ def _parse_payload(
     if form is Form.SEEDED:
         c0, seed = unpack(payload[:-SEED_BYTES], size, bits), payload[-SEED_BYTES:]
         c1 = expand_seed(seed, parameters, key_id) if expansion is None else expansion
-        _check_residues(c0, [c1], parameters)
+        # An expansion is below its primes, and no prime's part of it is zero, as far as SHAKE128 is what it is said to be.
+        _check_residues(c0, [], parameters)
         return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=c1, seed=seed)
     found = unpack(payload, _count(form, parameters), bits)
     parts = [found[at : at + size] for at in range(0, found.size, size)]
@@ -408,12 +409,12 @@ def _payload_size(form: Form, parameters: Parameters) -> int:
 
 def _check_residues(c0: Residues, others: Sequence[Residues], parameters: Parameters) -> None:
     """Check every residue against its prime, and that no prime has a part of zeros: it would show the message."""
-    primes = np.array(parameters.primes, dtype=np.uint64)
-    largest = [part.reshape(primes.size, -1).max(axis=1) for part in (c0, *others)]
-    if any((peaks >= primes).any() for peaks in largest):
+    primes = parameters.primes
+    largest = [[int(run.max()) for run in part.reshape(len(primes), -1)] for part in (c0, *others)]
+    if any(peak >= prime for peaks in largest for peak, prime in zip(peaks, primes, strict=True)):
         raise ContainerError("a residue is not below its prime", field="residues")
     for number, peaks in enumerate(largest[1:], start=1):
-        if not peaks.all():
+        if not all(peaks):
             raise ContainerError(
                 f"c{number} is zero, so the message would be in the clear", field="transparent"
             )
