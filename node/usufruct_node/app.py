@@ -100,6 +100,7 @@ class Node:
             read_block=self._read_block,
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
+            quota=settings.quota(),
         )
         self._context = RoleContext(
             org=self.org,
