@@ -286,8 +286,8 @@ def test_only_noise_is_offered() -> None:
     in_network(scenario)
 
 
-@pytest.mark.parametrize("protocol", ["/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/bitswap/1.2.0"])
-def test_only_the_block_protocol_is_offered_on_streams(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", ["/ipfs/kad/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/bitswap/1.1.0"])
+def test_only_block_protocols_are_offered_on_streams(protocol: str) -> None:
     async def scenario(network: Network) -> None:
         server = await network.start(NORTH)
         client = await network.start(SOUTH)

@@ -30,9 +30,10 @@ from usufruct.errors import (
     PeerRefusedError,
     PeerTooSlowError,
 )
-from usufruct_node.peers import gate
+from usufruct_node.peers import bitswap_messages, gate, identify
 from usufruct_node.peers.address import dial_address
 from usufruct_node.peers.asking import WINDOW_BYTES, BlockLine, Line, refusal_of
+from usufruct_node.peers.bitswap import Bitswap
 from usufruct_node.peers.connection import READ_BYTES, Connection, MemberStream, TcpStream, raw_connection
 from usufruct_node.peers.deadlines import Deadlines, within
 from usufruct_node.peers.gate import GatedNoise, Refusal, RefusalLog
@@ -128,7 +129,19 @@ class PeerHost:
             quotas=self._quotas,
         )
         self._blocks = BlockServer(self.shelf, self._deadlines)
-        self._handlers: dict[str, StreamHandler] = {PROTOCOL_ID: self._blocks.answer}
+        self._bitswap = Bitswap(
+            shelf=self.shelf, open_back=self.open_back, refuse=self.refuse, deadlines=self._deadlines
+        )
+        self._handlers: dict[str, StreamHandler] = {
+            PROTOCOL_ID: self._blocks.answer,
+            bitswap_messages.PROTOCOL_ID: self._bitswap.answer,
+        }
+        self._handlers[identify.PROTOCOL_ID] = identify.Identification(
+            identity,
+            multiaddr=lambda: self.multiaddr,
+            protocols=self._handlers.keys(),
+            deadlines=self._deadlines,
+        ).answer
         noise = GatedNoise(identity, is_member=is_member, refusals=self._refusals)
         self._upgrader = TransportUpgrader({NOISE: noise}, {YAMUX: Yamux})
         self._connections: dict[str, list[Connection]] = {}
@@ -284,8 +297,15 @@ class PeerHost:
         raise PeerError(f"{peer_id} is not connected")
 
     async def line(self, peer_id: str, multiaddr: str) -> Line:
-        """Open a way to ask a member for blocks; errors as for `open_stream`."""
-        stream = await self.open_stream(peer_id, multiaddr, PROTOCOL_ID)
+        """Open a way to ask a member for blocks, by Bitswap if it does not speak the block protocol.
+
+        Errors as for `open_stream`.
+        """
+        try:
+            stream = await self.open_stream(peer_id, multiaddr, PROTOCOL_ID)
+        except PeerProtocolError:
+            stream = await self.open_stream(peer_id, multiaddr, bitswap_messages.PROTOCOL_ID)
+            return self._bitswap.line(peer_id, stream)
         try:
             await stream.widen(WINDOW_BYTES)
         except BaseException:
