@@ -49,6 +49,8 @@ class NodeSettings(BaseSettings):
     """Bytes of blocks that one member is given per second."""
     peer_bytes_per_day: int | None = Field(default=None, gt=0)
     """Bytes of blocks that one member is given in a day; no limit by default."""
+    swarm_key_file: Path | None = None
+    """File of mode 0600 in Kubo's `swarm.key` format, the same at all members; connections are hidden under it."""
     rpc_urls: tuple[str, ...] = ()
     """JSON-RPC endpoints of the chain to use before those of the network file, such as that of one's own validator."""
     ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)

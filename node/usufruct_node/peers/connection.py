@@ -32,6 +32,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 
 from usufruct.errors import PeerError, PeerProtocolError, PeerTooSlowError
 from usufruct_node.peers.deadlines import within
+from usufruct_node.peers.private_network import PrivateWire
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -338,6 +339,6 @@ def _keep_window(buffered: int) -> int:
     return 0
 
 
-def raw_connection(stream: TcpStream, *, initiator: bool) -> Any:
+def raw_connection(stream: TcpStream | PrivateWire, *, initiator: bool) -> Any:
     """Wrap `stream` for libp2p's security upgrade."""
     return RawConnection(stream, initiator)

@@ -38,6 +38,7 @@ from usufruct_node.peers.connection import READ_BYTES, Connection, MemberStream,
 from usufruct_node.peers.deadlines import Deadlines, within
 from usufruct_node.peers.gate import GatedNoise, Refusal, RefusalLog
 from usufruct_node.peers.identity import PeerIdentity, parse_peer_id
+from usufruct_node.peers.private_network import PrivateWire
 from usufruct_node.peers.protocol import MAX_CIDS, PROTOCOL_ID, Status
 from usufruct_node.peers.quota import Quota, Quotas
 from usufruct_node.peers.serving import BlockServer
@@ -93,6 +94,7 @@ class PeerHost:
         listen_host: str = "127.0.0.1",
         listen_port: int = 0,
         quota: Quota | None = None,
+        swarm_key: bytes | None = None,
         deadlines: Deadlines | None = None,
     ) -> None:
         """Prepare a host; nothing is opened before `run`.
@@ -113,11 +115,14 @@ class PeerHost:
             TCP port; 0 lets the system choose.
         quota :
             What one member may take.
+        swarm_key :
+            32 bytes shared by all members, under which every connection is hidden; None for no such layer.
         """
         self._identity = identity
         self._is_member = is_member
         self._listen_host = listen_host
         self._listen_port = listen_port
+        self._swarm_key = swarm_key
         self._deadlines = deadlines or Deadlines()
         self._refusals = RefusalLog()
         self._quotas = Quotas(quota or Quota())
@@ -399,7 +404,7 @@ class PeerHost:
         """Shake hands and agree on the multiplexer, as the side that dialled."""
         try:
             session = await self._upgrader.upgrade_security(
-                raw_connection(tcp, initiator=True), True, ID.from_string(peer_id)
+                self._raw(tcp, initiator=True), True, ID.from_string(peer_id)
             )
         except SecurityUpgradeFailure as exc:
             if isinstance(exc.__cause__, PeerIDMismatchesPubkey):
@@ -416,6 +421,11 @@ class PeerHost:
                 hint="it may not yet count this node as a member, or no longer",
             ) from exc
         return Connection(peer_id, session, tcp)
+
+    def _raw(self, tcp: TcpStream, *, initiator: bool) -> Any:
+        """The connection as the handshake sees it."""
+        wire = tcp if self._swarm_key is None else PrivateWire(tcp, self._swarm_key)
+        return raw_connection(wire, initiator=initiator)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         """Take one incoming connection from handshake to end."""
@@ -436,7 +446,7 @@ class PeerHost:
         """Shake hands with whoever connected; the session, or None if it is not to go on."""
         try:
             with trio.fail_after(self._deadlines.connect):
-                session = await self._upgrader.upgrade_security(raw_connection(tcp, initiator=False), False)
+                session = await self._upgrader.upgrade_security(self._raw(tcp, initiator=False), False)
                 tcp.read_bytes = READ_BYTES
                 await self._upgrader.muxer_multistream.select_transport(session)
         except Exception as exc:
