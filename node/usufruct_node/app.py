@@ -49,6 +49,7 @@ from usufruct_node.membership import Membership
 from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import parse_peer_id
+from usufruct_node.peers.private_network import load_swarm_key
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.dispatch import Role as RoleLoop
@@ -100,6 +101,8 @@ class Node:
             read_block=self._read_block,
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
+            quota=settings.quota(),
+            swarm_key=None if settings.swarm_key_file is None else load_swarm_key(settings.swarm_key_file),
         )
         self._context = RoleContext(
             org=self.org,

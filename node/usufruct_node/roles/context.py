@@ -23,7 +23,7 @@ from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, JobRow
-from usufruct_node.peers import PeerHost
+from usufruct_node.peers import FetchReport, Holder, PeerHost, fetch_blocks
 from usufruct_node.peers.identity import peer_id_text
 from usufruct_node.roles.compute import Workers, compute_result
 from usufruct_node.roles.journal import Journal
@@ -60,24 +60,32 @@ class RoleContext:
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
     """Threads that wait for worker processes."""
 
-    async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
+    async def fetch(
+        self, cids: Iterable[Cid], holder: OrgId, *, pin: str, others: Sequence[OrgId] = ()
+    ) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
+
+        Parameters
+        ----------
+        holder :
+            Who must have them.
+        others :
+            Further members that may have them, and are asked at the same time.
 
         Raises
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
         """
-        missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
-        if not missing:
-            return
-        batch: list[tuple[Cid, bytes]] = []
-        async with aclosing(self._sent_by(holder, missing)) as blocks:
-            async for cid, data in blocks:
-                batch.append((cid, data))
-                if len(batch) >= 32:
-                    await trio.to_thread.run_sync(self._keep, batch, pin)
-                    batch = []
-        await trio.to_thread.run_sync(self._keep, batch, pin)
+        try:
+            return await fetch_blocks(
+                self.host,
+                [self._address_of(org) for org in dict.fromkeys((holder, *others)) if org != self.org],
+                cids,
+                missing=partial(self._pin_present, pin=pin),
+                keep=partial(self._keep, pin=pin),
+            )
+        except InputError as exc:
+            raise _undiallable(holder, exc) from exc
 
     async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
         """One block from a member, for somebody who asked; not kept.
@@ -92,15 +100,21 @@ class RoleContext:
         raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
 
     async def _sent_by(self, holder: OrgId, cids: Sequence[Cid]) -> AsyncGenerator[tuple[Cid, bytes], None]:
-        """Blocks as a member sends them. An address that cannot be dialled is the member's fault, not that of the job."""
-        member = self.member(holder)
+        """Blocks as a member sends them."""
+        address = self._address_of(holder)
         try:
-            peer_id = peer_id_text(member.peer_id)
-            async with aclosing(self.host.fetch(peer_id, member.endpoint, cids)) as blocks:
+            async with aclosing(self.host.fetch(address.peer_id, address.multiaddr, cids)) as blocks:
                 async for item in blocks:
                     yield item
         except InputError as exc:
-            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
+            raise _undiallable(holder, exc) from exc
+
+    def _address_of(self, org: OrgId) -> Holder:
+        member = self.member(org)
+        try:
+            return Holder(peer_id_text(member.peer_id), member.endpoint)
+        except InputError as exc:
+            raise _undiallable(org, exc) from exc
 
     async def fetch_record(self, digest: bytes, holder: OrgId, *, pin: str) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
@@ -238,7 +252,7 @@ class RoleContext:
                     self.store.unpin_all(reason)
         return self.store.gc()
 
-    def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
+    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
             try:
@@ -252,6 +266,11 @@ class RoleContext:
             group = [data for cid, data in blocks if cid.codec == codec]
             if group:
                 self.store.put_many(group, codec, pin=pin)
+
+
+def _undiallable(org: OrgId, why: InputError) -> PeerError:
+    """An address that cannot be dialled is its member's fault, not that of the job."""
+    return PeerError(f"{unlabel(org)} cannot be dialled where it says it listens: {why}")
 
 
 def job_pin(job_id: JobId) -> str:
