@@ -50,6 +50,7 @@ from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.peers.private_network import load_swarm_key
+from usufruct_node.peers_view import describe_peers
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.dispatch import Role as RoleLoop
@@ -194,6 +195,10 @@ class Node:
             "holdings": self.holdings.count(),
             "jobs_in_trouble": self._dispatcher.troubles,
         }
+
+    def peers(self) -> dict[str, Any]:
+        """Who is connected, and who was refused what and why."""
+        return describe_peers(self._host, self.index)
 
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
         """A block from the store, or else from a member.
