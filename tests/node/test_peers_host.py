@@ -87,8 +87,7 @@ async def fetch_all(host: PeerHost, server: PeerHost, cids: Sequence[Cid]) -> li
 @asynccontextmanager
 async def raw_stream(host: PeerHost, server: PeerHost) -> AsyncIterator[MemberStream]:
     """A negotiated stream on which a test may write what it likes."""
-    _, _, address, _, port, _, _ = server.multiaddr.split("/")
-    stream = await host._open_stream(server.peer_id, address, int(port))
+    stream = await host.open_stream(server.peer_id, server.multiaddr, PROTOCOL_ID)
     try:
         yield stream
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -177,15 +177,17 @@ class MemberStream:
             muxer.stream_buffers.pop(self._stream.stream_id, None)
             await muxer._finalize_stream(self._stream, fully_closed=True)
 
-    async def offer(self, protocol: str, seconds: float) -> None:
-        """Wait for the peer to choose `protocol`, the only one there is.
+    async def offer(self, protocols: Sequence[str], seconds: float) -> str:
+        """Wait for the peer to choose one of `protocols`, and return it.
 
         Raises
         ------
         PeerError
             If it does not, or sends something else.
         """
-        await self._negotiate(Multiselect({protocol: None}).negotiate, seconds)
+        offered = Multiselect(dict.fromkeys(protocols))
+        chosen, _ = await self._negotiate(offered.negotiate, seconds)
+        return str(chosen)
 
     async def choose(self, protocol: str, seconds: float) -> None:
         """Ask the peer for `protocol`.
@@ -201,13 +203,14 @@ class MemberStream:
 
         await self._negotiate(select, seconds)
 
-    async def _negotiate(self, how: Callable[[Any, float], Awaitable[Any]], seconds: float) -> None:
+    async def _negotiate(self, how: Callable[[Any, float], Awaitable[Any]], seconds: float) -> Any:
         self._read_bytes = NEGOTIATION_READ_BYTES
         try:
-            await how(MultiselectCommunicator(self), seconds)
+            agreed = await how(MultiselectCommunicator(self), seconds)
         except (BaseLibp2pError, ValueError) as exc:
-            raise PeerError("the peer does not speak the block protocol") from exc
+            raise PeerError("the peer does not speak the protocol") from exc
         self._read_bytes = READ_BYTES
+        return agreed
 
 
 class Connection:

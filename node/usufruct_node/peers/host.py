@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _LOG = logging.getLogger(__name__)
+
+StreamHandler = Callable[[str, MemberStream], Awaitable[None]]
+"""Serves one stream of the member whose peer id it is given; whatever it raises ends that stream only."""
 
 _MULTIADDR = re.compile(
     r"/(?P<kind>ip4|ip6|dns|dns4|dns6)/(?P<host>[0-9A-Za-z.:-]{1,253})/tcp/(?P<port>[0-9]{1,5})"
@@ -133,6 +136,7 @@ class PeerHost:
         self._streams_per_member = streams_per_member
         self._deadlines = deadlines or Deadlines()
         self._refusals = RefusalLog()
+        self._handlers: dict[str, StreamHandler] = {PROTOCOL_ID: self._serve}
         noise = GatedNoise(identity, is_member=is_member, refusals=self._refusals)
         self._upgrader = TransportUpgrader({NOISE: noise}, {YAMUX: Yamux})
         self._connections: dict[str, list[Connection]] = {}
@@ -142,6 +146,10 @@ class PeerHost:
         self._lookups = trio.CapacityLimiter(_LOOKUP_THREADS)
         self._nursery: trio.Nursery | None = None
         self._multiaddr: str | None = None
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Offer one more protocol to members; they may open streams for it on any connection."""
+        self._handlers[protocol] = handler
 
     @property
     def peer_id(self) -> str:
@@ -244,12 +252,12 @@ class PeerHost:
             If it is unreachable, too slow or breaks the protocol.
         """
         parse_peer_id(peer_id)
-        host, port = _dial_address(multiaddr, peer_id)
+        _dial_address(multiaddr, peer_id)
         if len(set(cids)) != len(cids):
             raise InputError("a block is asked for twice in one fetch")
         if not cids:
             return
-        stream = await self._open_stream(peer_id, host, port)
+        stream = await self.open_stream(peer_id, multiaddr, PROTOCOL_ID)
         try:
             batches = [cids[at : at + MAX_CIDS] for at in range(0, len(cids), MAX_CIDS)]
             await self._ask(stream, batches[0])
@@ -269,8 +277,20 @@ class PeerHost:
         with _deadline(self._deadlines.request, "sending a request"):
             await stream.write(encode_request(cids))
 
-    async def _open_stream(self, peer_id: str, host: str, port: int) -> MemberStream:
-        """Open a stream on a live connection, or on a new one if there is none or it turns out to be dead."""
+    async def open_stream(self, peer_id: str, multiaddr: str, protocol: str) -> MemberStream:
+        """Open a stream on a live connection, or on a new one if there is none or it turns out to be dead.
+
+        Raises
+        ------
+        InputError
+            If the peer id or the address is malformed.
+        PeerRefusedError
+            If either side's gate refuses.
+        PeerError
+            If the peer is unreachable, too slow, or does not speak the protocol.
+        """
+        parse_peer_id(peer_id)
+        host, port = _dial_address(multiaddr, peer_id)
         if not self._is_member(peer_id):
             self._refusals.add(gate.NOT_A_MEMBER, peer_id)
             raise PeerRefusedError(f"{peer_id} is not an active member")
@@ -279,20 +299,20 @@ class PeerHost:
             async with lock:
                 for connection in self._live(peer_id):
                     try:
-                        return await self._negotiated(connection)
+                        return await self._negotiated(connection, protocol)
                     except PeerError:
                         connection.close()
                         await connection.closed.wait()
-                return await self._negotiated(await self._dial(peer_id, host, port))
+                return await self._negotiated(await self._dial(peer_id, host, port), protocol)
         finally:
             if not lock.locked():
                 self._dialling.pop(peer_id, None)
 
-    async def _negotiated(self, connection: Connection) -> MemberStream:
+    async def _negotiated(self, connection: Connection, protocol: str) -> MemberStream:
         with _deadline(self._deadlines.negotiate, "opening a stream"):
             stream = await connection.open_stream()
             try:
-                await stream.choose(PROTOCOL_ID, self._deadlines.negotiate)
+                await stream.choose(protocol, self._deadlines.negotiate)
             except BaseException:
                 await stream.abandon()
                 raise
@@ -385,12 +405,13 @@ class PeerHost:
         """Serve one stream of a member; whatever it sends, only this stream ends."""
         self._streams[peer_id] += 1
         try:
-            await stream.offer(PROTOCOL_ID, self._deadlines.negotiate)
+            protocol = await stream.offer(list(self._handlers), self._deadlines.negotiate)
             if self._streams[peer_id] > self._streams_per_member:
                 self._refusals.add(gate.BUSY, peer_id)
-                await self._turn_away(stream)
+                if protocol == PROTOCOL_ID:
+                    await self._turn_away(stream)
             else:
-                await self._serve(peer_id, stream)
+                await self._handlers[protocol](peer_id, stream)
         except PeerTooSlowError:
             self._refusals.add(gate.TOO_SLOW, peer_id)
         except PeerError as exc:

@@ -13,11 +13,18 @@ import trio
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, ChainStalledError, InputError, LedgerError, PeerError
+from usufruct.errors import (
+    BlockMismatchError,
+    BlockNotFoundError,
+    ChainStalledError,
+    InputError,
+    LedgerError,
+    PeerError,
+)
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import FINAL_JOB_STATES, Job, JobId, JobState, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, ArtifactId, Job, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
@@ -25,6 +32,7 @@ from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, JobRow
 from usufruct_node.peers import PeerHost
 from usufruct_node.peers.identity import peer_id_text
+from usufruct_node.placement import Placements
 from usufruct_node.roles.compute import Workers, compute_result
 from usufruct_node.roles.journal import Journal
 
@@ -49,6 +57,7 @@ class RoleContext:
     index: Index
     store: BlockStore
     holdings: Holdings
+    placements: Placements
     journal: Journal
     host: PeerHost
     workers: Workers
@@ -60,16 +69,33 @@ class RoleContext:
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
     """Threads that wait for worker processes."""
 
-    async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
+    async def fetch(self, cids: Sequence[Cid], *holders: OrgId, pin: str) -> None:
         """Bring blocks into the local store; those that are there already are only pinned.
+
+        Parameters
+        ----------
+        holders :
+            Members that have them, tried one after the other; each is asked for what its predecessors did not give.
 
         Raises
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
+            What the first of the holders ended in, if no other had the rest.
         """
         missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
-        if not missing:
-            return
+        failure: Exception | None = None
+        for holder in holders if missing else ():
+            try:
+                await self._fetch_from(missing, holder, pin)
+            except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
+                failure = failure or exc
+            missing = await trio.to_thread.run_sync(self._pin_present, missing, pin)
+            if not missing:
+                return
+        if missing:
+            raise failure or BlockNotFoundError(f"no member is known that has block {missing[0]}")
+
+    async def _fetch_from(self, missing: Sequence[Cid], holder: OrgId, pin: str) -> None:
         batch: list[tuple[Cid, bytes]] = []
         async with aclosing(self._sent_by(holder, missing)) as blocks:
             async for cid, data in blocks:
@@ -102,10 +128,14 @@ class RoleContext:
         except InputError as exc:
             raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
 
-    async def fetch_record(self, digest: bytes, holder: OrgId, *, pin: str) -> dict[str, dag.DagValue]:
+    def sources(self, artifact_id: ArtifactId) -> tuple[OrgId, ...]:
+        """Members that a bundle's blocks may be had from; its steward first."""
+        return self.placements.sources(artifact_id, but=self.org)
+
+    async def fetch_record(self, digest: bytes, *holders: OrgId, pin: str) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self.fetch([cid], holder, pin=pin)
+        await self.fetch([cid], *holders, pin=pin)
         return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
 
     async def inputs(self, row: JobRow) -> JobInputs:
@@ -125,9 +155,10 @@ class RoleContext:
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
         pin = job_pin(row.job_id)
-        manifest = await self.fetch_record(artifact.content_digest, artifact.steward, pin=pin)
-        policy = await self.fetch_record(policy_digest, artifact.steward, pin=pin)
-        status = await self.fetch_record(epoch.status_digest, artifact.steward, pin=pin)
+        sources = self.sources(request.artifact_id)
+        manifest = await self.fetch_record(artifact.content_digest, *sources, pin=pin)
+        policy = await self.fetch_record(policy_digest, *sources, pin=pin)
+        status = await self.fetch_record(epoch.status_digest, *sources, pin=pin)
         parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
         return check_job(
             request,
@@ -141,12 +172,9 @@ class RoleContext:
 
     async def execute(self, row: JobRow, inputs: JobInputs) -> ResultManifest:
         """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody."""
-        artifact = self.index.artifact(row.job.request.artifact_id)
-        if artifact is None:
-            raise LedgerError("the index lacks the job's bundle")
         pin = job_pin(row.job_id)
         needed = list(dict.fromkeys(inputs.manifest.blocks))
-        await self.fetch(needed, artifact.steward, pin=pin)
+        await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin)
         blocks = await trio.to_thread.run_sync(
             partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin)),
             limiter=self.computing,
