@@ -55,6 +55,7 @@ from usufruct_node.peers import PeerHost, PeerIdentity
 from usufruct_node.peers.custody import PROTOCOL_ID as CUSTODY
 from usufruct_node.peers.custody import CustodyHandler
 from usufruct_node.peers.identity import parse_peer_id
+from usufruct_node.peers.private_network import load_swarm_key
 from usufruct_node.placement import Placements
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.challenger import Challenger, ChallengeRules
@@ -118,6 +119,8 @@ class Node:
             read_block=self._read_block,
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
+            quota=settings.quota(),
+            swarm_key=None if settings.swarm_key_file is None else load_swarm_key(settings.swarm_key_file),
         )
         self._host.handle(CUSTODY, CustodyHandler(self._custody_service().answer).serve)
         self._context = RoleContext(

@@ -218,6 +218,16 @@ class PeerBusyError(PeerError):
     hint = "try again in a moment"
 
 
+class PeerProtocolError(PeerError):
+    """A peer speaks none of the protocols that could give what is wanted."""
+
+
+class PeerQuotaError(PeerError):
+    """A peer has given us as much as its quota for one member allows in this time."""
+
+    hint = "try again later, or ask the peer's operator for a larger quota"
+
+
 class NodeUnreachableError(ContentError):
     """The organisation's own node does not answer."""
 

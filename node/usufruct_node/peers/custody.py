@@ -6,15 +6,15 @@ A message is a big-endian length of 32 bits and at most `MAX_MESSAGE_BYTES` byte
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
 
 from usufruct.content import dag
-from usufruct.errors import ManifestError, PeerError, PeerTooSlowError
+from usufruct.errors import ManifestError, PeerError
 from usufruct_node.peers.connection import READ_BYTES, MemberStream
+from usufruct_node.peers.deadlines import within
 from usufruct_node.peers.host import PeerHost
 from usufruct_node.peers.protocol import Reader, read_exactly
 
@@ -84,10 +84,10 @@ class CustodyHandler:
         PeerError
             If the peer is too slow or breaks the protocol.
         """
-        with _within(self._request_s, "receiving a question"):
+        with within(self._request_s, "receiving a question"):
             question = await read_message(stream)
         answer = await trio.to_thread.run_sync(self._answer, peer_id, question, limiter=self._threads)
-        with _within(self._request_s, "sending an answer"):
+        with within(self._request_s, "sending an answer"):
             await stream.write(encode_message(answer))
             await stream.finish()
             while await stream.read(READ_BYTES):
@@ -113,17 +113,8 @@ async def ask(host: PeerHost, peer_id: str, multiaddr: str, question: Message, *
     """
     stream = await host.open_stream(peer_id, multiaddr, PROTOCOL_ID)
     try:
-        with _within(seconds, "an answer"):
+        with within(seconds, "an answer"):
             await stream.write(encode_message(question))
             return await read_message(stream)
     finally:
         await stream.abandon()
-
-
-@contextmanager
-def _within(seconds: float, what: str) -> Iterator[None]:
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError as exc:
-        raise PeerTooSlowError(f"{what} took more than {seconds:g} s") from exc

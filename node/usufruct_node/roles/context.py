@@ -14,7 +14,6 @@ import trio
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
 from usufruct.errors import (
-    BlockMismatchError,
     BlockNotFoundError,
     ChainStalledError,
     InputError,
@@ -30,7 +29,7 @@ from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, JobRow
-from usufruct_node.peers import PeerHost
+from usufruct_node.peers import FetchReport, Holder, PeerHost, fetch_blocks
 from usufruct_node.peers.identity import peer_id_text
 from usufruct_node.placement import Placements
 from usufruct_node.roles.compute import Workers, compute_result
@@ -69,41 +68,38 @@ class RoleContext:
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
     """Threads that wait for worker processes."""
 
-    async def fetch(self, cids: Sequence[Cid], *holders: OrgId, pin: str) -> None:
+    async def fetch(self, cids: Iterable[Cid], *holders: OrgId, pin: str) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
 
         Parameters
         ----------
         holders :
-            Members that have them, tried one after the other; each is asked for what its predecessors did not give.
+            Members that may have them, asked at the same time.
 
         Raises
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
-            What the first of the holders ended in, if no other had the rest.
         """
-        missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
-        failure: Exception | None = None
-        for holder in holders if missing else ():
-            try:
-                await self._fetch_from(missing, holder, pin)
-            except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
-                failure = failure or exc
-            missing = await trio.to_thread.run_sync(self._pin_present, missing, pin)
-            if not missing:
-                return
-        if missing:
-            raise failure or BlockNotFoundError(f"no member is known that has block {missing[0]}")
-
-    async def _fetch_from(self, missing: Sequence[Cid], holder: OrgId, pin: str) -> None:
-        batch: list[tuple[Cid, bytes]] = []
-        async with aclosing(self._sent_by(holder, missing)) as blocks:
-            async for cid, data in blocks:
-                batch.append((cid, data))
-                if len(batch) >= 32:
-                    await trio.to_thread.run_sync(self._keep, batch, pin)
-                    batch = []
-        await trio.to_thread.run_sync(self._keep, batch, pin)
+        addresses: list[Holder] = []
+        failure: PeerError | None = None
+        for org in dict.fromkeys(holders):
+            if org != self.org:
+                try:
+                    addresses.append(self._address_of(org))
+                except PeerError as exc:
+                    failure = exc
+        if failure is not None and not addresses:
+            raise failure
+        try:
+            return await fetch_blocks(
+                self.host,
+                addresses,
+                cids,
+                missing=partial(self._pin_present, pin=pin),
+                keep=partial(self._keep, pin=pin),
+            )
+        except InputError as exc:
+            raise PeerError(f"no holder can be dialled where it says it listens: {exc}") from exc
 
     async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
         """One block from a member, for somebody who asked; not kept.
@@ -118,15 +114,21 @@ class RoleContext:
         raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
 
     async def _sent_by(self, holder: OrgId, cids: Sequence[Cid]) -> AsyncGenerator[tuple[Cid, bytes], None]:
-        """Blocks as a member sends them. An address that cannot be dialled is the member's fault, not that of the job."""
-        member = self.member(holder)
+        """Blocks as a member sends them."""
+        address = self._address_of(holder)
         try:
-            peer_id = peer_id_text(member.peer_id)
-            async with aclosing(self.host.fetch(peer_id, member.endpoint, cids)) as blocks:
+            async with aclosing(self.host.fetch(address.peer_id, address.multiaddr, cids)) as blocks:
                 async for item in blocks:
                     yield item
         except InputError as exc:
-            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
+            raise _undiallable(holder, exc) from exc
+
+    def _address_of(self, org: OrgId) -> Holder:
+        member = self.member(org)
+        try:
+            return Holder(peer_id_text(member.peer_id), member.endpoint)
+        except InputError as exc:
+            raise _undiallable(org, exc) from exc
 
     def sources(self, artifact_id: ArtifactId) -> tuple[OrgId, ...]:
         """Members that a bundle's blocks may be had from; its steward first."""
@@ -266,7 +268,7 @@ class RoleContext:
                     self.store.unpin_all(reason)
         return self.store.gc()
 
-    def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
+    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
             try:
@@ -280,6 +282,11 @@ class RoleContext:
             group = [data for cid, data in blocks if cid.codec == codec]
             if group:
                 self.store.put_many(group, codec, pin=pin)
+
+
+def _undiallable(org: OrgId, why: InputError) -> PeerError:
+    """An address that cannot be dialled is its member's fault, not that of the job."""
+    return PeerError(f"{unlabel(org)} cannot be dialled where it says it listens: {why}")
 
 
 def job_pin(job_id: JobId) -> str:
