@@ -411,6 +411,10 @@ class ResultMismatchError(VerificationError):
         super().__init__(f"result digest {actual.hex()} is not the committed {expected.hex()}")
 
 
+class StorageProofError(VerificationError):
+    """A member does not show that it holds what it is to hold."""
+
+
 class MissingEventError(VerificationError):
     """A series of ledger events has a gap or a broken rolling hash."""
 

@@ -294,7 +294,9 @@ def test_search_trees_that_a_killed_rebuild_did_without_are_back_when_the_file_i
 def test_an_index_of_another_version_is_built_anew(story: Story, index: Index, tmp_path: Path) -> None:
     path = tmp_path / "older.db"
     with sqlite3.connect(path) as db:
-        db.executescript("CREATE TABLE event (block_number INTEGER, args TEXT); CREATE TABLE gone (id INTEGER);")
+        db.executescript(
+            "CREATE TABLE event (block_number INTEGER, args TEXT); CREATE TABLE gone (id INTEGER);"
+        )
         db.execute("INSERT INTO event VALUES (1, '{}')")
     older = Index(path)
     assert older.cursor() is None

@@ -66,9 +66,7 @@ def fetch_finality(
     return _collected(endpoint, pin, block_hash, sceptical=sceptical)
 
 
-def _collected(
-    endpoint: Endpoint, pin: FinalityPin, block_hash: bytes, *, sceptical: bool
-) -> FinalityProof:
+def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes, *, sceptical: bool) -> FinalityProof:
     """A proof put together here from what each validator signs by itself, for any set of validators that can be asked.
 
     `warp_getBlockAggregateSignature` would ask one validator for all. It is not used: every answer that arrives after the
