@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypercorn.trio
@@ -27,14 +28,14 @@ from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
+    CustodyError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
     UsufructError,
 )
-from usufruct.he.secret import SecretKey
 from usufruct.home import Home, NodeAddress, write_private
-from usufruct.keys import he_keys, identity
+from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
 from usufruct.records import ArtifactId, JobState, KeyId, OrgId, Role, unlabel
@@ -43,6 +44,7 @@ from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
 from usufruct_node.challenge_log import ChallengeLog
 from usufruct_node.config import NodeSettings
+from usufruct_node.custody import Custody
 from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
@@ -77,14 +79,23 @@ _TIDY_SECONDS = 600.0
 class Node:
     """A running node of one organisation."""
 
-    def __init__(self, home: Home, settings: NodeSettings, passphrase: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        settings: NodeSettings,
+        passphrase: str,
+        *,
+        custodian_passphrase_file: Path | None = None,
+    ) -> None:
         self._home = home
         self._settings = settings
         self._stack = ExitStack()
+        self._custody: Custody | None = None
+        if Role.CUSTODIAN in home.organisation().role_bits:
+            self._custody = Custody(home, passphrase_file=custodian_passphrase_file)
+            self._stack.callback(self._custody.close)
         self.org = home.organisation().id
-        keystore = KeyStore.open(home.node_keystore, passphrase)
-        keys = identity.load_node_keys(keystore)
-        self._secrets = _SecretKeys(keystore)
+        keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(
@@ -147,9 +158,12 @@ class Node:
     async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gives the URL of the HTTP interface."""
         with self._stack:
-            await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
             async with trio.open_nursery() as nursery:
+                unlocked = trio.Event()
+                nursery.start_soon(self._unlock, unlocked)
+                await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
                 await nursery.start(self._host.run)
+                await unlocked.wait()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
                 if not self._membership.is_active():
@@ -186,10 +200,28 @@ class Node:
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
             "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "custodian": self._custodian_state(),
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
             "copies": "ok" if not self._keeper.troubles else f"{len(self._keeper.troubles)} in trouble",
         }
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
+
+    def _custodian_state(self) -> str:
+        if self._custody is None:
+            return "ok"
+        if self._custody.pid is None:
+            return "not running; it is started again when a job needs it"
+        return "ok"
+
+    def _key_openings(self) -> dict[str, Any]:
+        """Result blocks that each key has opened, and how many it may."""
+        if self._custody is None or self._custody.pid is None:
+            return {}
+        try:
+            state = self._custody.state()
+        except CustodyError as exc:
+            return {"trouble": str(exc)}
+        return {"limit": state["limit"], "opened": state["opened"]}
 
     async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
@@ -218,6 +250,7 @@ class Node:
             "refusals": self._host.refusal_counts(),
             "blocks_bytes": self.store.usage_bytes(),
             "holdings": self.holdings.count(),
+            "key_openings": self._key_openings(),
             "jobs_in_trouble": self._dispatcher.troubles,
             "copies_in_trouble": self._keeper.troubles,
         }
@@ -274,10 +307,8 @@ class Node:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context, verdict_key=self._verdict_key))
-        if Role.CUSTODIAN in roles:
-            loops.append(
-                Custodian(self._context, secret_of=self._secrets.load, signing_key=self._signing_key)
-            )
+        if self._custody is not None:
+            loops.append(Custodian(self._context, custody=self._custody, signing_key=self._signing_key))
         return loops
 
     def _custody_service(self) -> CustodyService:
@@ -321,8 +352,13 @@ class Node:
             signing_key=key,
             on_damage=pinner.damaged,
         )
-        retention = Retention(context, peers, store, destroy_secret=self._secrets.destroy, signing_key=key)
+        retention = Retention(context, peers, store, destroy_secret=self._destroy_secret, signing_key=key)
         return Keeper(pinner, challenger, retention, every_s=settings.custody_s)
+
+    def _destroy_secret(self, key_id: KeyId) -> None:
+        if self._custody is None:
+            raise CustodyError("this node runs no custodian that could destroy a key")
+        self._custody.destroy(key_id)
 
     def _damaged(self, artifact_id: ArtifactId) -> None:
         self._keeper.damaged(artifact_id)
@@ -375,6 +411,12 @@ class Node:
                 self._chain.heard()
                 await self._follow_registry()
 
+    async def _unlock(self, unlocked: trio.Event) -> None:
+        """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
+        if self._custody is not None:
+            await trio.to_thread.run_sync(self._custody.start, abandon_on_cancel=True)
+        unlocked.set()
+
     async def _follow_registry(self) -> None:
         endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
         for peer in await self._membership.refresh(endpoint):
@@ -420,24 +462,6 @@ def _listen(port: int) -> tuple[int, int]:
         ) from exc
     taken = listener.getsockname()[1]
     return listener.detach(), taken
-
-
-class _SecretKeys:
-    """Homomorphic secrets of the node's keystore, read when first used; new ones are found without a restart."""
-
-    def __init__(self, keystore: KeyStore) -> None:
-        self._keystore = keystore
-        self._loaded: dict[KeyId, SecretKey] = {}
-
-    def load(self, key_id: KeyId) -> SecretKey:
-        if key_id not in self._loaded:
-            self._loaded[key_id] = he_keys.load_secret(self._keystore, key_id)
-        return self._loaded[key_id]
-
-    def destroy(self, key_id: KeyId) -> None:
-        self._loaded.pop(key_id, None)
-        if key_id in he_keys.key_ids(self._keystore):
-            he_keys.destroy_secret(self._keystore, key_id)
 
 
 @contextmanager

@@ -67,6 +67,8 @@ class NodeSettings(BaseSettings):
     """File of mode 0600 in Kubo's `swarm.key` format, the same at all members; connections are hidden under it."""
     rpc_urls: tuple[str, ...] = ()
     """JSON-RPC endpoints of the chain to use before those of the network file, such as that of one's own validator."""
+    key_openings: int = Field(default=1 << 20, ge=1)
+    """Result blocks that one homomorphic key may open in its life; after that its custodian refuses (docs/protocol.md)."""
     ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)
     """How long a call is repeated while no endpoint answers."""
 
