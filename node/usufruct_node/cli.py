@@ -32,6 +32,7 @@ from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
+from usufruct_node.peers_view import render_peers
 
 app = typer.Typer(
     help="Run and look after a node of the Usufruct network.",
@@ -152,6 +153,19 @@ def status(home: HomeOption, as_json: JsonOption = False) -> None:
     for key, value in answer.items():
         table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     out.print(table)
+
+
+@app.command()
+@guarded
+def peers(home: HomeOption, as_json: JsonOption = False) -> None:
+    """Show who is connected, since when, what they took, and why somebody was refused."""
+    place = Home.at(home)
+    answer = NodeContent(place.node_address().url, place.api_token).query("/peers")
+    if as_json:
+        print_json(answer)
+        return
+    for part in render_peers(answer):
+        out.print(part)
 
 
 @app.command()

@@ -234,6 +234,16 @@ class PeerBusyError(PeerError):
     hint = "try again in a moment"
 
 
+class PeerProtocolError(PeerError):
+    """A peer speaks none of the protocols that could give what is wanted."""
+
+
+class PeerQuotaError(PeerError):
+    """A peer has given us as much as its quota for one member allows in this time."""
+
+    hint = "try again later, or ask the peer's operator for a larger quota"
+
+
 class NodeUnreachableError(ContentError):
     """The organisation's own node does not answer."""
 
@@ -415,6 +425,10 @@ class ResultMismatchError(VerificationError):
         self.expected = expected
         self.actual = actual
         super().__init__(f"result digest {actual.hex()} is not the committed {expected.hex()}")
+
+
+class StorageProofError(VerificationError):
+    """A member does not show that it holds what it is to hold."""
 
 
 class MissingEventError(VerificationError):

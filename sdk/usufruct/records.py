@@ -415,3 +415,5 @@ class LedgerEvent:
     log_index: int
     timestamp: int
     """Unix seconds of the block."""
+    words: bytes = field(repr=False, compare=False)
+    """What `args` was decoded from, as the chain wrote it: the topics but the first, then the data."""

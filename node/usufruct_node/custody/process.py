@@ -15,7 +15,7 @@ from typing import Any
 from usufruct.content.dag import DagValue
 from usufruct.errors import CustodyError, ForgottenReleasesError, ReleaseRefusedError
 from usufruct.home import Home
-from usufruct.records import Refusal
+from usufruct.records import KeyId, Refusal
 from usufruct_node.custody import wire
 from usufruct_node.custody.case import Case, Records
 
@@ -133,6 +133,10 @@ class Custody:
         """Tell it of a release that it has forgotten; raises ReleaseRefusedError, CustodyError."""
         frames = (getattr(records, name) for name in Records.names())
         _accepted(self._ask({"ask": "remember", "case": case.to_record()}, frames))
+
+    def destroy(self, key_id: KeyId) -> None:
+        """Have a key domain's secret deleted, if it is there: what was sealed under it stays closed. Raises CustodyError."""
+        _accepted(self._ask({"ask": "destroy", "key": bytes(key_id)}, ()))
 
     def _ask(self, request: dict[str, object], frames: Iterable[bytes]) -> dict[str, Any]:
         self.start()

@@ -91,6 +91,8 @@ class Service:
                     return self._release(channel, request)
                 case "remember":
                     return self._remember(channel, request)
+                case "destroy":
+                    return self._destroy(request)
             raise CustodyError(f"nothing is called {request.get('ask')!r}")
         except CustodyError:
             raise
@@ -111,6 +113,18 @@ class Service:
             "opened": {key.hex(): count for key, count in self._vault.openings().items()},
             "keys": [key.hex() for key in he_keys.key_ids(self._keystore)],
         }
+
+    def _destroy(self, request: dict[str, DagValue]) -> dict[str, object]:
+        """Forget a secret for good, in the keystore and in the worker that opens with it."""
+        key_id = request.get("key")
+        if set(request) != {"type", "ask", "key"} or not isinstance(key_id, bytes):
+            raise CustodyError("a request without a key id")
+        with self._opening:
+            if (opener := self._openers.pop(KeyId(key_id), None)) is not None:
+                opener.__exit__(None, None, None)
+            if key_id in he_keys.key_ids(self._keystore):
+                he_keys.destroy_secret(self._keystore, key_id)
+        return {"status": "ok"}
 
     def _examine(self, channel: socket.socket, request: dict[str, DagValue]) -> dict[str, object]:
         case, records = _read_case(channel, request)

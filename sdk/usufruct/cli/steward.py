@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
+    CopiesOption,
     CustodianPassphraseOption,
+    HolderOption,
     HomeOption,
     JsonOption,
     PassphraseOption,
@@ -31,6 +33,7 @@ from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.records import ArtifactId, KeyId, parse_id
 from usufruct.register import Policy
+from usufruct.replication import Replication
 
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
 consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
@@ -147,6 +150,8 @@ def publish(
     max_rho: Annotated[float, typer.Option(help="Most privacy that one job may spend (rho).")] = 1.0,
     budget_rho: Annotated[float, typer.Option(help="Privacy budget over all partners (rho).")] = 10.0,
     retain_days: Annotated[float, typer.Option(help="Days after which the bundle is unusable.")] = 365,
+    copies: CopiesOption = 1,
+    holder: HolderOption = None,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     custodian_passphrase_file: CustodianPassphraseOption = None,
@@ -167,6 +172,7 @@ def publish(
         min_cohort=min_cohort,
         row_level=row_level,
         max_rho_micro_per_job=micro(max_rho),
+        replication=Replication(copies=copies, holders=tuple(holder or ())),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:

@@ -43,6 +43,13 @@ CustodianPassphraseOption = Annotated[
         help="File of mode 0600 with the passphrase of the homomorphic secrets; default: the home's, or a prompt.",
     ),
 ]
+CopiesOption = Annotated[
+    int, typer.Option("--copies", help="Members that hold the ciphertexts, the steward among them.")
+]
+HolderOption = Annotated[
+    list[str] | None,
+    typer.Option("--holder", help="Member that may hold a copy; may be repeated. Default: any that fits."),
+]
 DEFAULT_HOME = Path("~/.usufruct")
 
 
