@@ -28,7 +28,7 @@ from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
     BlockNotFoundError,
     ConfigurationError,
-    CustodyError,
+    CustodianError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
@@ -44,7 +44,7 @@ from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
 from usufruct_node.challenge_log import ChallengeLog
 from usufruct_node.config import NodeSettings
-from usufruct_node.custody import Custody
+from usufruct_node.custodian import CustodianProcess
 from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
@@ -90,10 +90,10 @@ class Node:
         self._home = home
         self._settings = settings
         self._stack = ExitStack()
-        self._custody: Custody | None = None
+        self._custodian: CustodianProcess | None = None
         if Role.CUSTODIAN in home.organisation().role_bits:
-            self._custody = Custody(home, passphrase_file=custodian_passphrase_file)
-            self._stack.callback(self._custody.close)
+            self._custodian = CustodianProcess(home, passphrase_file=custodian_passphrase_file)
+            self._stack.callback(self._custodian.close)
         self.org = home.organisation().id
         keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
@@ -207,19 +207,19 @@ class Node:
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
 
     def _custodian_state(self) -> str:
-        if self._custody is None:
+        if self._custodian is None:
             return "ok"
-        if self._custody.pid is None:
+        if self._custodian.pid is None:
             return "not running; it is started again when a job needs it"
         return "ok"
 
     def _key_openings(self) -> dict[str, Any]:
         """Result blocks that each key has opened, and how many it may."""
-        if self._custody is None or self._custody.pid is None:
+        if self._custodian is None or self._custodian.pid is None:
             return {}
         try:
-            state = self._custody.state()
-        except CustodyError as exc:
+            state = self._custodian.state()
+        except CustodianError as exc:
             return {"trouble": str(exc)}
         return {"limit": state["limit"], "opened": state["opened"]}
 
@@ -307,8 +307,8 @@ class Node:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context, verdict_key=self._verdict_key))
-        if self._custody is not None:
-            loops.append(Custodian(self._context, custody=self._custody, signing_key=self._signing_key))
+        if self._custodian is not None:
+            loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         return loops
 
     def _custody_service(self) -> CustodyService:
@@ -356,9 +356,9 @@ class Node:
         return Keeper(pinner, challenger, retention, every_s=settings.custody_s)
 
     def _destroy_secret(self, key_id: KeyId) -> None:
-        if self._custody is None:
-            raise CustodyError("this node runs no custodian that could destroy a key")
-        self._custody.destroy(key_id)
+        if self._custodian is None:
+            raise CustodianError("this node runs no custodian that could destroy a key")
+        self._custodian.destroy(key_id)
 
     def _damaged(self, artifact_id: ArtifactId) -> None:
         self._keeper.damaged(artifact_id)
@@ -413,8 +413,8 @@ class Node:
 
     async def _unlock(self, unlocked: trio.Event) -> None:
         """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
-        if self._custody is not None:
-            await trio.to_thread.run_sync(self._custody.start, abandon_on_cancel=True)  # type: ignore[call-arg]
+        if self._custodian is not None:
+            await trio.to_thread.run_sync(self._custodian.start, abandon_on_cancel=True)  # type: ignore[call-arg]
         unlocked.set()
 
     async def _follow_registry(self) -> None:

@@ -13,7 +13,7 @@ UsufructError
 │   ├── EnvelopeError     encrypted envelope that does not open
 │   └── ManifestError     malformed or truncated manifest
 ├── KeyStoreError         keystores, passphrases, key domains
-├── CustodyError          the custodian's process
+├── CustodianError        the custodian's process
 ├── ContentError          block stores and peers
 ├── LedgerError           chain, contracts, transactions
 ├── JobPendingError       a job is not over yet
@@ -185,14 +185,14 @@ class WrongKeyDomainError(KeyStoreError):
     """A ciphertext belongs to another key domain than the key at hand."""
 
 
-class CustodyError(UsufructError):
+class CustodianError(UsufructError):
     """The custodian's process does not run, does not answer, or is asked what no node asks."""
 
     exit_code = 4
     hint = "its log is that of the node; `usufruct-node doctor` looks at its keys"
 
 
-class ForgottenReleasesError(CustodyError):
+class ForgottenReleasesError(CustodianError):
     """A custodian, restored from an older backup, has to be told first of these released `jobs`."""
 
     def __init__(self, jobs: list[bytes]) -> None:

@@ -749,7 +749,9 @@ def test_curious_compute_node_finds_no_secret_and_no_plaintext_in_its_memory_ima
     own = {"own": network.node_keys("compute-1").ledger_key}
     assert _found_in_memory(_family(network, "compute-1"), own) == {"own"}
     node, *below = _family(network, NORTH)
-    (custodian,) = [pid for pid in below if b"custody" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (custodian,) = [
+        pid for pid in below if b"usufruct_node.custodian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     secret = {what: value for what, value in hidden.items() if what.startswith(f"secret key of {NORTH}")}
     assert f"secret key of {NORTH}, as numbers" in _found_in_memory([custodian], secret)
     # Not even the custodian's own node holds it.

@@ -19,11 +19,11 @@ from usufruct.errors import UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct_node.config import NodeSettings
-from usufruct_node.custody import wire
-from usufruct_node.custody.confine import confine
-from usufruct_node.custody.service import Service
+from usufruct_node.custodian import wire
+from usufruct_node.custodian.confine import confine
+from usufruct_node.custodian.service import Service
 
-_log = logging.getLogger("usufruct_node.custody")
+_log = logging.getLogger("usufruct_node.custodian")
 _REQUEST_SECONDS = 120.0
 
 
@@ -82,7 +82,7 @@ def _end_with_parent() -> None:
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="usufruct_node.custody")
+    parser = argparse.ArgumentParser(prog="usufruct_node.custodian")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--passphrase-file", type=Path)
     given = parser.parse_args()
