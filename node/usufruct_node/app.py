@@ -92,7 +92,9 @@ class Node:
         self._stack = ExitStack()
         self._custodian: CustodianProcess | None = None
         if Role.CUSTODIAN in home.organisation().role_bits:
-            self._custodian = CustodianProcess(home, passphrase_file=custodian_passphrase_file)
+            self._custodian = CustodianProcess(
+                home, passphrase_file=custodian_passphrase_file, key_openings=settings.key_openings
+            )
             self._stack.callback(self._custodian.close)
         self.org = home.organisation().id
         keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))

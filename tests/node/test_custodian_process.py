@@ -359,14 +359,13 @@ def test_a_key_opens_as_many_blocks_as_it_may_and_no_more_also_after_a_restart(
     bundle: SmallBundle, tmp_path: Path
 ) -> None:
     home = custodian_home(tmp_path / "north", bundle)
-    (home.root / "node.toml").write_text("key_openings = 5\n")
     jobs = [question(bundle, job_id=bytes([number]) * 32) for number in (1, 2, 3)]
-    custodian = CustodianProcess(home)
+    custodian = CustodianProcess(home, key_openings=5)
     for job in jobs[:2]:
         job.examine(custodian)
         job.opened().release(custodian)
     custodian.close()
-    custodian = CustodianProcess(home)
+    custodian = CustodianProcess(home, key_openings=5)
     try:
         assert reason_of(lambda: jobs[2].examine(custodian)) == "KEY_EXHAUSTED"
         assert reason_of(lambda: jobs[2].opened().release(custodian)) == "KEY_EXHAUSTED"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from usufruct.content.dag import DagValue
 from usufruct.errors import CustodianError, ForgottenReleasesError, ReleaseRefusedError
@@ -18,6 +18,9 @@ from usufruct.home import Home
 from usufruct.records import KeyId, Refusal
 from usufruct_node.custodian import wire
 from usufruct_node.custodian.case import Case, Records
+
+KEY_OPENINGS: Final = 1 << 20
+"""Unless the node's settings say otherwise."""
 
 _ANSWER_SECONDS = 600.0
 _MODULE = "usufruct_node.custodian"
@@ -41,10 +44,15 @@ class CustodianProcess:
         Whose keystore it opens.
     passphrase_file :
         Of that keystore; by default the one in the home, or else it asks at the terminal.
+    key_openings :
+        Result blocks that one key may open in its life.
     """
 
-    def __init__(self, home: Home, *, passphrase_file: Path | None = None) -> None:
+    def __init__(
+        self, home: Home, *, passphrase_file: Path | None = None, key_openings: int = KEY_OPENINGS
+    ) -> None:
         self._home = home
+        self._key_openings = key_openings
         self._passphrase_file = passphrase_file
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -70,7 +78,7 @@ class CustodianProcess:
                 raise CustodianError("the custodian has been stopped")
             if self._process is not None and self._process.poll() is None:
                 return
-            words = ["--home", str(self._home.root)]
+            words = ["--home", str(self._home.root), "--key-openings", str(self._key_openings)]
             if self._passphrase_file is not None:
                 words += ["--passphrase-file", str(self._passphrase_file)]
             self._process = subprocess.Popen(
