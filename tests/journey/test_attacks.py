@@ -497,6 +497,10 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     # Positive control: under the epoch in force the same job goes through, without the row.
     release = network.university.wait(network.post())
     assert release.count == ROWS - len(clinic.withdrawn)
+    # Whoever asks again after the withdrawal is told that it counts together with what was released before.
+    network.indexed()
+    sums = network.university.parameters(clinic.bundle, "sum")
+    assert network.university.estimate(clinic.bundle, sums, rho=1.0).joint_rho_micro > MICRO
 
 
 # Peers and blocks.
