@@ -24,8 +24,9 @@ from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.compute import CacheSettings
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid
 from usufruct.errors import (
+    BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
     CustodianError,
@@ -68,12 +69,14 @@ from usufruct_node.roles.dispatch import Role as RoleLoop
 from usufruct_node.roles.keeper import Keeper
 from usufruct_node.roles.pinner import Pinner
 from usufruct_node.roles.retention import Retention
+from usufruct_node.storage import open_store
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 600.0
+_STORE_SECONDS = 5.0
 
 
 class Node:
@@ -111,7 +114,8 @@ class Node:
         self.contracts = {**network.contracts, "AccessManager": authority}
         self._chain = ChainView(self.ledger)
         self.index = Index(home.index_database)
-        self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
+        self.store = open_store(home, settings)
+        self._store_state = "ok"
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
         cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
@@ -187,6 +191,7 @@ class Node:
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
+                nursery.start_soon(self._watch_store)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -201,7 +206,7 @@ class Node:
             "identity": "ok"
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
-            "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "store": self._store_state,
             "custodian": self._custodian_state(),
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
             "copies": "ok" if not self._keeper.troubles else f"{len(self._keeper.troubles)} in trouble",
@@ -270,7 +275,7 @@ class Node:
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
-        except BlockNotFoundError:
+        except (BlockNotFoundError, BlockMismatchError):
             if holder == self.org:
                 raise
         if not self._membership.is_active():
@@ -402,6 +407,15 @@ class Node:
             except UsufructError as exc:
                 _log.warning("cannot free what ended jobs left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
+
+    async def _watch_store(self) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.store.check)
+                self._store_state = "ok"
+            except UsufructError as exc:
+                self._store_state = str(exc)
+            await trio.sleep(_STORE_SECONDS)
 
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()

@@ -244,6 +244,36 @@ class PeerQuotaError(PeerError):
     hint = "try again later, or ask the peer's operator for a larger quota"
 
 
+class KuboError(ContentError):
+    """The Kubo daemon that holds the blocks refuses, or answers with what no Kubo answers."""
+
+
+class KuboUnreachableError(KuboError):
+    """The Kubo daemon does not answer, or not in time."""
+
+    hint = "start it with `ipfs daemon`, and compare `kubo_address` in node.toml with its Addresses.API"
+
+
+class KuboRefusedError(KuboError):
+    """The Kubo daemon does not accept our credentials."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"Kubo at {address} does not accept the credentials in kubo.token",
+            hint="`usufruct-node kubo config` writes them into both places; restart Kubo after it",
+        )
+
+
+class KuboVersionError(KuboError):
+    """The Kubo daemon is too old to be run privately."""
+
+    def __init__(self, version: str, oldest: str) -> None:
+        self.version = version
+        self.oldest = oldest
+        super().__init__(f"Kubo {version} is older than {oldest}", hint="upgrade Kubo")
+
+
 class NodeUnreachableError(ContentError):
     """The organisation's own node does not answer."""
 
