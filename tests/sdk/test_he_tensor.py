@@ -131,7 +131,7 @@ def test_words_at_both_ends_are_reduced_exactly() -> None:
         for prime in primes:
             some = [0, 1, prime - 1, prime, prime + 1, 2 * prime - 1, 2 * prime, 3 * prime, 4 * prime - 1]
             some += [1 << 32, (1 << 32) - 1, top, top - 1, top // prime * prime, top // prime * prime - 1]
-            words.append(some + [top // 3])
+            words.append([*some, top // 3])
         sums = np.repeat(np.array(words, dtype=np.uint64)[:, None], 3, axis=1)
         found = tensor._reduced(sums, primes)
         assert found[0].tolist() == [
