@@ -19,7 +19,7 @@ from chain_fixture import FAR, KERNEL, Consortium, word
 from usufruct.errors import LedgerError, LedgerUnreachableError, MissingEventError, StaleLedgerError
 from usufruct.ledger import Head, Ledger
 from usufruct.ledger.endpoint import Endpoint
-from usufruct.ledger.series import check_series, series_of
+from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.records import (
     ArtifactKind,
     GrantStatus,
@@ -286,9 +286,26 @@ def test_search_trees_that_a_killed_rebuild_did_without_are_back_when_the_file_i
         with Index(path).growing():
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert whole - trees(path) == {"event_series", "event_name"}
+    assert trees(path) == set()
     Index(path).close()
     assert trees(path) == whole
+
+
+def test_an_index_of_another_version_is_built_anew(story: Story, index: Index, tmp_path: Path) -> None:
+    path = tmp_path / "older.db"
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            "CREATE TABLE event (block_number INTEGER, args TEXT); CREATE TABLE gone (id INTEGER);"
+        )
+        db.execute("INSERT INTO event VALUES (1, '{}')")
+    older = Index(path)
+    assert older.cursor() is None
+    catch_up(older, story.net.reader)
+    older.advance([], index.cursor())
+    older.close()
+    assert tables(path) == tables(tmp_path / "index.db")
+    Index(path).close()
+    assert tables(path) == tables(tmp_path / "index.db")
 
 
 @pytest.mark.parametrize("fault", ["left out", "shown twice", "changed", "forged head", "swapped"])
@@ -302,12 +319,18 @@ def test_an_endpoint_that_tampers_with_a_series_is_refused_and_leaves_the_index_
         i for i, e in enumerate(events) if e.name == "VerdictRevealed" and i > half and e.args["sequence"] > 2
     )
     victim = events[place]
-    args = {"changed": {"agrees": not victim.args["agrees"]}, "forged head": {"head": word()}}.get(fault, {})
+    words = victim.words
+    forged = {
+        "changed": words[:-65] + bytes([words[-65] ^ 1]) + words[-64:],
+        "forged head": words[:-32] + word(),
+    }.get(fault, words)
+    args = event_codec(victim.contract, victim.name).decode(forged)
+    assert (args != victim.args) == (fault in ("changed", "forged head"))
     tampered = {
         "left out": events[:place] + events[place + 1 :],
         "shown twice": [*events[: place + 1], *events[place:]],
         "swapped": [*events[:place], *reversed(series_after(events, place)), *events[place + 1 :]],
-    }.get(fault, [*events[:place], replace(victim, args=victim.args | args), *events[place + 1 :]])
+    }.get(fault, [*events[:place], replace(victim, args=args, words=forged), *events[place + 1 :]])
     built = Index(path)
     built.advance(events[:half], Head(events[half].block_number, word(), 1))
     before = tables(path)

@@ -206,6 +206,28 @@ def parse(
     WrongKeyDomainError
         If the container names another key domain than `key_id`.
     """
+    form, found, found_key = _read_header(data, parameters, forms)
+    _check_key(found_key, key_id)
+    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
+
+
+def check_header(data: bytes, *, key_id: bytes) -> None:
+    """Check that a block is as long as its header says, and of a key domain; its residues are not looked at.
+
+    For whoever only keeps blocks.
+
+    Raises
+    ------
+    ContainerError, WrongKeyDomainError
+        As for `parse`.
+    """
+    _, _, found_key = _read_header(data, None, tuple(Form))
+    _check_key(found_key, key_id)
+
+
+def _read_header(
+    data: bytes, parameters: Parameters | None, forms: Collection[Form]
+) -> tuple[Form, Parameters, bytes]:
     if len(data) < _HEADER.size:
         raise ContainerError(f"{len(data)} bytes are too short for a container", field="length")
     magic, version, scheme, form_code, parameters_id, found_key, length = _HEADER.unpack_from(data)
@@ -233,12 +255,15 @@ def parse(
             f"payload of {len(data) - _HEADER.size} bytes, stated {length}, expected {expected}",
             field="length",
         )
+    return form, found, found_key
+
+
+def _check_key(found_key: bytes, key_id: bytes | None) -> None:
     if key_id is not None and found_key != key_id:
         raise WrongKeyDomainError(
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
 
 
 def _parse_payload(

@@ -255,19 +255,21 @@ class Ledger:
 
     def _event(self, log: dict[str, Any], timestamp: str) -> LedgerEvent:
         contract, codecs = self._emitters[log["address"].lower()]
-        topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
-        codec = codecs.get(topics[0])
+        first, *topics = log["topics"]
+        codec = codecs.get(_hash(first))
         if codec is None:
             raise WrongContractCodeError(f"{contract} emitted an event that this package does not know")
+        words = bytes.fromhex("".join([*topics, log["data"]]).replace("0x", ""))
         return LedgerEvent(
             contract=contract,
             name=codec.name,
-            args=codec.decode(topics, bytes.fromhex(log["data"][2:])),
-            block_number=int(log["blockNumber"], 16),
+            args=codec.decode(words),
+            block_number=_number(log["blockNumber"]),
             block_hash=_hash(log["blockHash"]),
             transaction_hash=_hash(log["transactionHash"]),
-            log_index=int(log["logIndex"], 16),
-            timestamp=int(timestamp, 16),
+            log_index=_number(log["logIndex"]),
+            timestamp=_number(timestamp),
+            words=words,
         )
 
     def _require_sender(self) -> Sender:
@@ -278,5 +280,11 @@ class Ledger:
 
 @lru_cache(maxsize=1024)
 def _hash(text: str) -> bytes:
-    """A hash from its hex digits; logs of one block and of one transaction repeat it."""
+    """A hash from its hex digits; logs of one block, of one transaction and of one kind repeat it."""
     return bytes.fromhex(text[2:])
+
+
+@lru_cache(maxsize=1024)
+def _number(text: str) -> int:
+    """A number from its hex digits; logs of one block repeat it, and so do those at the same place of their blocks."""
+    return int(text, 16)
