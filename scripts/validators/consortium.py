@@ -102,7 +102,8 @@ def build(target, stamp):
 def toolchain():
     """Return the Go program and its environment.
 
-    Go's own caches are used where they exist: a warm one saves minutes. Otherwise they go into the clone.
+    Go's own caches are used where they exist: a warm one saves minutes. Otherwise they go into the clone, and
+    stay there.
     """
     go = shutil.which("go")
     if go is None:
@@ -116,8 +117,9 @@ def toolchain():
     if numbers < GO:
         raise UnavailableError(f"missing: Go 1.24.9 or newer; {go} is {version}")
     for variable, place, cache in zip(("GOMODCACHE", "GOCACHE"), ("mod", "build"), caches, strict=True):
-        if not Path(cache).is_dir():
-            environment[variable] = str(ROOT / ".cache" / "go" / place)
+        ours = ROOT / ".cache" / "go" / place
+        if ours.is_dir() or not Path(cache).is_dir():
+            environment[variable] = str(ours)
     return go, environment
 
 

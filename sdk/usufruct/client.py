@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ from usufruct.records import (
 )
 from usufruct.register import Policy
 from usufruct.release import Release
+from usufruct.replication import Replication
 from usufruct.seal import SealedFeatures, seal_features
 from usufruct.verify import ResultManifest, check_possessions
 
@@ -180,6 +182,26 @@ class Client:
     def change_policy(self, artifact_id: ArtifactId, policy: Policy) -> Cid:
         """Put a new policy in force."""
         return register.change_policy(self.ledger, self.content, artifact_id, policy)
+
+    def set_replication(self, artifact_id: ArtifactId, replication: Replication) -> Cid:
+        """Change how many members hold a bundle, and which may: its policy, otherwise unchanged, gets a new version."""
+        record = self.ledger.artifact(artifact_id)
+        current = self.content.get_record(
+            Cid.from_digest(record.policy_digest, Codec.DAG_CBOR), holder=unlabel(record.steward)
+        )
+        return self.change_policy(artifact_id, replace(Policy.from_record(current), replication=replication))
+
+    def copies(self) -> list[dict[str, Any]]:
+        """For each bundle: its holders, what the own node holds, and what its last challenges of them showed."""
+        return list(self.content.query("/copies"))
+
+    def challenges(self, *, limit: int = 100) -> dict[str, Any]:
+        """The own node's log of storage challenges, newest first, with its length, head, and whether it is whole."""
+        return dict(self.content.query("/challenges", limit=limit))
+
+    def erasures(self, artifact_id: str | ArtifactId) -> dict[str, Any]:
+        """Who has signed that it erased a bundle's ciphertexts or key at the end of its retention, and who has not yet."""
+        return dict(self.content.query(f"/erasures/{_artifact_id(artifact_id).hex()}"))
 
     def freeze(self, artifact_id: ArtifactId, *, frozen: bool = True) -> None:
         """Freeze a bundle, or thaw it: no job on it is admitted or released meanwhile."""

@@ -13,6 +13,7 @@ UsufructError
 │   ├── EnvelopeError     encrypted envelope that does not open
 │   └── ManifestError     malformed or truncated manifest
 ├── KeyStoreError         keystores, passphrases, key domains
+├── CustodyError          the custodian's process
 ├── ContentError          block stores and peers
 ├── LedgerError           chain, contracts, transactions
 ├── JobPendingError       a job is not over yet
@@ -184,6 +185,21 @@ class WrongKeyDomainError(KeyStoreError):
     """A ciphertext belongs to another key domain than the key at hand."""
 
 
+class CustodyError(UsufructError):
+    """The custodian's process does not run, does not answer, or is asked what no node asks."""
+
+    exit_code = 4
+    hint = "its log is that of the node; `usufruct-node doctor` looks at its keys"
+
+
+class ForgottenReleasesError(CustodyError):
+    """A custodian, restored from an older backup, has to be told first of these released `jobs`."""
+
+    def __init__(self, jobs: list[bytes]) -> None:
+        self.jobs = jobs
+        super().__init__(f"the custodian has no memory of {len(jobs)} releases that the ledger names")
+
+
 class ContentError(UsufructError):
     """A block store or a peer cannot do what was asked."""
 
@@ -216,6 +232,16 @@ class PeerBusyError(PeerError):
     """A peer serves as many of our requests as it will at once."""
 
     hint = "try again in a moment"
+
+
+class PeerProtocolError(PeerError):
+    """A peer speaks none of the protocols that could give what is wanted."""
+
+
+class PeerQuotaError(PeerError):
+    """A peer has given us as much as its quota for one member allows in this time."""
+
+    hint = "try again later, or ask the peer's operator for a larger quota"
 
 
 class NodeUnreachableError(ContentError):
@@ -399,6 +425,10 @@ class ResultMismatchError(VerificationError):
         self.expected = expected
         self.actual = actual
         super().__init__(f"result digest {actual.hex()} is not the committed {expected.hex()}")
+
+
+class StorageProofError(VerificationError):
+    """A member does not show that it holds what it is to hold."""
 
 
 class MissingEventError(VerificationError):

@@ -242,7 +242,9 @@ class Stage:
     def _found_clinic(self, name: str) -> Clinic:
         secret, public = he_keys.create_key_domain()
         home = self.net.home(name)
-        he_keys.store_secret(KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase)), secret)
+        he_keys.store_secret(
+            KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase)), secret
+        )
         client = self.client(name)
         client.register_key_domain(public)
         clinic = Clinic(name, secret)

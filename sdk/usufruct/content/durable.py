@@ -1,0 +1,57 @@
+"""Directories and errors of what must survive a crash: what the block stores' files and catalogues share."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from usufruct.errors import ContentError, StoreFullError
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn errors of the operating system and of SQLite into ours.
+
+    Raises
+    ------
+    StoreFullError
+        If the disk or the file system's quota is full.
+    ContentError
+        On every other error.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise StoreFullError(f"{what}: the disk is full") from exc
+        raise ContentError(f"{what}: {exc.strerror or exc}") from exc
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorname", "") == "SQLITE_FULL":
+            raise StoreFullError(f"{what}: the disk is full") from exc
+        raise ContentError(f"{what}: {exc}") from exc
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of mode 0700 whose entry survives a crash; its parent exists or is made likewise."""
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory's entries on disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
