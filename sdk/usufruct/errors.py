@@ -360,14 +360,14 @@ class TransactionReplacedError(TransactionLostError):
 
 
 class ChainStalledError(LedgerError):
-    """The chain stands still: no block comes although one is due. What was sent is kept and sent again."""
+    """The chain stands still: no block comes although one is due, or none could. What was sent is kept and sent again."""
 
     hint = "nothing is lost; once enough validators are back, repeat the command: what it sent is taken up, not sent twice"
 
     def __init__(self, height: int, since: float, *, hint: str = "") -> None:
         self.height = height
         self.since = since
-        """Unix seconds at which the last block was seen to come."""
+        """Unix seconds: when the last block was seen to come, or when validators were first seen apart."""
         moment = datetime.fromtimestamp(since, UTC).strftime("%H:%M:%S")
         super().__init__(f"the chain has stood still at block {height} since {moment} UTC", hint=hint)
 
