@@ -12,6 +12,7 @@ from usufruct.compute import CacheSettings, ExpansionCache, WorkerPool, compute
 from usufruct.content import BlockFiles, Cid, dag
 from usufruct.features import Column, Extractor, FeatureSchema
 from usufruct.he import lanes, packed
+from usufruct.he.algebraic import N_VECTORS
 from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.kernels import (
     LINEAR,
@@ -23,7 +24,7 @@ from usufruct.he.kernels import (
     plan,
 )
 from usufruct.he.parameters import BFV_LINEAR
-from usufruct.he.projection import project
+from usufruct.he.projection import ENTRY_BITS, project
 from usufruct.he.reading import GROUP_BLOCKS, expand_seeds
 from usufruct.he.residues import combine
 from usufruct.publish import manifest_record
@@ -78,7 +79,7 @@ def check(d: int, m: int) -> Case:
     for feature in range(d):
         panel.fill(feature, residues[feature])
     results = lanes.multiply(weights, panel, Q)
-    vectors = rng.integers(0, 1 << 20, (3, 2 * N), dtype=np.uint64)
+    vectors = rng.integers(0, 1 << ENTRY_BITS, (N_VECTORS, 2 * N), dtype=np.uint64)
     case = Case("verify", d=d, m=m, n=N, n_bytes=residues.nbytes + results.nbytes)
 
     def ours() -> None:

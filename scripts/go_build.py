@@ -26,7 +26,8 @@ class UnavailableError(Exception):
 class Module:
     """A Go module of this clone and the toolchain that builds it.
 
-    Go's own caches are used where they exist: a warm one saves minutes. Otherwise they go into the clone.
+    Go's own caches are used where they exist: a warm one saves minutes. Otherwise they go into the clone, and
+    stay there.
     """
 
     def __init__(self, directory, least, what):
@@ -42,8 +43,9 @@ class Module:
         if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < least:
             raise UnavailableError(f"{missing}; {self.go} is {version}")
         for variable, place, cache in zip(("GOMODCACHE", "GOCACHE"), ("mod", "build"), caches, strict=True):
-            if not Path(cache).is_dir():
-                self.environment[variable] = str(ROOT / ".cache" / "go" / place)
+            ours = ROOT / ".cache" / "go" / place
+            if ours.is_dir() or not Path(cache).is_dir():
+                self.environment[variable] = str(ours)
 
     def query(self, *arguments):
         """Return what a Go command prints."""

@@ -91,10 +91,11 @@ def run_hardhat() -> Counts:
 
 
 def run_pytest(arguments: list[str]) -> Counts:
-    """Run pytest with `arguments`."""
+    """Run pytest in two processes, with `arguments`: much of a network's time is waiting for blocks."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
+        command = [sys.executable, "-m", "pytest", "--numprocesses=2", "--dist=loadgroup"]
+        command += [f"--junitxml={report}", *arguments]
         exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode
         return count_pytest(report, exit_code)
 

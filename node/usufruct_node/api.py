@@ -30,6 +30,7 @@ from usufruct.errors import (
     UsufructError,
 )
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, OrgId, org_id, parse_id
+from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index
 from usufruct_node.intake import STAGED, accept_record
@@ -70,6 +71,13 @@ class NodeView(Protocol):
     def holdings(self) -> Holdings:
         """What the blocks are for."""
 
+    @property
+    def view(self) -> CustodyView:
+        """Copies, challenges, erasures."""
+
+    async def erasures(self, artifact_id: ArtifactId) -> dict[str, Any]:
+        """Statements on a bundle's erasure, from its steward's node."""
+
     async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
 
@@ -78,6 +86,9 @@ class NodeView(Protocol):
 
     async def status(self) -> dict[str, Any]:
         """What an operator wants to see."""
+
+    def peers(self) -> dict[str, Any]:
+        """Who is connected, and who was refused what and why."""
 
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
         """A block from the store or from a member."""
@@ -126,6 +137,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     async def status() -> dict[str, Any]:
         """Membership, chain position, peers, blocks, jobs in trouble."""
         return await node.status()
+
+    @api.get("/peers", dependencies=private, tags=["operator"])
+    async def peers() -> dict[str, Any]:
+        """Who is connected since when, bytes each way, quotas, and why somebody was refused."""
+        return node.peers()
 
     @api.get("/members", dependencies=private, tags=["queries"])
     def members() -> list[dict[str, Any]]:
@@ -186,6 +202,21 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     def impact(artifact_id: Annotated[str, Path()]) -> list[dict[str, Any]]:
         """Results and releases that rest on a bundle, each with whether the consent it used is still in force."""
         return queries.impact(ArtifactId(parse_id(artifact_id, "artifact")))
+
+    @api.get("/copies", dependencies=private, tags=["queries"])
+    def copies() -> list[dict[str, Any]]:
+        """For each bundle: who is to hold it, what is held here, what the last challenges showed."""
+        return node.view.copies()
+
+    @api.get("/challenges", dependencies=private, tags=["queries"])
+    def challenges(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+        """This node's log of storage challenges, newest first, with its length, head, and whether it is whole."""
+        return node.view.challenges(limit)
+
+    @api.get("/erasures/{artifact_id}", dependencies=private, tags=["queries"])
+    async def erasures(artifact_id: Annotated[str, Path()]) -> dict[str, Any]:
+        """Who has signed that it erased a bundle's ciphertexts or key, and whose word is still awaited."""
+        return await node.erasures(ArtifactId(parse_id(artifact_id, "artifact")))
 
     @api.get("/grants/{grant_id}", dependencies=private, tags=["queries"])
     def grant(grant_id: Annotated[str, Path()]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypercorn.trio
@@ -28,31 +29,46 @@ from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
+    CustodianError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
     UsufructError,
 )
-from usufruct.he.secret import SecretKey
 from usufruct.home import Home, NodeAddress, write_private
-from usufruct.keys import he_keys, identity
+from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
-from usufruct.records import JobState, KeyId, OrgId, Role, unlabel
+from usufruct.records import ArtifactId, JobState, KeyId, OrgId, Role, unlabel
 from usufruct_node.api import build_api, new_token
 from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
+from usufruct_node.challenge_log import ChallengeLog
 from usufruct_node.config import NodeSettings
+from usufruct_node.custodian import CustodianProcess
+from usufruct_node.custody_service import CustodyService
+from usufruct_node.custody_store import CustodyStore
+from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
 from usufruct_node.intake import STAGED
 from usufruct_node.membership import Membership
 from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
+from usufruct_node.peers.custody import PROTOCOL_ID as CUSTODY
+from usufruct_node.peers.custody import CustodyHandler
 from usufruct_node.peers.identity import parse_peer_id
+from usufruct_node.peers.private_network import load_swarm_key
+from usufruct_node.peers_view import describe_peers
+from usufruct_node.placement import Placements
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
+from usufruct_node.roles.challenger import Challenger, ChallengeRules
 from usufruct_node.roles.compute import Workers
+from usufruct_node.roles.custody_peers import CustodyPeers
 from usufruct_node.roles.dispatch import Role as RoleLoop
+from usufruct_node.roles.keeper import Keeper
+from usufruct_node.roles.pinner import Pinner
+from usufruct_node.roles.retention import Retention
 from usufruct_node.storage import open_store
 
 if TYPE_CHECKING:
@@ -66,14 +82,25 @@ _STORE_SECONDS = 5.0
 class Node:
     """A running node of one organisation."""
 
-    def __init__(self, home: Home, settings: NodeSettings, passphrase: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        settings: NodeSettings,
+        passphrase: str,
+        *,
+        custodian_passphrase_file: Path | None = None,
+    ) -> None:
         self._home = home
         self._settings = settings
         self._stack = ExitStack()
+        self._custodian: CustodianProcess | None = None
+        if Role.CUSTODIAN in home.organisation().role_bits:
+            self._custodian = CustodianProcess(
+                home, passphrase_file=custodian_passphrase_file, key_openings=settings.key_openings
+            )
+            self._stack.callback(self._custodian.close)
         self.org = home.organisation().id
-        keystore = KeyStore.open(home.node_keystore, passphrase)
-        keys = identity.load_node_keys(keystore)
-        self._secrets = _SecretKeys(keystore)
+        keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(
@@ -97,6 +124,12 @@ class Node:
             self._stack.callback(resource.close)
         self._identity = PeerIdentity.from_seed(keys.peer_seed)
         self._membership = Membership(self.org, self.index, self.ledger)
+        self.custody = CustodyStore(home.node_database)
+        self.challenges = ChallengeLog(home.node_database)
+        self.placements = Placements(self.index, self.custody)
+        self._stack.callback(self.custody.close)
+        self._stack.callback(self.challenges.close)
+        self._clock = ChainClock(network.chain)
         self._host = PeerHost(
             identity=self._identity,
             is_member=lambda peer: peer in self._membership.peers,
@@ -104,29 +137,39 @@ class Node:
             read_block=self._read_block,
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
+            quota=settings.quota(),
+            swarm_key=None if settings.swarm_key_file is None else load_swarm_key(settings.swarm_key_file),
         )
+        self._host.handle(CUSTODY, CustodyHandler(self._custody_service().answer).serve)
         self._context = RoleContext(
             org=self.org,
             ledger=self.ledger,
             index=self.index,
             store=self.store,
             holdings=self.holdings,
+            placements=self.placements,
             journal=self._journal,
             host=self._host,
             workers=self._workers,
-            clock=ChainClock(network.chain),
+            clock=self._clock,
             on_stall=self._chain.stood_still,
         )
         self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
+        self._peers = CustodyPeers(self._context, answer_s=settings.challenge_answer_s)
+        self._keeper = self._make_keeper()
+        self.view = CustodyView(self.org, self.index, self.custody, self.challenges, self.placements)
         self._started_at = time.time()
         self._metrics = Metrics()
 
     async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gives the URL of the HTTP interface."""
         with self._stack:
-            await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
             async with trio.open_nursery() as nursery:
+                unlocked = trio.Event()
+                nursery.start_soon(self._unlock, unlocked)
+                await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
                 await nursery.start(self._host.run)
+                await unlocked.wait()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
                 if not self._membership.is_active():
@@ -146,6 +189,7 @@ class Node:
                 )
                 nursery.start_soon(self._keep_membership)
                 nursery.start_soon(self._dispatcher.run)
+                nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
                 nursery.start_soon(self._watch_store)
                 task_status.started(self._home.node_address().url)
@@ -163,9 +207,28 @@ class Node:
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
             "store": self._store_state,
+            "custodian": self._custodian_state(),
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
+            "copies": "ok" if not self._keeper.troubles else f"{len(self._keeper.troubles)} in trouble",
         }
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
+
+    def _custodian_state(self) -> str:
+        if self._custodian is None:
+            return "ok"
+        if self._custodian.pid is None:
+            return "not running; it is started again when a job needs it"
+        return "ok"
+
+    def _key_openings(self) -> dict[str, Any]:
+        """Result blocks that each key has opened, and how many it may."""
+        if self._custodian is None or self._custodian.pid is None:
+            return {}
+        try:
+            state = self._custodian.state()
+        except CustodianError as exc:
+            return {"trouble": str(exc)}
+        return {"limit": state["limit"], "opened": state["opened"]}
 
     async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
@@ -194,8 +257,14 @@ class Node:
             "refusals": self._host.refusal_counts(),
             "blocks_bytes": self.store.usage_bytes(),
             "holdings": self.holdings.count(),
+            "key_openings": self._key_openings(),
             "jobs_in_trouble": self._dispatcher.troubles,
+            "copies_in_trouble": self._keeper.troubles,
         }
+
+    def peers(self) -> dict[str, Any]:
+        """Who is connected, and who was refused what and why."""
+        return describe_peers(self._host, self.index)
 
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
         """A block from the store, or else from a member.
@@ -222,6 +291,21 @@ class Node:
                 hint="ciphertexts, results and releases go only to those whose part in a live job needs them, and to auditors",
             ) from exc
 
+    async def erasures(self, artifact_id: ArtifactId) -> dict[str, Any]:
+        """Statements on a bundle's erasure: the steward's collection, asked for by the other members' nodes.
+
+        Raises
+        ------
+        UnknownRecordError, PeerError, ManifestError, VerificationError
+        """
+        artifact = self.view.bundle(artifact_id)
+        if artifact.steward == self.org:
+            waiting = await trio.to_thread.run_sync(self.custody.awaited, artifact_id)
+            statements = await trio.to_thread.run_sync(self.custody.erasures, artifact_id)
+        else:
+            statements, waiting = await self._peers.erasures(artifact.steward, artifact_id)
+        return self.view.erasures(artifact_id, artifact, statements, waiting)
+
     # Wiring.
 
     def _roles(self, roles: Role) -> list[RoleLoop]:
@@ -230,17 +314,79 @@ class Node:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context, verdict_key=self._verdict_key))
-        if Role.CUSTODIAN in roles:
-            loops.append(
-                Custodian(self._context, secret_of=self._secrets.load, signing_key=self._signing_key)
-            )
+        if self._custodian is not None:
+            loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         return loops
+
+    def _custody_service(self) -> CustodyService:
+        return CustodyService(
+            org=self.org,
+            network=self.ledger.network,
+            index=self.index,
+            blocks=self.store,
+            holdings=self.holdings,
+            store=self.custody,
+            record=self.challenges,
+            placements=self.placements,
+            signing_key=self._signing_key,
+            now=self._now,
+            on_damage=self._damaged,
+        )
+
+    def _make_keeper(self) -> Keeper:
+        settings, key, peers = self._settings, self._signing_key, self._peers
+        rules = ChallengeRules(
+            every_s=settings.challenge_s,
+            misses=settings.challenge_misses,
+            grace_s=settings.hold_grace_s,
+            left_out_s=settings.left_out_s,
+        )
+        context, store = self._context, self.custody
+        pinner = Pinner(
+            context,
+            peers,
+            store,
+            signing_key=key,
+            limit_bytes=settings.hold_bytes,
+            silence_s=6 * settings.custody_s,
+        )
+        challenger = Challenger(
+            context,
+            peers,
+            store,
+            self.challenges,
+            rules=rules,
+            signing_key=key,
+            on_damage=pinner.damaged,
+        )
+        retention = Retention(context, peers, store, destroy_secret=self._destroy_secret, signing_key=key)
+        return Keeper(pinner, challenger, retention, every_s=settings.custody_s)
+
+    def _destroy_secret(self, key_id: KeyId) -> None:
+        if self._custodian is None:
+            raise CustodianError("this node runs no custodian that could destroy a key")
+        self._custodian.destroy(key_id)
+
+    def _damaged(self, artifact_id: ArtifactId) -> None:
+        self._keeper.damaged(artifact_id)
+
+    def _now(self) -> int:
+        return self._clock.now(self.index.cursor())
 
     def _authorise(self, peer_id: str, cid: Cid) -> bool:
         member = self.index.participant_by_peer(parse_peer_id(peer_id))
-        return member is not None and any(
-            may_read(self.index, self.org, member, cid, holding) for holding in self.holdings.of(cid)
+        if member is None:
+            return False
+        allowed = partial(
+            may_read,
+            self.index,
+            self.org,
+            member,
+            cid,
+            now=self._now(),
+            is_holder=self.placements.is_holder,
         )
+        return any(allowed(holding) for holding in self.holdings.of(cid))
 
     def _read_block(self, cid: Cid) -> bytes | None:
         try:
@@ -281,12 +427,20 @@ class Node:
                 self._chain.heard()
                 await self._follow_registry()
 
+    async def _unlock(self, unlocked: trio.Event) -> None:
+        """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
+        if self._custodian is not None:
+            await trio.to_thread.run_sync(self._custodian.start, abandon_on_cancel=True)  # type: ignore[call-arg]
+        unlocked.set()
+
     async def _follow_registry(self) -> None:
         endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
         for peer in await self._membership.refresh(endpoint):
             _log.warning("peer %s is no longer an active member: closing its connections", peer)
             await self._host.close_peer(peer)
-        self._dispatcher.hold(self._membership.superseded_by is not None)
+        superseded = self._membership.superseded_by is not None
+        self._dispatcher.hold(superseded)
+        self._keeper.hold(superseded)
 
     async def _serve_api(self, *, task_status: TaskStatus[None]) -> None:
         token = new_token()
@@ -324,19 +478,6 @@ def _listen(port: int) -> tuple[int, int]:
         ) from exc
     taken = listener.getsockname()[1]
     return listener.detach(), taken
-
-
-class _SecretKeys:
-    """Homomorphic secrets of the node's keystore, read when first used; new ones are found without a restart."""
-
-    def __init__(self, keystore: KeyStore) -> None:
-        self._keystore = keystore
-        self._loaded: dict[KeyId, SecretKey] = {}
-
-    def load(self, key_id: KeyId) -> SecretKey:
-        if key_id not in self._loaded:
-            self._loaded[key_id] = he_keys.load_secret(self._keystore, key_id)
-        return self._loaded[key_id]
 
 
 @contextmanager

@@ -67,11 +67,13 @@ _BEFORE_BLOCKS = (
     _Item("authority.transactions"),
     _Item("node.transactions"),
     _Item("node.db", database=True),
+    _Item("custodian.db", database=True),
     _Item("index.db", database=True),
 )
 _AFTER_BLOCKS = (
     _Item("consent.db", database=True),
     _Item("node.keys", required=True),
+    _Item("custodian.keys"),
     _Item("authority.keys"),
     _Item("participant.json", required=True),
     _Item("network.json"),

@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from usufruct.content.kubo.rpc import check_address
 from usufruct.errors import ConfigurationError
+from usufruct_node.peers.quota import Quota
 
 
 class NodeSettings(BaseSettings):
@@ -41,6 +42,30 @@ class NodeSettings(BaseSettings):
     """Size of the file in which expanded seeds are kept from one job to the next; 0 keeps none."""
     quota_bytes: int | None = Field(default=None, gt=0)
     """Most bytes that the block store keeps; no limit by default."""
+    hold_bytes: int | None = Field(default=None, ge=0)
+    """Most bytes of other members' bundles that this node keeps copies of; no limit by default but `quota_bytes`."""
+    custody_s: float = Field(default=5.0, gt=0, le=3600)
+    """Seconds between looks at which bundles are to be held, and which retention is over."""
+    challenge_s: float = Field(default=3600.0, gt=0, le=604_800)
+    """Seconds between two storage challenges of one holder on one bundle."""
+    challenge_misses: int = Field(default=3, ge=1, le=100)
+    """Unanswered challenges in a row after which a holder is left out."""
+    challenge_answer_s: float = Field(default=10.0, gt=0, le=300)
+    """Seconds that a holder has to answer a challenge."""
+    hold_grace_s: int = Field(default=21_600, ge=0, le=2_592_000)
+    """Seconds that a new holder has to fetch its copy."""
+    left_out_s: int = Field(default=86_400, ge=1, le=31_536_000)
+    """Seconds for which a holder that failed a challenge does not count."""
+    peer_streams: int = Field(default=8, ge=1, le=64)
+    """Requests of one member that are served at once."""
+    peer_blocks_per_s: float = Field(default=20_000.0, gt=0)
+    """Blocks that one member may ask for per second."""
+    peer_bytes_per_s: float = Field(default=500e6, gt=0)
+    """Bytes of blocks that one member is given per second."""
+    peer_bytes_per_day: int | None = Field(default=None, gt=0)
+    """Bytes of blocks that one member is given in a day; no limit by default."""
+    swarm_key_file: Path | None = None
+    """File of mode 0600 in Kubo's `swarm.key` format, the same at all members; connections are hidden under it."""
     kubo_address: str | None = None
     """Multiaddr of the RPC of the Kubo daemon that holds the blocks, such as `/ip4/127.0.0.1/tcp/5001`; the embedded store
     holds them by default."""
@@ -50,8 +75,19 @@ class NodeSettings(BaseSettings):
     """Addresses on which that Kubo may talk to others that have its swarm key; none by default."""
     rpc_urls: tuple[str, ...] = ()
     """JSON-RPC endpoints of the chain to use before those of the network file, such as that of one's own validator."""
+    key_openings: int = Field(default=1 << 20, ge=1)
+    """Result blocks that one homomorphic key may open in its life; after that its custodian refuses (docs/protocol.md)."""
     ledger_patience_s: float = Field(default=30.0, gt=0, le=86_400)
     """How long a call is repeated while no endpoint answers."""
+
+    def quota(self) -> Quota:
+        """What one member may take from this node."""
+        return Quota(
+            streams=self.peer_streams,
+            blocks_per_s=self.peer_blocks_per_s,
+            bytes_per_s=self.peer_bytes_per_s,
+            bytes_per_day=self.peer_bytes_per_day,
+        )
 
     @classmethod
     def load(cls, home: Path) -> NodeSettings:

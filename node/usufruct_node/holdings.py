@@ -1,20 +1,21 @@
 """What this node keeps its blocks for, and who may therefore have them.
 
-A block is given out only to a member that has business with it: as party to a live job, as custodian, auditor or the
-partner that a release is for. Records that describe bundles (manifests, policies, consent status, public key material) are
-open to all active members. Everything else is refused.
+A block is given out only to a member that has business with it: as party to a live job, as custodian or auditor, as one that
+is to hold a copy, or as the partner that a release is for. At and after a bundle's retention nobody gets its ciphertexts.
+Records that describe bundles (manifests, policies, consent status, public key material) are open to all active members.
+Everything else is refused.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from usufruct.content import Cid
-from usufruct.records import JobId, JobState, MemberStatus, OrgId, Participant, Role
+from usufruct.records import Artifact, ArtifactId, JobId, JobState, MemberStatus, OrgId, Participant, Role
 from usufruct_node.index import Index, JobRow
 from usufruct_node.local import open_local
 
@@ -23,9 +24,12 @@ class Purpose(StrEnum):
     """Why a block is kept."""
 
     CATALOGUE = "catalogue"
-    """Manifests, policies, consent status, public key material; `ref` is empty."""
+    """Manifests, policies, consent status, public key material; `ref` is the id of the bundle that this node holds for
+    another member, or empty."""
     BUNDLE = "bundle"
-    """Ciphertext blocks; `ref` is the digest of the bundle's manifest."""
+    """Ciphertext blocks of an own bundle; `ref` is the digest of its manifest."""
+    HELD = "held"
+    """Ciphertext blocks of another member's bundle that this node holds a copy of; `ref` is the bundle's id."""
     PARAMETERS = "parameters"
     """A job's kernel parameters; `ref` is empty."""
     RESULT = "result"
@@ -66,6 +70,7 @@ class Holdings:
             path,
             "CREATE TABLE IF NOT EXISTS holding (cid BLOB, purpose TEXT, ref BLOB,"
             " PRIMARY KEY (cid, purpose, ref)) WITHOUT ROWID",
+            "CREATE INDEX IF NOT EXISTS holding_for ON holding (purpose, ref)",
         )
 
     def add(self, cids: Iterable[Cid], purpose: Purpose, ref: bytes = b"") -> None:
@@ -82,6 +87,19 @@ class Holdings:
                 "SELECT purpose, ref FROM holding WHERE cid = ?", (bytes(cid),)
             ).fetchall()
         return [Holding(Purpose(row[0]), bytes(row[1])) for row in rows]
+
+    def cids(self, purpose: Purpose, ref: bytes) -> list[Cid]:
+        """Blocks that are kept for a reason."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT cid FROM holding WHERE purpose = ? AND ref = ?", (purpose, ref)
+            ).fetchall()
+        return [Cid.from_bytes(row[0]) for row in rows]
+
+    def drop(self, purpose: Purpose, ref: bytes) -> None:
+        """Forget a reason, for every block."""
+        with self._lock, self._db:
+            self._db.execute("DELETE FROM holding WHERE purpose = ? AND ref = ?", (purpose, ref))
 
     def all(self, *purposes: Purpose) -> Iterator[tuple[Cid, Holding]]:
         """Every block that is kept for one of these purposes, in pages: others may add meanwhile."""
@@ -111,20 +129,41 @@ class Holdings:
             self._db.close()
 
 
-def may_read(index: Index, holder: OrgId, member: Participant, cid: Cid, holding: Holding) -> bool:
+def may_read(
+    index: Index,
+    holder: OrgId,
+    member: Participant,
+    cid: Cid,
+    holding: Holding,
+    *,
+    now: int,
+    is_holder: Callable[[ArtifactId, OrgId], bool],
+) -> bool:
     """Whether a member has business with a block that `holder`, whose node asks this, keeps for this reason.
 
-    Decided as of the indexed block. Only what the ledger says about the holder's own bundles and jobs counts: a record of
-    somebody else that cites the same digest opens nothing.
+    Decided as of the indexed block. Only what the ledger says about the holder's own bundles and jobs, and about the very
+    bundles that it holds copies of, counts: a record of somebody else that cites the same digest opens nothing.
+
+    Parameters
+    ----------
+    now :
+        Unix seconds, chain time.
+    is_holder :
+        Whether a member is to hold a copy of a bundle.
     """
     if member.status != MemberStatus.ACTIVE:
         return False
     audits = Role.AUDITOR in member.roles
     if holding.purpose == Purpose.CATALOGUE:
         return True
-    if holding.purpose == Purpose.BUNDLE:
-        return audits or any(
-            _executes(member, row) for row in _jobs_on_own_bundle(index, holder, holding.ref)
+    if holding.purpose in (Purpose.BUNDLE, Purpose.HELD):
+        return any(
+            audits
+            or member.id == artifact.steward != holder
+            or any(_executes(member, row) for row in index.jobs(*_EXECUTION, artifact_id=artifact_id))
+            or is_holder(artifact_id, member.id)
+            for artifact_id, artifact in _bundles_of(index, holder, holding)
+            if now < artifact.retain_until
         )
     if holding.purpose == Purpose.PARAMETERS:
         own = [row for row in index.jobs_with_parameters(cid.digest) if row.job.requester == holder]
@@ -140,14 +179,12 @@ def may_read(index: Index, holder: OrgId, member: Participant, cid: Cid, holding
     return logged and (audits or member.id == row.job.requester)
 
 
-def _jobs_on_own_bundle(index: Index, holder: OrgId, manifest_digest: bytes) -> list[JobRow]:
-    """Jobs in execution on bundles that the holder itself registered with this manifest."""
-    found: list[JobRow] = []
-    for artifact_id in index.bundles_with_content(manifest_digest):
-        artifact = index.artifact(artifact_id)
-        if artifact is not None and artifact.steward == holder:
-            found += index.jobs(*_EXECUTION, artifact_id=artifact_id)
-    return found
+def _bundles_of(index: Index, holder: OrgId, holding: Holding) -> list[tuple[ArtifactId, Artifact]]:
+    """The bundle that a copy is of, or those that the holder itself registered with this manifest."""
+    own = holding.purpose == Purpose.BUNDLE
+    ids = index.bundles_with_content(holding.ref) if own else [ArtifactId(holding.ref)]
+    found = [(artifact_id, index.artifact(artifact_id)) for artifact_id in ids]
+    return [(id_, artifact) for id_, artifact in found if artifact and (artifact.steward == holder) == own]
 
 
 def _executes(member: Participant, row: JobRow) -> bool:

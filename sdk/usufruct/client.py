@@ -9,13 +9,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from usufruct import consent, job, lineage, register, release, rights
+from usufruct import consent, differencing, job, lineage, register, release, rights
 from usufruct.consent import ConsentBook, ConsentReceipt
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
@@ -58,6 +59,7 @@ from usufruct.records import (
 )
 from usufruct.register import Policy
 from usufruct.release import Release
+from usufruct.replication import Replication
 from usufruct.seal import SealedFeatures, seal_features
 from usufruct.verify import ResultManifest, check_possessions
 
@@ -180,6 +182,26 @@ class Client:
     def change_policy(self, artifact_id: ArtifactId, policy: Policy) -> Cid:
         """Put a new policy in force."""
         return register.change_policy(self.ledger, self.content, artifact_id, policy)
+
+    def set_replication(self, artifact_id: ArtifactId, replication: Replication) -> Cid:
+        """Change how many members hold a bundle, and which may: its policy, otherwise unchanged, gets a new version."""
+        record = self.ledger.artifact(artifact_id)
+        current = self.content.get_record(
+            Cid.from_digest(record.policy_digest, Codec.DAG_CBOR), holder=unlabel(record.steward)
+        )
+        return self.change_policy(artifact_id, replace(Policy.from_record(current), replication=replication))
+
+    def copies(self) -> list[dict[str, Any]]:
+        """For each bundle: its holders, what the own node holds, and what its last challenges of them showed."""
+        return list(self.content.query("/copies"))
+
+    def challenges(self, *, limit: int = 100) -> dict[str, Any]:
+        """The own node's log of storage challenges, newest first, with its length, head, and whether it is whole."""
+        return dict(self.content.query("/challenges", limit=limit))
+
+    def erasures(self, artifact_id: str | ArtifactId) -> dict[str, Any]:
+        """Who has signed that it erased a bundle's ciphertexts or key at the end of its retention, and who has not yet."""
+        return dict(self.content.query(f"/erasures/{_artifact_id(artifact_id).hex()}"))
 
     def freeze(self, artifact_id: ArtifactId, *, frozen: bool = True) -> None:
         """Freeze a bundle, or thaw it: no job on it is admitted or released meanwhile."""
@@ -311,12 +333,20 @@ class Client:
     def estimate(
         self, bundle: FeatureBundle, parameters: JobParameters | QuantisedModel, *, rho: float
     ) -> Estimate:
-        """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent."""
+        """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent.
+
+        Earlier releases that its cost is charged together with are those of this organisation.
+        """
         if isinstance(parameters, QuantisedModel):
             asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
         else:
             asked, error = parameters, 0.0
-        return job.estimate(bundle, asked, rho_micro=micro(rho), model_error=error)
+        cost = micro(rho)
+        joint = differencing.joint_cost(
+            self.ledger, self.content, bundle, asked, rho_micro=cost, requester=self.name
+        )
+        found = job.estimate(bundle, asked, rho_micro=cost, model_error=error)
+        return replace(found, joint_rho_micro=joint)
 
     def post(
         self,

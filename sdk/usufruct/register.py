@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import eth_abi.abi
 from eth_utils.crypto import keccak
@@ -14,9 +14,18 @@ from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
 from usufruct.he.kernels import kernel_by_name
 from usufruct.ledger import Ledger
 from usufruct.publish import PublishedBundle
-from usufruct.records import ArtifactId, ArtifactKind, BundleRegistration, KeyId, label
+from usufruct.records import (
+    ArtifactId,
+    ArtifactKind,
+    BundleRegistration,
+    KeyId,
+    MemberStatus,
+    label,
+    org_id,
+)
+from usufruct.replication import Replication
 
-POLICY_TYPE = "usufruct/policy/1"
+POLICY_TYPE = "usufruct/policy/2"
 PUBLIC_TYPE = "usufruct/key-domain/1"
 
 
@@ -32,6 +41,8 @@ class Policy:
     """Whether per-row results may ever be released."""
     max_rho_micro_per_job: int
     """zCDP, millionths of rho."""
+    replication: Replication = field(default_factory=Replication)
+    """How many members hold the ciphertexts, and which may."""
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block is cited on the ledger."""
@@ -42,6 +53,7 @@ class Policy:
             "min_cohort": self.min_cohort,
             "row_level": self.row_level,
             "max_rho_micro_per_job": self.max_rho_micro_per_job,
+            "replication": self.replication.to_record(),
         }
 
     @classmethod
@@ -52,7 +64,7 @@ class Policy:
         ------
         ManifestError
         """
-        fields = {"purposes", "kernels", "min_cohort", "row_level", "max_rho_micro_per_job"}
+        fields = {"purposes", "kernels", "min_cohort", "row_level", "max_rho_micro_per_job", "replication"}
         if record.get("type") != POLICY_TYPE or set(record) != fields | {"type"}:
             raise ManifestError("not a policy record")
         purposes, kernels = record["purposes"], record["kernels"]
@@ -69,6 +81,7 @@ class Policy:
             min_cohort=cohort,
             row_level=rows,
             max_rho_micro_per_job=rho,
+            replication=Replication.from_record(record["replication"]),
         )
 
 
@@ -110,13 +123,13 @@ def register_bundle(
     Raises
     ------
     InputError
-        If the policy names an unknown kernel or does not name the bundle's purpose; nothing was sent.
+        If the policy names an unknown kernel, a holder that is no member, or does not name the bundle's purpose; nothing
+        was sent.
     WrongKeyDomainError
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
     """
-    for kernel in policy.kernels:
-        kernel_by_name(kernel)
+    _check_policy(ledger, policy)
     scope = published.manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
@@ -159,7 +172,23 @@ def _bundle_id(registration: BundleRegistration, ledger: Ledger) -> ArtifactId:
 
 
 def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, policy: Policy) -> Cid:
-    """Put a new policy in force; its version grows by one and jobs posted against the old one are not released."""
+    """Put a new policy in force; its version grows by one and jobs posted against the old one are not released.
+
+    Raises
+    ------
+    InputError
+        If the policy names an unknown kernel, or a holder that is no member; nothing was sent.
+    TransactionRevertedError
+    """
+    _check_policy(ledger, policy)
     cid = node.put_record("policy", policy.to_record())
     ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
     return cid
+
+
+def _check_policy(ledger: Ledger, policy: Policy) -> None:
+    for kernel in policy.kernels:
+        kernel_by_name(kernel)
+    for name in policy.replication.holders:
+        if ledger.participant(org_id(name)).status == MemberStatus.NONE:
+            raise InputError(f"the policy names {name} as a holder, which is no member")

@@ -147,7 +147,7 @@ def test_validator_is_added_votes_and_is_removed(validators: TestValidators) -> 
     gone = next(v for v in validators.describe().validators if v.number == 6)
     validators.command("remove", "6")
     assert sorted(votes(validators)) == [1, 2, 3, 4, 5]
-    assert not Path(f"/proc/{gone.pid}").exists()
+    assert gone.pid not in processes(validators.directory)
     validators.pay(1)
 
 

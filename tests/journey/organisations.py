@@ -49,6 +49,7 @@ from usufruct.records import (
     org_id,
 )
 from usufruct.register import Policy
+from usufruct.replication import Replication
 from usufruct.rights import terms
 from usufruct.verify import ResultManifest
 from usufruct_node.devnet import MEMBERS, ChainKind, Devnet, Member
@@ -370,13 +371,22 @@ class Consortium:
     def _key_domain(self, name: str) -> SecretKey:
         secret, public = he_keys.create_key_domain()
         home = self.net.home(name)
-        he_keys.store_secret(KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase)), secret)
+        he_keys.store_secret(
+            KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase)), secret
+        )
         self.clients[name].register_key_domain(public)
         return secret
 
 
 def register(
-    client: Client, features: Features, secret: SecretKey, rows: Sequence[int], *, budget_rho: float = 5000
+    client: Client,
+    features: Features,
+    secret: SecretKey,
+    rows: Sequence[int],
+    *,
+    budget_rho: float = 5000,
+    retain_days: float = 30,
+    replication: Replication | None = None,
 ) -> FeatureBundle:
     """Seal, publish and register a bundle whose policy allows what the tests need."""
     published = client.publish(client.seal(features, secret), scope=SCOPE, row_subjects=rows)
@@ -386,8 +396,9 @@ def register(
         min_cohort=20,
         row_level=True,
         max_rho_micro_per_job=100 * MICRO,
+        replication=replication or Replication(),
     )
-    artifact_id = client.register(published, policy=policy, retain_days=30, budget_rho=budget_rho)
+    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
     return client.bundle(artifact_id)
 
 

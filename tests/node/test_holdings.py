@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from usufruct.records import (
     JobRequest,
     JobState,
     MemberStatus,
+    OrgId,
     Participant,
     Refusal,
     Role,
@@ -31,6 +32,28 @@ VERIFIERS = {"north", "south", "auditor"}
 LIVE = ("CLAIMED", "COMMITTED", "REVEALING", "VERIFIED", "OPENED")
 
 
+def reads(
+    index: Index,
+    keeper: OrgId,
+    member: Participant,
+    cid: Cid,
+    holding: Holding,
+    *,
+    now: int = 0,
+    copies: frozenset[tuple[ArtifactId, OrgId]] = frozenset(),
+) -> bool:
+    """What `keeper` decides at a time, when these members are to hold these copies."""
+    return may_read(
+        index,
+        keeper,
+        member,
+        cid,
+        holding,
+        now=now,
+        is_holder=lambda artifact, org: (artifact, org) in copies,
+    )
+
+
 @dataclass
 class Life:
     """A job's life; after each step the index of that moment is kept, and who may read what from it."""
@@ -40,11 +63,20 @@ class Life:
     manifest: bytes
     job_id: JobId
     indexes: dict[str, Index]
+    now: int = 0
+    """Chain time that is asked about."""
+    copies: frozenset[tuple[ArtifactId, OrgId]] = frozenset()
+    """Who is to hold what."""
 
     def allowed(self, moment: str, purpose: Purpose, *, keeper: str = "north") -> set[str]:
         """Names of the members that may read a block that `keeper` (of parameters: the partner) keeps for this purpose."""
         index = self.indexes[moment]
-        ref = {Purpose.BUNDLE: self.manifest, Purpose.RESULT: self.job_id, Purpose.RELEASE: self.job_id}
+        ref = {
+            Purpose.BUNDLE: self.manifest,
+            Purpose.HELD: self.bundle,
+            Purpose.RESULT: self.job_id,
+            Purpose.RELEASE: self.job_id,
+        }
         holding = Holding(purpose, ref.get(purpose, b""))
         cid = PARAMETERS if purpose == Purpose.PARAMETERS else BLOCK
         keeper = self.net["university" if purpose == Purpose.PARAMETERS else keeper].id
@@ -52,7 +84,7 @@ class Life:
         return {
             name
             for name, record in records.items()
-            if record and may_read(index, keeper, record, cid, holding)
+            if record and reads(index, keeper, record, cid, holding, now=self.now, copies=self.copies)
         }
 
 
@@ -123,6 +155,12 @@ def life(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 ACTIVE = {"north", "south", "compute", "auditor", "university", "rival", "idle"}
 EXECUTION = VERIFIERS | {"compute"}
+_AT_A_HOLDER = {
+    "BEFORE": {"auditor", "north"},
+    "POSTED": {"auditor", "north"},
+    **dict.fromkeys(LIVE, VERIFIERS | {"compute"}),
+    "RELEASED": {"auditor", "north"},
+}
 TABLE: dict[Purpose, dict[str, set[str]]] = {
     Purpose.CATALOGUE: dict.fromkeys(("BEFORE", "POSTED", *LIVE, "RELEASED"), ACTIVE),
     Purpose.BUNDLE: {
@@ -131,6 +169,7 @@ TABLE: dict[Purpose, dict[str, set[str]]] = {
         **dict.fromkeys(LIVE, EXECUTION),
         "RELEASED": {"auditor"},
     },
+    Purpose.HELD: _AT_A_HOLDER,
     Purpose.PARAMETERS: {
         "BEFORE": {"auditor"},
         "POSTED": {"auditor", "compute", "idle", "north"},
@@ -152,7 +191,36 @@ TABLE: dict[Purpose, dict[str, set[str]]] = {
 def test_a_block_is_for_those_with_business_and_for_nobody_else(
     life: Life, purpose: Purpose, moment: str
 ) -> None:
-    assert life.allowed(moment, purpose) == TABLE[purpose][moment]
+    keeper = "idle" if purpose == Purpose.HELD else "north"
+    assert life.allowed(moment, purpose, keeper=keeper) == TABLE[purpose][moment]
+
+
+def test_a_member_that_is_to_hold_a_copy_may_have_the_ciphertexts_from_steward_and_holders(
+    life: Life,
+) -> None:
+    copies = frozenset({(life.bundle, life.net["idle"].id)})
+    chosen = replace(life, copies=copies)
+    assert chosen.allowed("BEFORE", Purpose.BUNDLE) == {"auditor", "idle"}
+    assert chosen.allowed("BEFORE", Purpose.HELD, keeper="south") == {"auditor", "idle", "north"}
+    other = replace(life, copies=frozenset({(ArtifactId(word()), life.net["idle"].id)}))
+    assert other.allowed("BEFORE", Purpose.BUNDLE) == {"auditor"}
+    gone = replace(life, copies=frozenset({(life.bundle, life.net["suspended"].id)}))
+    assert gone.allowed("BEFORE", Purpose.BUNDLE) == {"auditor"}
+
+
+def test_from_the_second_retention_ends_nobody_gets_ciphertexts(life: Life) -> None:
+    artifact = life.indexes["OPENED"].artifact(life.bundle)
+    assert artifact
+    for purpose, keeper in ((Purpose.BUNDLE, "north"), (Purpose.HELD, "idle")):
+        before = replace(life, now=artifact.retain_until - 1)
+        assert before.allowed("OPENED", purpose, keeper=keeper) >= {"auditor", "compute"}
+        after = replace(life, now=artifact.retain_until)
+        assert after.allowed("OPENED", purpose, keeper=keeper) == set()
+
+
+def test_what_is_held_for_others_is_not_taken_for_an_own_bundle_nor_the_other_way(life: Life) -> None:
+    assert life.allowed("OPENED", Purpose.HELD, keeper="north") == set()
+    assert life.allowed("OPENED", Purpose.BUNDLE, keeper="idle") == set()
 
 
 def test_the_partner_never_gets_result_ciphertexts_whatever_its_roles(life: Life) -> None:
@@ -206,8 +274,8 @@ def test_a_release_beside_the_one_that_the_ledger_names_is_given_to_nobody(life:
     other = Cid.of(b"the same result with other noise", Codec.DAG_CBOR)
     for name in ("university", "auditor"):
         member = index.participant(life.net[name].id)
-        assert member and may_read(index, keeper, member, BLOCK, holding)
-        assert not may_read(index, keeper, member, other, holding)
+        assert member and reads(index, keeper, member, BLOCK, holding)
+        assert not reads(index, keeper, member, other, holding)
 
 
 def test_suspended_removed_and_unknown_members_get_nothing(life: Life) -> None:
@@ -221,11 +289,9 @@ def test_a_record_that_is_not_active_gets_not_even_the_catalogue(life: Life, sta
     auditor = life.net.reader.participant(life.net["auditor"].id)
     fields = {name: getattr(auditor, name) for name in Participant.__dataclass_fields__}
     stranger = Participant(**(fields | {"status": status}))
-    assert may_read(life.indexes["RELEASED"], auditor.id, auditor, BLOCK, Holding(Purpose.CATALOGUE, b""))
+    assert reads(life.indexes["RELEASED"], auditor.id, auditor, BLOCK, Holding(Purpose.CATALOGUE, b""))
     for purpose in Purpose:
-        assert not may_read(
-            life.indexes["RELEASED"], auditor.id, stranger, BLOCK, Holding(purpose, life.job_id)
-        )
+        assert not reads(life.indexes["RELEASED"], auditor.id, stranger, BLOCK, Holding(purpose, life.job_id))
 
 
 def test_blocks_of_unknown_jobs_and_bundles_are_refused(life: Life) -> None:
@@ -233,7 +299,7 @@ def test_blocks_of_unknown_jobs_and_bundles_are_refused(life: Life) -> None:
     south = life.net.reader.participant(life.net["south"].id)
     for purpose in (Purpose.BUNDLE, Purpose.RESULT, Purpose.RELEASE, Purpose.PARAMETERS):
         for ref in (bytes(32), b"", b"\xff" * 40):
-            assert not may_read(index, south.id, south, BLOCK, Holding(purpose, ref))
+            assert not reads(index, south.id, south, BLOCK, Holding(purpose, ref))
 
 
 @pytest.mark.parametrize("end", [JobState.REFUSED, JobState.STALE_CONSENT])
@@ -272,14 +338,24 @@ def test_after_a_job_ended_without_release_nobody_gets_its_result_or_the_bundle(
     assert index.job(job).job.state == end
     manifest = index.artifact(bundle).content_digest
     for member in index.participants():
-        assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.RESULT, job))
+        assert not reads(index, net["north"].id, member, BLOCK, Holding(Purpose.RESULT, job))
         if member.id != net["auditor"].id:
-            assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.BUNDLE, manifest))
-            assert not may_read(index, net["north"].id, member, BLOCK, Holding(Purpose.RELEASE, job))
+            assert not reads(index, net["north"].id, member, BLOCK, Holding(Purpose.BUNDLE, manifest))
+            assert not reads(index, net["north"].id, member, BLOCK, Holding(Purpose.RELEASE, job))
     index.close()
 
 
 # The durable map.
+
+
+def test_a_reason_is_listed_and_dropped_for_every_block_and_leaves_the_others(tmp_path: Path) -> None:
+    holdings, bundle = Holdings(tmp_path / "node.db"), b"\2" * 32
+    holdings.add([BLOCK, PARAMETERS], Purpose.HELD, bundle)
+    holdings.add([BLOCK], Purpose.HELD, b"\3" * 32)
+    assert set(holdings.cids(Purpose.HELD, bundle)) == {BLOCK, PARAMETERS}
+    holdings.drop(Purpose.HELD, bundle)
+    assert holdings.cids(Purpose.HELD, bundle) == [] and holdings.of(PARAMETERS) == []
+    assert holdings.of(BLOCK) == [Holding(Purpose.HELD, b"\3" * 32)]
 
 
 def test_reasons_are_kept_once_and_survive_a_restart(tmp_path: Path) -> None:

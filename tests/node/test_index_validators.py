@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
 
@@ -32,10 +31,9 @@ def test_every_version_of_the_validators_reaches_the_index_in_order(
 ) -> None:
     index = Index(tmp_path / "index.db")
     catch_up(index, repinned.reader)
+    indexed = [event["args"] for event in reversed(index.events("ValidatorSetChanged"))]
     index.close()
     with sqlite3.connect(tmp_path / "index.db") as db:
-        rows = db.execute("SELECT args FROM event WHERE name = 'ValidatorSetChanged' ORDER BY block_number")
-        indexed = [json.loads(row[0]) for row in rows]
         (end,) = db.execute("SELECT length, head FROM series WHERE contract = 'ValidatorSet'").fetchall()
     assert [(event["weights"], event["sequence"]) for event in indexed] == [([10, 20], 1), ([5], 2)]
     assert end == repinned.reader.series_head("ValidatorSet", bytes(32))

@@ -38,7 +38,7 @@ from usufruct.errors import (
     PeerTooSlowError,
     StoreFullError,
 )
-from usufruct_node.peers import Deadlines, PeerHost, PeerIdentity
+from usufruct_node.peers import Deadlines, PeerHost, PeerIdentity, Quota
 from usufruct_node.peers.connection import MAX_STREAMS, MemberStream, TcpStream
 from usufruct_node.peers.protocol import PROTOCOL_ID, Status, encode_head, encode_request
 
@@ -87,8 +87,7 @@ async def fetch_all(host: PeerHost, server: PeerHost, cids: Sequence[Cid]) -> li
 @asynccontextmanager
 async def raw_stream(host: PeerHost, server: PeerHost) -> AsyncIterator[MemberStream]:
     """A negotiated stream on which a test may write what it likes."""
-    _, _, address, _, port, _, _ = server.multiaddr.split("/")
-    stream = await host._open_stream(server.peer_id, address, int(port))
+    stream = await host.open_stream(server.peer_id, server.multiaddr, PROTOCOL_ID)
     try:
         yield stream
     finally:
@@ -287,8 +286,8 @@ def test_only_noise_is_offered() -> None:
     in_network(scenario)
 
 
-@pytest.mark.parametrize("protocol", ["/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/bitswap/1.2.0"])
-def test_only_the_block_protocol_is_offered_on_streams(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", ["/ipfs/kad/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/bitswap/1.1.0"])
+def test_only_block_protocols_are_offered_on_streams(protocol: str) -> None:
     async def scenario(network: Network) -> None:
         server = await network.start(NORTH)
         client = await network.start(SOUTH)
@@ -462,7 +461,7 @@ def served_by(
 
         async def answer(peer_id: str, stream: MemberStream) -> None:
             try:
-                await stream.offer(PROTOCOL_ID, 5.0)
+                await stream.offer({PROTOCOL_ID}, 5.0)
                 await handler(stream)
             except PeerError:
                 pass
@@ -558,7 +557,7 @@ def test_a_client_that_breaks_the_protocol_loses_its_stream_and_is_counted(reque
 
 def test_a_slow_loris_client_is_cut_off_and_its_slot_is_free_again() -> None:
     async def scenario(network: Network) -> None:
-        server = await network.start(NORTH, deadlines=QUICK, streams_per_member=1)
+        server = await network.start(NORTH, deadlines=QUICK, quota=Quota(streams=1))
         client = await network.start(SOUTH)
         async with raw_stream(client, server) as stream:
             await stream.write(b"\x40")
@@ -599,7 +598,7 @@ def test_a_client_that_does_not_take_its_blocks_is_cut_off() -> None:
 
 def test_more_streams_than_a_member_may_have_are_told_that_the_node_is_busy() -> None:
     async def scenario(network: Network) -> None:
-        server = await network.start(NORTH, streams_per_member=2)
+        server = await network.start(NORTH, quota=Quota(streams=2))
         client = await network.start(SOUTH)
         async with raw_stream(client, server) as first, raw_stream(client, server) as second:
             for stream in (first, second):

@@ -9,23 +9,33 @@ from hypothesis import strategies as st
 from multiformats import multihash
 
 from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec
-from usufruct.errors import BlockMismatchError, InputError, PeerError
-from usufruct_node.peers import PeerIdentity, parse_peer_id
+from usufruct.errors import BlockMismatchError, InputError, PeerBusyError, PeerError, PeerQuotaError
+from usufruct_node.peers import Deadlines, PeerIdentity, parse_peer_id
+from usufruct_node.peers.asking import BlockLine
 from usufruct_node.peers.protocol import (
-    HEAD_BYTES,
     MAX_CIDS,
     Status,
     decode_head,
     decode_request,
     encode_head,
     encode_request,
-    read_reply,
     read_request,
     request_bytes,
 )
+from usufruct_node.peers.shelf import Answer
 
 cids = st.builds(Cid.from_digest, st.binary(min_size=32, max_size=32), st.sampled_from(list(Codec)))
 requests = st.lists(cids, min_size=1, max_size=MAX_CIDS, unique=True)
+
+
+async def replies_in(data: bytes, asked: list[Cid], step: int = 100) -> list[Answer]:
+    """What the asking side makes of these bytes, when it asked for these blocks."""
+    line = BlockLine(Drip(data, step), "peer", Deadlines())  # type: ignore[arg-type]
+    await line.ask(asked)
+    answers: list[Answer] = []
+    while len(answers) < len(asked):
+        answers += await line.take()
+    return answers
 
 
 class Drip:
@@ -35,6 +45,9 @@ class Drip:
         self.left = data
         self.step = step
         self.largest_asked = 0
+
+    async def write(self, data: bytes) -> None:
+        """Take what is written, and forget it."""
 
     async def read(self, n: int) -> bytes:
         self.largest_asked = max(self.largest_asked, n)
@@ -121,53 +134,55 @@ def test_arbitrary_heads_are_bounded_or_refused(data: bytes) -> None:
         b"\0" + (MAX_BLOCK_BYTES + 1).to_bytes(4),
         b"\0\xff\xff\xff\xff",
         b"\1\0\0\0\1",
-        b"\4\0\0\0\0",
+        b"\5\0\0\0\0",
         b"\xff\0\0\0\0",
     ],
     ids=lambda head: head.hex(),
 )
-def test_oversize_and_unknown_replies_are_refused_before_a_byte_of_body_is_read(head: bytes) -> None:
-    stream = Drip(head + bytes(100))
-
-    async def read() -> None:
-        await read_reply(stream, Cid.of(b""))
-
+def test_oversize_and_unknown_replies_are_refused_before_their_body_is_awaited(head: bytes) -> None:
     with pytest.raises(PeerError):
-        trio.run(read)
-    assert stream.largest_asked == HEAD_BYTES
+        trio.run(replies_in, head, [Cid.of(b"")])
 
 
-@given(st.binary(max_size=100), st.integers(1, 40))
-def test_a_reply_is_read_whatever_the_pieces(block: bytes, step: int) -> None:
-    async def read() -> tuple[Status, bytes]:
-        return await read_reply(Drip(encode_head(Status.BLOCK, len(block)) + block, step), Cid.of(block))
-
-    assert trio.run(read) == (Status.BLOCK, block)
+@given(st.lists(st.binary(max_size=100), min_size=1, max_size=5, unique=True), st.integers(1, 40))
+def test_replies_are_read_whatever_the_pieces(blocks: list[bytes], step: int) -> None:
+    data = b"".join(encode_head(Status.BLOCK, len(block)) + block for block in blocks)
+    asked = [Cid.of(block) for block in blocks]
+    assert trio.run(replies_in, data, asked, step) == [
+        Answer(cid, Status.BLOCK, block) for cid, block in zip(asked, blocks, strict=True)
+    ]
 
 
 def test_malicious_peer_wrong_block_is_refused_for_every_flipped_byte() -> None:
     block = bytes(range(64))
     reply = encode_head(Status.BLOCK, len(block)) + block
-
-    async def read(data: bytes) -> None:
-        await read_reply(Drip(data, 100), Cid.of(block))
-
     for at in range(len(reply)):
         flipped = reply[:at] + bytes((reply[at] ^ 0x40,)) + reply[at + 1 :]
         with pytest.raises((PeerError, BlockMismatchError)):
-            trio.run(read, flipped)
+            for answer in trio.run(replies_in, flipped, [Cid.of(block)]):
+                answer.cid.check(answer.data)
 
 
 def test_a_reply_cut_anywhere_is_a_peer_error() -> None:
     block = bytes(range(64))
     reply = encode_head(Status.BLOCK, len(block)) + block
-
-    async def read(data: bytes) -> None:
-        await read_reply(Drip(data, 100), Cid.of(block))
-
     for length in range(len(reply)):
         with pytest.raises(PeerError):
-            trio.run(read, reply[:length])
+            trio.run(replies_in, reply[:length], [Cid.of(block)])
+
+
+@pytest.mark.parametrize("status", [Status.BUSY, Status.OVER_QUOTA])
+def test_what_came_before_a_busy_answer_is_taken_first(status: Status) -> None:
+    data = encode_head(Status.BLOCK, 3) + b"abc" + encode_head(status)
+
+    async def read() -> None:
+        line = BlockLine(Drip(data, 100), "peer", Deadlines())  # type: ignore[arg-type]
+        await line.ask([Cid.of(b"abc"), Cid.of(b"")])
+        assert await line.take() == [Answer(Cid.of(b"abc"), Status.BLOCK, b"abc")]
+        await line.take()
+
+    with pytest.raises(PeerBusyError if status is Status.BUSY else PeerQuotaError):
+        trio.run(read)
 
 
 def test_an_identity_follows_from_its_seed() -> None:

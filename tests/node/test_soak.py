@@ -41,6 +41,7 @@ def event(name: str, **args: object) -> LedgerEvent:
         transaction_hash=bytes(32),
         log_index=0,
         timestamp=0,
+        words=b"",
     )
 
 

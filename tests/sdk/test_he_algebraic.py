@@ -1,7 +1,7 @@
 """The algebraic check accepts honest results and nothing else."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from usufruct.he.kernels import (
     VerifyParameters,
     plan,
 )
+from usufruct.he.pace import Pace, measured_pace
 from usufruct.he.parameters import BFV_LINEAR
 from usufruct.he.projection import ENTRY_BITS, project
 from usufruct.he.residues import negacyclic_multiply
@@ -41,6 +42,7 @@ SHAPE = BundleShape(
     n_rows=N_ROWS, n_features=N_FEATURES, max_abs=2, max_l2=4, key_id=KEY, parameters=BFV_LINEAR
 )
 MASK = np.arange(N_ROWS) % 5 != 2
+LIMIT = 1 << ENTRY_BITS
 CHALLENGE = hashlib.sha256(b"revealed after the commitment").digest()
 
 
@@ -167,27 +169,23 @@ def test_malicious_compute_node_that_knows_the_challenge_can_pass_so_the_challen
 ):
     """Positive control: errors that the known vectors cancel get through, and no other challenge lets them."""
     tasks, results = HONEST["rows"][0]
-    known = algebraic._vectors(CHALLENGE, 2 * N)[:, :4].astype(object)
-    # Errors e on four residues with known @ e = 0: signed minors of the 3 x 4 matrix.
-    errors = []
-    for left_out in range(4):
-        (a, b, c), (d, e, f), (g, h, i) = np.delete(known, left_out, axis=1)
-        minor = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        errors.append((-1) ** left_out * minor % Q)
+    (a, b, c), (d, e, f) = algebraic._vectors(CHALLENGE, 2 * N)[:, :3].astype(object)
+    # Errors on three residues that both vectors take to zero: their cross product.
+    errors = (b * f - c * e, c * d - a * f, a * e - b * d)
     found = parse(results[1])
     c0 = found.c0.copy()
-    c0[:4] = [(int(residue) + error) % Q for residue, error in zip(c0[:4], errors, strict=True)]
+    c0[:3] = [(int(residue) + error) % Q for residue, error in zip(c0[:3], errors, strict=True)]
     forged = [results[0], encode(replace(found, c0=c0)), *results[2:]]
     assert forged != results
     check_linear(tasks, INPUTS, forged, MASK, CHALLENGE)
     refused(tasks, forged, challenge=hashlib.sha256(b"another").digest())
 
 
-def test_every_vector_has_20_bits_of_its_own_and_depends_on_the_challenge() -> None:
+def test_every_vector_has_30_bits_of_its_own_and_depends_on_the_challenge() -> None:
     vectors = algebraic._vectors(CHALLENGE, 500)
-    assert vectors.shape == (3, 500) and SOUNDNESS_BITS == 3 * ENTRY_BITS == 60
-    assert vectors.max() < 1 << 20 and vectors.max() >> 19 == 1
-    assert np.unique(vectors).size > 1490
+    assert vectors.shape == (2, 500) and SOUNDNESS_BITS == 2 * ENTRY_BITS == 60
+    assert vectors.max() < 1 << 30 and vectors.max() >> 29 == 1
+    assert np.unique(vectors).size > 990
     assert not np.array_equal(vectors, algebraic._vectors(bytes(32), 500))
 
 
@@ -212,13 +210,25 @@ def test_short_challenges_and_masks_that_do_not_fit_are_refused() -> None:
         check_linear(task, INPUTS, results, MASK[1:], CHALLENGE)
 
 
-def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives() -> None:
+def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def scores(m: int) -> Task:
         weights = ((1,) * N_FEATURES,) * m
         return plan(LINEAR, LinearParameters(output="rows", weights=weights, bias=(0,) * m), SHAPE)[0]
 
-    assert [is_cheaper(scores(m)) for m in (1, 4, 8, 256)] == [False, False, True, True]
-    for name, level in (("rows", REPLICATED), ("sum", ALGEBRAIC), ("columns", ALGEBRAIC)):
+    # Checking one input costs 4, computing on it 2 m; a result costs 1 to write, 5 to check.
+    pace = Pace(fill=0, multiply=2, write=1, read=1, project=4)
+    assert [is_cheaper(scores(m), pace) for m in (1, 2, 3, 4, 256)] == [False, False, False, True, True]
+    assert not is_cheaper(plan(VERIFY, VerifyParameters(queries=WEIGHTS[:1], rows=(3,)), SHAPE)[0])
+    for name, slow, level in (
+        ("rows", 4, ALGEBRAIC),
+        ("rows", 9, REPLICATED),
+        ("sum", 9, ALGEBRAIC),
+        ("columns", 9, ALGEBRAIC),
+    ):
+        now = replace(pace, project=slow)
+        monkeypatch.setattr(algebraic, "measured_pace", lambda now=now: now)
         for tasks, results in HONEST[name]:
             assert verify(tasks, INPUTS, results, MASK, CHALLENGE) == level
             assert verify(tasks, INPUTS, results, MASK, None) == REPLICATED
@@ -229,29 +239,38 @@ def test_the_planner_checks_where_it_costs_less_and_says_which_level_that_gives(
     assert (ALGEBRAIC, REPLICATED) == ("ALGEBRAIC(2^-60)", "REPLICATED")
 
 
+def test_the_pace_is_measured_and_finds_the_check_cheaper_for_many_outputs_of_many_features() -> None:
+    pace = measured_pace()
+    assert all(seconds > 0 for seconds in astuple(pace)) and measured_pace() is pace
+    # A tenth and less where it was measured; far from a race.
+    assert pace.check(512, 1024) < pace.execution(512, 1024)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_inner_products_equal_python_integers(data: st.DataObject) -> None:
-    k, n, c = (data.draw(st.integers(1, high)) for high in (4, 140, 7))
+    k, n, c = (data.draw(st.integers(1, high)) for high in (4, 140, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    vectors = rng.integers(0, 1 << 20, (c, n), dtype=np.uint64)
+    vectors = rng.integers(0, LIMIT, (c, n), dtype=np.uint64)
     residues = rng.integers(0, Q, (k, n), dtype=np.uint64)
     if data.draw(st.booleans()):
-        vectors[:], residues[:] = (1 << 20) - 1, Q - 1
+        vectors[:], residues[:] = LIMIT - 1, Q - 1
     expected = [[sum(int(x) * int(v) for x, v in zip(row, vector, strict=True)) % Q for vector in vectors]
                 for row in residues]  # fmt: skip
     assert project(residues, vectors, Q).tolist() == expected
 
 
 def test_inner_products_of_the_longest_rows_at_every_bound_are_exact() -> None:
-    residues, vectors = np.full((1, 1 << 16), Q - 1, dtype=np.uint64), np.full((1, 1 << 16), (1 << 20) - 1)
-    assert project(residues, vectors.astype(np.uint64), Q).tolist() == [[-((1 << 20) - 1 << 16) % Q]]
+    """Also where the last run is short, and where the last word of a lane is beyond the row."""
+    for length in (1 << 16, (1 << 16) - 8, (1 << 16) - 5, 1025):
+        residues, vectors = np.full((1, length), Q - 1, dtype=np.uint64), np.full((1, length), LIMIT - 1)
+        assert project(residues, vectors.astype(np.uint64), Q).tolist() == [[-(LIMIT - 1) * length % Q]]
 
 
 def test_wider_vectors_than_were_proved_exact_are_refused() -> None:
     ones = np.ones((1, 1), dtype=np.uint64)
     for residues, vectors, modulus in (
-        (ones, ones << np.uint64(20), Q),
+        (ones, ones << np.uint64(ENTRY_BITS), Q),
         (ones, ones, 1 << 54),
         (np.ones((1, (1 << 16) + 1), dtype=np.uint64), np.ones((1, (1 << 16) + 1), dtype=np.uint64), Q),
     ):
@@ -261,13 +280,13 @@ def test_wider_vectors_than_were_proved_exact_are_refused() -> None:
         project(ones, np.ones((1, 2), dtype=np.uint64), Q)
 
 
-@pytest.mark.parametrize("fill", [0, 1, (1 << 20) - 1])
+@pytest.mark.parametrize("fill", [0, 1, LIMIT - 1])
 def test_the_transpose_of_a_mask_gives_what_the_masked_product_gives(fill: int) -> None:
     """Also where the transposed vector's entries are as large as they get."""
     rng = np.random.default_rng(8)
     rows = np.ones(N, dtype=bool) if fill else rng.random(N) < 0.5
     vectors = (
-        np.full((3, N), fill, dtype=np.uint64) if fill else rng.integers(0, 1 << 20, (3, N), dtype=np.uint64)
+        np.full((2, N), fill, dtype=np.uint64) if fill else rng.integers(0, LIMIT, (2, N), dtype=np.uint64)
     )
     residues = rng.integers(0, Q, (2, N), dtype=np.uint64)
     residues[1] = Q - 1

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
 
+import ckks_container
 import he_container
 from he_container import (
     ATTACKS,
@@ -65,3 +66,23 @@ def test_the_fuzzer_notices_a_parser_that_accepts_what_is_not_canonical(
     with pytest.raises(FuzzFailure, match="kept as"):
         fuzz(300, seed=1)
     assert len(list(tmp_path.glob("fuzz-he-*.bin"))) == 1
+
+
+def test_malformed_blocks_of_the_ckks_plug_in_are_refused_or_canonical() -> None:
+    report = ckks_container.fuzz(400, seed=5)
+    assert set(report["outcomes"]) >= ckks_container.REFUSALS - {"magic", "version", "scheme"}
+
+
+@pytest.mark.parametrize("form", list(ckks_container.Form), ids=lambda form: form.name.lower())
+def test_every_crafted_attack_on_the_ckks_plug_in_is_refused_for_its_reason(
+    form: ckks_container.Form,
+) -> None:
+    rng = random.Random(4)
+    block = ckks_container.valid_block(form, rng)
+    assert ckks_container.outcome(block, form) == "canonical"
+    assert ckks_container.independent_verdict(block, form)
+    for attack in ckks_container.ATTACKS:
+        data, expected = attack(block, form, rng)
+        seen = ckks_container.outcome(data, form)
+        assert expected is None or seen == expected
+        assert ckks_container.independent_verdict(data, form) == (seen == "canonical")

@@ -1,12 +1,23 @@
 """Exact arithmetic on residues, against schoolbook integers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usufruct.he.parameters import BFV_LINEAR
-from usufruct.he.residues import _FFT_LIMB_BITS, combine, negacyclic_multiply, scale_up, spectrum_of, total_of
+from usufruct.he.residues import (
+    _FFT_LIMB_BITS,
+    _FLAT_LIMB_BITS,
+    _FLAT_PEAK,
+    combine,
+    negacyclic_multiply,
+    scale_up,
+    spectrum_of,
+    total_of,
+)
 
 Q, T, N = BFV_LINEAR.coeff_modulus, BFV_LINEAR.plain_modulus, BFV_LINEAR.poly_modulus_degree
 
@@ -109,6 +120,38 @@ def test_the_rounding_error_stays_within_the_proof_for_hostile_residues() -> Non
     ).real
     exact = np.array([(2 * k + 2 - N) * ((1 << bits) - 1) for k in range(N)], dtype=np.float64)
     assert np.abs(raw - exact).max() < proved
+
+
+def test_two_limbs_stay_within_the_proof_where_hostile_residues_meet_the_peak_of_a_secrets_spectrum() -> None:
+    """All energy in the frequency where the ternary polynomial is largest, beside exact integers and before rounding."""
+    bits = _FLAT_LIMB_BITS
+    proved = 2.0 ** (bits + 0.5) * 2**6 * _FLAT_PEAK * 3 * 2.0**-46
+    assert 2 * bits >= 54 and proved < 2**-2.8
+    rng = np.random.default_rng(9)
+    small = rng.integers(-1, 2, N)
+    spectrum = spectrum_of(small)
+    assert spectrum.is_flat and not spectrum_of(np.ones(N, dtype=np.int64)).is_flat
+    twist = np.exp(1j * np.pi * np.arange(N) / N)
+    peak = int(np.abs(spectrum.values).argmax())
+    wave = np.cos(np.pi * (2 * peak + 1) * np.arange(N) / N) > 0
+    residues = np.where(wave, Q - 1, 0).astype(np.uint64)
+    assert np.array_equal(negacyclic_multiply(residues, spectrum, Q), slow_product(residues, small))
+    limb = np.where(wave, (1 << bits) - 1, 0).astype(np.float64)
+    raw = np.fft.ifft(np.fft.fft((limb + 1j * limb) * twist) * spectrum.values) * twist.conj()
+    exact = np.zeros(N, dtype=np.int64)
+    for j in np.flatnonzero(small):
+        whole = limb.astype(np.int64)
+        exact += small[j] * np.concatenate([-whole[N - j :], whole[: N - j]])
+    assert max(np.abs(part - exact).max() for part in (raw.real, raw.imag)) < proved
+
+
+def test_both_numbers_of_limbs_give_the_same_product() -> None:
+    rng = np.random.default_rng(10)
+    small, residues = rng.integers(-1, 2, N), rng.integers(0, Q, (2, N), dtype=np.uint64)
+    flat = spectrum_of(small)
+    assert flat.is_flat
+    other = replace(flat, is_flat=False)
+    assert np.array_equal(negacyclic_multiply(residues, flat, Q), negacyclic_multiply(residues, other, Q))
 
 
 def test_several_polynomials_are_multiplied_at_once() -> None:

@@ -86,10 +86,10 @@ def test_every_event_decodes_to_what_was_emitted_and_survives_json(contract: str
     @given(st.tuples(*(values_of(abi_type(entry)) for entry in codec.inputs)))
     def round_trip(values: tuple[Any, ...]) -> None:
         both = list(zip(codec.inputs, values, strict=True))
-        topics = [codec.topic, *(eth_abi.abi.encode([abi_type(e)], [v]) for e, v in both if e["indexed"])]
+        topics = [eth_abi.abi.encode([abi_type(e)], [v]) for e, v in both if e["indexed"]]
         plain = [(abi_type(e), v) for e, v in both if not e["indexed"]]
         data = eth_abi.abi.encode([kind for kind, _ in plain], [value for _, value in plain])
-        arguments = codec.decode(topics, data)
+        arguments = codec.decode(b"".join(topics) + data)
         assert list(arguments) == [entry["name"] for entry in codec.inputs]
         assert [flat(arguments[e["name"]]) for e, _ in both] == [flat(value) for value in values]
         assert args_from_json(codec, args_to_json(arguments)) == arguments
@@ -174,7 +174,7 @@ def test_hostile_bytes_in_a_string_are_shown_escaped(raw: bytes) -> None:
     codec = next(
         c for c in load_abi("ParticipantRegistry").events.values() if c.name == "ParticipantEndpointChanged"
     )
-    arguments = codec.decode([codec.topic, bytes(32)], eth_abi.abi.encode(["bytes"], [raw]))
+    arguments = codec.decode(bytes(32) + eth_abi.abi.encode(["bytes"], [raw]))
     assert arguments["endpoint"] == raw.decode("utf-8", "backslashreplace")
     words = [bytes(32), "0x" + "11" * 20, "0x" + "22" * 20, 1, 1, bytes(32), b"peer", raw]
     assert from_abi(Participant, words).endpoint == arguments["endpoint"]

@@ -20,6 +20,7 @@ from usufruct.keys.he_keys import create_key_domain
 from usufruct.publish import PublishedBundle
 from usufruct.records import ArtifactKind, KeyStatus, label
 from usufruct.register import Policy, change_policy, register_bundle, register_key_domain
+from usufruct.replication import Replication
 
 
 @dataclass
@@ -39,14 +40,16 @@ POLICY = Policy(
 
 
 def test_a_policy_comes_back_from_its_record() -> None:
-    assert Policy.from_record(dag.decode_map(dag.encode(POLICY.to_record()))) == POLICY
+    copied = replace(POLICY, replication=Replication(copies=3, holders=("south", "auditor")))
+    for policy in (POLICY, copied):
+        assert Policy.from_record(dag.decode_map(dag.encode(policy.to_record()))) == policy
 
 
 @pytest.mark.parametrize(
     "change",
     [
         *({name: ...} for name in POLICY.to_record()),
-        {"type": "usufruct/policy/2"},
+        {"type": "usufruct/policy/1"},
         {"purposes": SCOPE},
         {"purposes": [1]},
         {"kernels": None},
@@ -59,6 +62,18 @@ def test_a_policy_comes_back_from_its_record() -> None:
         {"row_level": None},
         {"max_rho_micro_per_job": 0},
         {"max_rho_micro_per_job": "1"},
+        {"replication": None},
+        {"replication": {"copies": 1}},
+        {"replication": {"copies": 0, "holders": []}},
+        {"replication": {"copies": 17, "holders": []}},
+        {"replication": {"copies": True, "holders": []}},
+        {"replication": {"copies": 2, "holders": "south"}},
+        {"replication": {"copies": 2, "holders": [b"south"]}},
+        {"replication": {"copies": 2, "holders": ["no label"]}},
+        {"replication": {"copies": 2, "holders": ["south", "south"]}},
+        {"replication": {"copies": 3, "holders": ["south"]}},
+        {"replication": {"copies": 1, "holders": ["south"]}},
+        {"replication": {"copies": 2, "holders": [], "extra": 1}},
         {"extra": 1},
     ],
     ids=repr,
@@ -126,6 +141,7 @@ def test_what_cannot_be_registered_is_refused_before_anything_is_sent(
     for ledger, policy, error in (
         (north, replace(POLICY, kernels=("cube",)), UnknownKernelError),
         (north, replace(POLICY, purposes=("other",)), InputError),
+        (north, replace(POLICY, replication=Replication(copies=2, holders=("nobody",))), InputError),
         (south, POLICY, WrongKeyDomainError),
     ):
         node = Kept()

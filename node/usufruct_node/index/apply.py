@@ -7,11 +7,9 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import orjson
-
 from usufruct.errors import StaleLedgerError
 from usufruct.ledger.abi import args_to_json
-from usufruct.ledger.series import Link, next_heads, series_of
+from usufruct.ledger.series import Link, event_codec, next_heads, series_of
 from usufruct.records import (
     ZERO_32,
     ArtifactKind,
@@ -45,13 +43,14 @@ def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
         If an event of a series is missing before one of these, was changed, or is shown twice.
     """
     step = Step(db)
-    stored = step.appended(_ADD_EVENT)
+    store = step.appended(_ADD_EVENT).append
     links: list[Link] = []
     for event in events:
-        series = series_of(event)
+        codec = event_codec(event.contract, event.name)
+        series = series_of(event) if codec.in_series else None
         if series is not None:
-            links.append(Link(_continue_series(step, event, series), event))
-        stored.append(
+            links.append(Link(_continue_series(step, event, series), codec, event))
+        store(
             (
                 event.block_number,
                 event.log_index,
@@ -61,7 +60,7 @@ def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
                 event.contract,
                 event.name,
                 series,
-                _to_json(event.args),
+                event.words,
             )
         )
         handler = _HANDLERS.get(event.name)
@@ -84,7 +83,7 @@ def _continue_series(step: Step, event: LedgerEvent, series: bytes) -> bytes:
     if row is None or row["length"] != number - 1:
         raise _gap_before(event)
     before: bytes = row["head"]
-    step.update("series", event.contract, series, length=number, head=head)
+    step.change("series", (event.contract, series), {"length": number, "head": head})
     return before
 
 
@@ -93,18 +92,6 @@ def _gap_before(event: LedgerEvent) -> StaleLedgerError:
         f"the endpoint left out an event before {event.name} number {event.args['sequence']}"
         f" in block {event.block_number}"
     )
-
-
-def _to_json(args: Args) -> str:
-    """The text of `args_to_json`."""
-    try:
-        return orjson.dumps(args, default=_hex).decode()
-    except orjson.JSONEncodeError:  # a number of more than 64 bits
-        return json.dumps(args_to_json(args), separators=(",", ":"))
-
-
-def _hex(value: bytes) -> str:
-    return "0x" + value.hex()
 
 
 def to_signed(value: int) -> int:
@@ -380,13 +367,14 @@ def _job_denied(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _set_job(step: Step, event: LedgerEvent, args: Args, **columns: object) -> None:
-    step.update("job", args["jobId"], **columns, changed_at=event.timestamp)
+    columns["changed_at"] = event.timestamp
+    step.change("job", (args["jobId"],), columns)
 
 
 def _count(step: Step, args: Args, column: str) -> None:
     job = step.get("job", args["jobId"])
     if job is not None:
-        step.update("job", args["jobId"], **{column: job[column] + 1})
+        step.change("job", (args["jobId"],), {column: job[column] + 1})
 
 
 def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from usufruct.errors import InputError, LedgerError, StaleLedgerError
 from usufruct.ledger import Head
+from usufruct.ledger.abi import args_to_json
+from usufruct.ledger.series import event_codec
 from usufruct.records import (
     Artifact,
     ArtifactId,
@@ -44,6 +49,13 @@ from usufruct_node.index.apply import apply_events, from_signed
 
 MAX_GRAPH_EDGES = 100_000
 _CACHE_KIB = 32_768
+_SCHEMA = resources.files("usufruct_node.index").joinpath("schema.sql").read_text("utf-8")
+_VERSION = crc32(_SCHEMA.encode()) >> 1
+"""Kept in the file: tables of another version are not read but built anew from the ledger."""
+
+_TREES = re.findall(r"^CREATE INDEX IF NOT EXISTS (\w+)", _SCHEMA, re.MULTILINE)
+
+_log = logging.getLogger(__name__)
 
 
 class GraphTooLargeError(InputError):
@@ -75,7 +87,10 @@ class Verdict:
 
 
 class Index:
-    """Thread-safe; one connection under one lock, since every statement is short."""
+    """Thread-safe; one connection under one lock, since every statement is short.
+
+    A file whose tables are those of another version of this package is emptied: the ledger's events rebuild it.
+    """
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600, exist_ok=True)
@@ -85,12 +100,21 @@ class Index:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._drop_other_version()
         self._create()
 
+    def _drop_other_version(self) -> None:
+        tables = self._all("SELECT name FROM sqlite_master WHERE type = 'table'")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if tables and version != _VERSION:
+            _log.warning("the index is of another version of this package and is built anew from the ledger")
+            with self._transaction() as db:
+                for (name,) in tables:
+                    db.execute(f"DROP TABLE {name}")
+
     def _create(self) -> None:
-        schema = resources.files("usufruct_node.index").joinpath("schema.sql").read_text("utf-8")
         with self._lock, self._db:
-            self._db.executescript(schema)
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -125,14 +149,14 @@ class Index:
 
     @contextmanager
     def growing(self) -> Iterator[None]:
-        """Do without the search trees over events meanwhile, and build each in one go at the end.
+        """Do without the secondary search trees meanwhile, and build each in one go at the end.
 
         For many events at once: in a tree that grows event by event, every event lands on another page. Queries stay right, but
-        read all events. A process that dies meanwhile leaves the trees to whoever opens the file next.
+        read whole tables. A process that dies meanwhile leaves the trees to whoever opens the file next.
         """
         with self._transaction() as db:
-            db.execute("DROP INDEX event_series")
-            db.execute("DROP INDEX event_name")
+            for tree in _TREES:
+                db.execute(f"DROP INDEX {tree}")
         try:
             yield
         finally:
@@ -326,12 +350,18 @@ class Index:
 
     def refusals(self, *, limit: int) -> list[dict[str, Any]]:
         """Newest events that carry a reason to refuse, newest first."""
-        rows = self._all(
-            "SELECT * FROM event WHERE name IN ('JobDenied', 'UsageDenied', 'JobEnded')"
-            " AND json_extract(args, '$.reason') <> 0 ORDER BY block_number DESC, log_index DESC LIMIT ?",
-            limit,
-        )
-        return [_event(row) for row in rows]
+        found: list[dict[str, Any]] = []
+        with self._lock, _translated():
+            rows = self._db.execute(
+                "SELECT * FROM event WHERE name IN ('JobDenied', 'UsageDenied', 'JobEnded')"
+                " ORDER BY block_number DESC, log_index DESC"
+            )
+            for event in map(_event, rows):
+                if len(found) == limit:
+                    break
+                if event["args"]["reason"]:
+                    found.append(event)
+        return found
 
     def events(self, *names: str, limit: int = -1) -> list[dict[str, Any]]:
         """Newest events with these names (any when none is given), newest first."""
@@ -484,10 +514,11 @@ def _job(row: sqlite3.Row) -> JobRow:
 
 
 def _event(row: sqlite3.Row) -> dict[str, Any]:
+    codec = event_codec(row["contract"], row["name"])
     return {
         "contract": row["contract"],
         "name": row["name"],
-        "args": json.loads(row["args"]),
+        "args": args_to_json(codec.decode(row["words"])),
         "block_number": row["block_number"],
         "block_hash": "0x" + row["block_hash"].hex(),
         "block_time": row["block_time"],

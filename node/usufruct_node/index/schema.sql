@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS event (
     contract TEXT NOT NULL,
     name TEXT NOT NULL,
     series BLOB,
-    args TEXT NOT NULL,
+    words BLOB NOT NULL,
     PRIMARY KEY (block_number, log_index)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS event_series ON event (contract, series) WHERE series IS NOT NULL;

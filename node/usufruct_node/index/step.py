@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from usufruct.errors import StaleLedgerError
@@ -24,7 +25,7 @@ class _Table:
     columns: tuple[str, ...]
     key: tuple[str, ...]
     rows: dict[Key, Row] = field(default_factory=dict)
-    """By primary key."""
+    """By primary key; columns in their order."""
     fresh: set[Key] = field(default_factory=set)
     """Rows that the file does not have yet."""
     changed: set[Key] = field(default_factory=set)
@@ -32,24 +33,25 @@ class _Table:
 
     @property
     def _where(self) -> str:
-        return " AND ".join(f"{column} = :{column}" for column in self.key)
+        return " AND ".join(f"{column} = ?" for column in self.key)
 
     def load(self, db: sqlite3.Connection, key: Key) -> Row | None:
         """The row in the file."""
-        named = dict(zip(self.key, key, strict=True))
-        found = db.execute(f"SELECT * FROM {self.name} WHERE {self._where}", named).fetchone()  # noqa: S608
+        found = db.execute(f"SELECT * FROM {self.name} WHERE {self._where}", key).fetchone()  # noqa: S608
         return None if found is None else dict(zip(self.columns, found, strict=True))
 
     def write(self, db: sqlite3.Connection) -> None:
         """Bring the file up to date and forget every row; in the order of the keys, which is that of the file."""
         if self.fresh:
-            marks = ", ".join(f":{column}" for column in self.columns)
+            marks = ", ".join("?" * len(self.columns))
             insert = f"INSERT INTO {self.name} VALUES ({marks})"  # noqa: S608
-            db.executemany(insert, [self.rows[key] for key in sorted(self.fresh)])
+            db.executemany(insert, [tuple(self.rows[key].values()) for key in sorted(self.fresh)])
         if self.changed:
-            changes = ", ".join(f"{column} = :{column}" for column in self.columns if column not in self.key)
+            values = [column for column in self.columns if column not in self.key]
+            changes = ", ".join(f"{column} = ?" for column in values)
             update = f"UPDATE {self.name} SET {changes} WHERE {self._where}"  # noqa: S608
-            db.executemany(update, [self.rows[key] for key in sorted(self.changed)])
+            of = itemgetter(*values, *self.key)
+            db.executemany(update, [of(self.rows[key]) for key in sorted(self.changed)])
         self.rows.clear()
         self.fresh.clear()
         self.changed.clear()
@@ -83,7 +85,7 @@ class Step:
         """
         held = self._tables[table]
         row = dict(zip(held.columns, values, strict=True))
-        key = tuple(row[column] for column in held.key)
+        key = tuple([row[column] for column in held.key])
         if key in held.rows:
             raise _shown_twice(table)
         held.rows[key] = row
@@ -91,10 +93,14 @@ class Step:
 
     def update(self, table: str, *key: object, **changes: object) -> None:
         """Change columns of a row; nothing happens if there is none."""
-        row = self.get(table, *key)
+        self.change(table, key, changes)
+
+    def change(self, table: str, key: Key, changes: Row) -> None:
+        """As `update`, for what happens to many rows."""
+        held = self._tables[table]
+        row = held.rows.get(key) or self.get(table, *key)
         if row is not None:
             row.update(changes)
-            held = self._tables[table]
             if key not in held.fresh:
                 held.changed.add(key)
 

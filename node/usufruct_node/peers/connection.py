@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import (
+    DEFAULT_WINDOW_SIZE,
     FLAG_SYN,
     HEADER_SIZE,
     TYPE_DATA,
@@ -28,16 +32,24 @@ from libp2p.stream_muxer.yamux.yamux import (
     Yamux,
 )
 
-from usufruct.errors import PeerError, PeerTooSlowError
+from usufruct.errors import PeerError, PeerProtocolError, PeerTooSlowError
+from usufruct_node.peers.deadlines import within
+from usufruct_node.peers.private_network import PrivateWire
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 READ_BYTES: Final = 64 * 1024
-"""What one read may return at most, whatever length a peer has announced."""
+"""What one read of a socket or of a served stream returns at most, whatever length a peer has announced."""
+
+STREAM_READ_BYTES: Final = 256 * 1024
+"""The same for a stream that we asked for something."""
 
 NEGOTIATION_READ_BYTES: Final = 1024
 """The same while protocols are negotiated; libp2p gives up after a hundred reads for one message."""
+
+FRAME_BYTES: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE
+"""What is written at once: a frame that fills one Noise message. A byte more would make two of it."""
 
 MAX_STREAMS: Final = 64
 """Streams open at once on one connection, both directions together; a peer that opens more is cut off."""
@@ -46,7 +58,7 @@ MAX_STRAY_BYTES: Final = 256 * 1024
 """Longest frame for a stream that is already closed: the window that a new stream starts with."""
 
 _CLOSE_SECONDS: Final = 1.0
-_START_SECONDS: Final = 5.0
+_START_SECONDS: Final = 30.0
 
 
 class TcpStream:
@@ -55,13 +67,17 @@ class TcpStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.read_bytes = NEGOTIATION_READ_BYTES
+        self.received_bytes = 0
+        self.sent_bytes = 0
 
     async def read(self, n: int | None = None) -> bytes:
         """Return up to `n` bytes, none at the end."""
         try:
-            return bytes(await self.stream.receive_some(min(n or self.read_bytes, self.read_bytes)))
+            data = bytes(await self.stream.receive_some(min(n or self.read_bytes, self.read_bytes)))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConnectionClosedError("the connection is closed", transport="tcp") from exc
+        self.received_bytes += len(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`."""
@@ -69,6 +85,7 @@ class TcpStream:
             await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConnectionClosedError("the connection is closed", transport="tcp") from exc
+        self.sent_bytes += len(data)
 
     async def close(self) -> None:
         """Close the socket."""
@@ -134,14 +151,37 @@ class MemberStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._read_bytes = READ_BYTES
+        self._read_bytes = STREAM_READ_BYTES
+        self._window_bytes = DEFAULT_WINDOW_SIZE
+        self._unreleased_bytes = 0
+
+    async def widen(self, window_bytes: int) -> None:
+        """Let the peer have so much under way to us, instead of the 256 KiB that a stream begins with.
+
+        Raises
+        ------
+        PeerError
+            If the connection is gone.
+        """
+        more, self._window_bytes = window_bytes - self._window_bytes, window_bytes
+        try:
+            await self._release(more)
+        except BaseLibp2pError as exc:
+            raise PeerError("the peer broke off the stream") from exc
 
     async def read(self, n: int) -> bytes:
         """Return 1 to `n` bytes, none when the stream has ended, orderly or not."""
+        stream = self._stream
         try:
-            return bytes(await self._stream.read(min(n, self._read_bytes)))
+            data = bytes(await stream.conn.read_stream(stream.stream_id, min(n, self._read_bytes)))
+            self._unreleased_bytes += len(data)
+            # The library would send a message for every read.
+            if self._unreleased_bytes >= self._window_bytes // 2 and not stream.recv_closed:
+                released, self._unreleased_bytes = self._unreleased_bytes, 0
+                await self._release(released)
         except (BaseLibp2pError, KeyError):
             return b""
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`.
@@ -154,11 +194,17 @@ class MemberStream:
             If the peer has ended the stream or the connection.
         """
         try:
-            await self._stream.write(data)
+            for at in range(0, len(data), FRAME_BYTES):
+                await self._stream.write(data[at : at + FRAME_BYTES])
         except (BaseLibp2pError, KeyError) as exc:
             if not self._stream.closed:
                 raise PeerTooSlowError("the peer does not take what is sent") from exc
             raise PeerError("the peer broke off the stream") from exc
+
+    async def _release(self, size_bytes: int) -> None:
+        """Let the peer send so much more."""
+        self._stream.recv_window += size_bytes
+        await self._stream.send_window_update(size_bytes)
 
     async def finish(self) -> None:
         """Say that nothing more will be written; raises PeerError if the connection is gone."""
@@ -177,37 +223,50 @@ class MemberStream:
             muxer.stream_buffers.pop(self._stream.stream_id, None)
             await muxer._finalize_stream(self._stream, fully_closed=True)
 
-    async def offer(self, protocol: str, seconds: float) -> None:
-        """Wait for the peer to choose `protocol`, the only one there is.
+    async def offer(self, protocols: Collection[str], seconds: float) -> str:
+        """Wait for the peer to choose one of `protocols`, and return it.
 
         Raises
         ------
         PeerError
             If it does not, or sends something else.
         """
-        await self._negotiate(Multiselect({protocol: None}).negotiate, seconds)
+
+        async def listen(communicator: Any, timeout: float) -> Any:
+            chosen, _ = await Multiselect(dict.fromkeys(protocols)).negotiate(communicator, timeout)
+            return chosen
+
+        return str(await self._negotiate(listen, seconds))
 
     async def choose(self, protocol: str, seconds: float) -> None:
         """Ask the peer for `protocol`.
 
         Raises
         ------
-        PeerError
+        PeerProtocolError
             If it does not offer it.
+        PeerError
+            If it answers something else, late, or not at all.
         """
 
         async def select(communicator: Any, timeout: float) -> Any:
-            return await MultiselectClient().select_one_of([protocol], communicator, timeout)
+            client = MultiselectClient()
+            with within(timeout, "agreeing on a protocol"):
+                await client.handshake(communicator)
+                return await client.try_select(communicator, protocol)
 
         await self._negotiate(select, seconds)
 
-    async def _negotiate(self, how: Callable[[Any, float], Awaitable[Any]], seconds: float) -> None:
+    async def _negotiate(self, how: Callable[[Any, float], Awaitable[Any]], seconds: float) -> Any:
         self._read_bytes = NEGOTIATION_READ_BYTES
         try:
-            await how(MultiselectCommunicator(self), seconds)
+            chosen = await how(MultiselectCommunicator(self), seconds)
+        except ProtocolNotSupportedError as exc:
+            raise PeerProtocolError("the peer does not speak the protocol") from exc
         except (BaseLibp2pError, ValueError) as exc:
-            raise PeerError("the peer does not speak the block protocol") from exc
-        self._read_bytes = READ_BYTES
+            raise PeerError("the peer does not agree on a protocol") from exc
+        self._read_bytes = STREAM_READ_BYTES
+        return chosen
 
 
 class Connection:
@@ -215,6 +274,9 @@ class Connection:
 
     def __init__(self, peer_id: str, session: Any, tcp: TcpStream) -> None:
         self.peer_id = peer_id
+        self.opened_at = time.time()
+        """Unix seconds."""
+        self.is_outgoing: bool = session.is_initiator
         self.closed = trio.Event()
         self._tcp = tcp
         self._scope = trio.CancelScope()
@@ -241,7 +303,6 @@ class Connection:
                             stream = await self._muxer.accept_stream()
                         except MuxedConnUnavailable:
                             break
-                        stream._apply_autotune_epoch = _keep_window
                         nursery.start_soon(answer, self.peer_id, MemberStream(stream))
                     nursery.cancel_scope.cancel()
         finally:
@@ -254,6 +315,22 @@ class Connection:
     def close(self) -> None:
         """End the connection at once; `closed` is set when it is gone."""
         self._scope.cancel()
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address and port; empty once the socket is gone."""
+        found = self._tcp.get_remote_address()
+        return "" if found is None else f"{found[0]} port {found[1]}"
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came over the wire."""
+        return self._tcp.received_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that went over the wire."""
+        return self._tcp.sent_bytes
 
     @property
     def is_live(self) -> bool:
@@ -269,16 +346,12 @@ class Connection:
             If the connection is gone.
         """
         try:
-            return MemberStream(await self._muxer.open_stream())
+            stream = await self._muxer.open_stream()
         except BaseLibp2pError as exc:
             raise PeerError("the connection is gone") from exc
+        return MemberStream(stream)
 
 
-def _keep_window(buffered: int) -> int:
-    """Leave a served stream its first window; the library would double it to 16 MiB at the peer's pace."""
-    return 0
-
-
-def raw_connection(stream: TcpStream, *, initiator: bool) -> Any:
+def raw_connection(stream: TcpStream | PrivateWire, *, initiator: bool) -> Any:
     """Wrap `stream` for libp2p's security upgrade."""
     return RawConnection(stream, initiator)

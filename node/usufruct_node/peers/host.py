@@ -1,19 +1,16 @@
-"""The peer host: serves blocks to members that may have them, fetches blocks from members.
+"""The peer host: the connections of one node, and what is spoken on their streams.
 
-Every block is asked for as (member, CID) and hashed on arrival. Which addresses members have, what makes one
-a member, and what a role entitles it to, is decided elsewhere and passed in.
+Which addresses members have, what makes one a member, and what a role entitles it to, is decided elsewhere and passed in.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
-import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from libp2p.peer.id import ID
@@ -24,66 +21,62 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
-from usufruct.content import MAX_BLOCK_BYTES, Cid
+from usufruct.content import Cid
 from usufruct.errors import (
-    BlockNotFoundError,
     ConfigurationError,
     InputError,
-    PeerBusyError,
     PeerError,
+    PeerProtocolError,
     PeerRefusedError,
     PeerTooSlowError,
-    UsufructError,
 )
-from usufruct_node.peers import gate
+from usufruct_node.peers import bitswap_messages, gate, identify
+from usufruct_node.peers.address import dial_address
+from usufruct_node.peers.asking import WINDOW_BYTES, BlockLine, Line, refusal_of
+from usufruct_node.peers.bitswap import Bitswap
 from usufruct_node.peers.connection import READ_BYTES, Connection, MemberStream, TcpStream, raw_connection
+from usufruct_node.peers.deadlines import Deadlines, within
 from usufruct_node.peers.gate import GatedNoise, Refusal, RefusalLog
 from usufruct_node.peers.identity import PeerIdentity, parse_peer_id
-from usufruct_node.peers.protocol import (
-    MAX_CIDS,
-    PROTOCOL_ID,
-    Status,
-    encode_head,
-    encode_request,
-    read_reply,
-    read_request,
-)
+from usufruct_node.peers.private_network import PrivateWire
+from usufruct_node.peers.protocol import MAX_CIDS, PROTOCOL_ID, Status
+from usufruct_node.peers.quota import Quota, Quotas
+from usufruct_node.peers.serving import BlockServer
+from usufruct_node.peers.shelf import Shelf
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _LOG = logging.getLogger(__name__)
 
-_MULTIADDR = re.compile(
-    r"/(?P<kind>ip4|ip6|dns|dns4|dns6)/(?P<host>[0-9A-Za-z.:-]{1,253})/tcp/(?P<port>[0-9]{1,5})"
-    r"(?:/p2p/(?P<peer>[0-9A-Za-z]{1,80}))?",
-    re.ASCII,
-)
+StreamHandler = Callable[[str, MemberStream], Awaitable[None]]
+"""Serves one stream of the member whose peer id it is given; whatever it raises ends that stream only."""
 
-_MAX_CONNECTIONS = 256
-_MAX_HANDSHAKES = 32
+_MAX_CONNECTIONS = 512
+_MAX_HANDSHAKES = 256
+_HANDSHAKES_AT_ONCE = 64
+"""So that those begun are done within their deadline when many members come at once; the others wait for their turn."""
 _CONNECTIONS_PER_MEMBER = 4
-_LOOKUP_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """How long each step with a peer may take, in seconds."""
+class PeerState:
+    """One live connection."""
 
-    connect: float = 10.0
-    """Dialling, handshake and multiplexing, either direction."""
+    peer_id: str
 
-    negotiate: float = 5.0
-    """Agreeing on the block protocol on a new stream."""
+    address: str
 
-    idle: float = 30.0
-    """A stream without a request before the server ends it."""
+    is_outgoing: bool
+    """Whether this node dialled."""
 
-    request: float = 5.0
-    """A request from its first byte to its last."""
+    opened_at: float
+    """Unix seconds."""
 
-    block: float = 30.0
-    """One block from request to last byte, in either direction."""
+    received_bytes: int
+    """Over the wire, encryption included."""
+
+    sent_bytes: int
 
 
 class PeerHost:
@@ -102,7 +95,8 @@ class PeerHost:
         read_block: Callable[[Cid], bytes | None],
         listen_host: str = "127.0.0.1",
         listen_port: int = 0,
-        streams_per_member: int = 8,
+        quota: Quota | None = None,
+        swarm_key: bytes | None = None,
         deadlines: Deadlines | None = None,
     ) -> None:
         """Prepare a host; nothing is opened before `run`.
@@ -121,27 +115,54 @@ class PeerHost:
             IP address to listen on.
         listen_port :
             TCP port; 0 lets the system choose.
-        streams_per_member :
-            Streams that are served at once for one member; more are told that this node is busy.
+        quota :
+            What one member may take.
+        swarm_key :
+            32 bytes shared by all members, under which every connection is hidden; None for no such layer.
         """
         self._identity = identity
         self._is_member = is_member
-        self._authorise = authorise
-        self._read_block = read_block
         self._listen_host = listen_host
         self._listen_port = listen_port
-        self._streams_per_member = streams_per_member
+        self._swarm_key = swarm_key
         self._deadlines = deadlines or Deadlines()
         self._refusals = RefusalLog()
+        self.quota = quota or Quota()
+        self._quotas = Quotas(self.quota)
+        self.shelf = Shelf(
+            is_member=is_member,
+            authorise=authorise,
+            read_block=read_block,
+            refusals=self._refusals,
+            quotas=self._quotas,
+        )
+        self._blocks = BlockServer(self.shelf, self._deadlines)
+        self._bitswap = Bitswap(
+            shelf=self.shelf, open_back=self.open_back, refuse=self.refuse, deadlines=self._deadlines
+        )
+        self._handlers: dict[str, StreamHandler] = {
+            PROTOCOL_ID: self._blocks.answer,
+            bitswap_messages.PROTOCOL_ID: self._bitswap.answer,
+        }
+        self._handlers[identify.PROTOCOL_ID] = identify.Identification(
+            identity,
+            multiaddr=lambda: self.multiaddr,
+            protocols=self._handlers.keys(),
+            deadlines=self._deadlines,
+        ).answer
         noise = GatedNoise(identity, is_member=is_member, refusals=self._refusals)
         self._upgrader = TransportUpgrader({NOISE: noise}, {YAMUX: Yamux})
         self._connections: dict[str, list[Connection]] = {}
         self._streams: Counter[str] = Counter()
         self._handshakes = 0
+        self._turns = trio.CapacityLimiter(_HANDSHAKES_AT_ONCE)
         self._dialling: dict[str, trio.Lock] = {}
-        self._lookups = trio.CapacityLimiter(_LOOKUP_THREADS)
         self._nursery: trio.Nursery | None = None
         self._multiaddr: str | None = None
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Offer one more protocol to members; they may open streams for it on any connection."""
+        self._handlers[protocol] = handler
 
     @property
     def peer_id(self) -> str:
@@ -191,9 +212,29 @@ class PeerHost:
         finally:
             self._nursery = None
 
+    @property
+    def is_private(self) -> bool:
+        """Whether connections are hidden under a shared key."""
+        return self._swarm_key is not None
+
     def connected(self) -> list[str]:
         """Return the peer ids with a live connection, sorted."""
-        return sorted(peer for peer, held in self._connections.items() if any(one.is_live for one in held))
+        return sorted(peer for peer in self._connections if self._live(peer))
+
+    def peers(self) -> list[PeerState]:
+        """Return the live connections, by peer id."""
+        return [
+            PeerState(
+                peer_id=peer,
+                address=connection.address,
+                is_outgoing=connection.is_outgoing,
+                opened_at=connection.opened_at,
+                received_bytes=connection.received_bytes,
+                sent_bytes=connection.sent_bytes,
+            )
+            for peer in self.connected()
+            for connection in self._live(peer)
+        ]
 
     def refusals(self) -> list[Refusal]:
         """Return the last refusals by this node, oldest first."""
@@ -203,6 +244,10 @@ class PeerHost:
         """Return how many refusals there were since the start, by reason."""
         return self._refusals.counts()
 
+    def refuse(self, reason: str, peer_id: str, cid: Cid | None = None) -> None:
+        """Record that a peer was refused something, or struck off, for one of `gate`'s reasons."""
+        self._refusals.add(reason, peer_id, cid)
+
     async def close_peer(self, peer_id: str) -> None:
         """End every connection to the peer; make `is_member` false first, or it will simply come back."""
         held = list(self._connections.get(peer_id, ()))
@@ -211,13 +256,8 @@ class PeerHost:
         for connection in held:
             await connection.closed.wait()
 
-    async def fetch(
-        self, peer_id: str, multiaddr: str, cids: Sequence[Cid]
-    ) -> AsyncGenerator[tuple[Cid, bytes], None]:
-        """Fetch blocks from one member, in the order of `cids`.
-
-        Use it under `contextlib.aclosing`, and store each block before the next: a pause of several seconds
-        between two makes the peer give up.
+    async def open_stream(self, peer_id: str, multiaddr: str, protocol: str) -> MemberStream:
+        """Open a stream to a member, on a live connection or a new one; abandon it in the end.
 
         Parameters
         ----------
@@ -225,6 +265,78 @@ class PeerHost:
             Who must answer; another identity at the address is refused.
         multiaddr :
             `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, with `/p2p/<peer_id>` or without.
+
+        Raises
+        ------
+        InputError
+            If the peer id or the address is malformed.
+        PeerRefusedError
+            If either side's gate refuses.
+        PeerProtocolError
+            If the peer does not speak the protocol.
+        PeerError
+            If it is unreachable or too slow.
+        """
+        parse_peer_id(peer_id)
+        host, port = dial_address(multiaddr, peer_id)
+        if not self._is_member(peer_id):
+            self._refusals.add(gate.NOT_A_MEMBER, peer_id)
+            raise PeerRefusedError(f"{peer_id} is not an active member")
+        lock = self._dialling.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                for connection in self._live(peer_id):
+                    try:
+                        return await self._negotiated(connection, protocol)
+                    except PeerProtocolError:
+                        raise
+                    except PeerError:
+                        connection.close()
+                        await connection.closed.wait()
+                return await self._negotiated(await self._dial(peer_id, host, port), protocol)
+        finally:
+            if not lock.locked():
+                self._dialling.pop(peer_id, None)
+
+    async def open_back(self, peer_id: str, protocol: str) -> MemberStream:
+        """Open a stream to a member that is connected; never dials.
+
+        Raises
+        ------
+        PeerError
+            If it is not connected, or does not agree on the protocol.
+        """
+        for connection in self._live(peer_id):
+            return await self._negotiated(connection, protocol)
+        raise PeerError(f"{peer_id} is not connected")
+
+    async def line(self, peer_id: str, multiaddr: str) -> Line:
+        """Open a way to ask a member for blocks, by Bitswap if it does not speak the block protocol.
+
+        Errors as for `open_stream`.
+        """
+        try:
+            stream = await self.open_stream(peer_id, multiaddr, PROTOCOL_ID)
+        except PeerProtocolError:
+            stream = await self.open_stream(peer_id, multiaddr, bitswap_messages.PROTOCOL_ID)
+            return self._bitswap.line(peer_id, stream)
+        try:
+            await stream.widen(WINDOW_BYTES)
+        except BaseException:
+            await stream.abandon()
+            raise
+        return BlockLine(stream, peer_id, self._deadlines)
+
+    async def fetch(
+        self, peer_id: str, multiaddr: str, cids: Sequence[Cid]
+    ) -> AsyncGenerator[tuple[Cid, bytes], None]:
+        """Fetch blocks from one member, in the order in which they come.
+
+        Use it under `contextlib.aclosing`. A pause of several seconds between two blocks makes the peer give up. For many
+        blocks, or several holders, see `fetching.fetch_blocks`.
+
+        Parameters
+        ----------
         cids :
             Distinct; any number.
 
@@ -238,61 +350,41 @@ class PeerHost:
             If either side's gate refuses, or the peer says that we may not have a block.
         PeerBusyError
             If the peer serves enough of our streams already.
+        PeerQuotaError
+            If we are over the peer's quota.
         BlockMismatchError
             If the peer sent other bytes than those asked for.
         PeerError
             If it is unreachable, too slow or breaks the protocol.
         """
         parse_peer_id(peer_id)
-        host, port = _dial_address(multiaddr, peer_id)
         if len(set(cids)) != len(cids):
             raise InputError("a block is asked for twice in one fetch")
         if not cids:
+            dial_address(multiaddr, peer_id)
             return
-        stream = await self._open_stream(peer_id, host, port)
+        line = await self.line(peer_id, multiaddr)
         try:
-            batches = [cids[at : at + MAX_CIDS] for at in range(0, len(cids), MAX_CIDS)]
-            await self._ask(stream, batches[0])
-            for batch, following in zip(batches, [*batches[1:], None], strict=True):
-                if following is not None:
-                    await self._ask(stream, following)
-                for cid in batch:
-                    with _deadline(self._deadlines.block, f"block {cid}"):
-                        status, data = await read_reply(stream, cid)
-                    if status is not Status.BLOCK:
-                        raise _refusal_of(status, peer_id, cid)
-                    yield cid, data
+            asked, got = 0, 0
+            while got < len(cids):
+                while asked < min(len(cids), got + 2 * MAX_CIDS):
+                    batch = cids[asked : asked + MAX_CIDS]
+                    await line.ask(batch)
+                    asked += len(batch)
+                for answer in await line.take():
+                    if answer.status is not Status.BLOCK:
+                        raise refusal_of(answer.status, peer_id, answer.cid)
+                    answer.cid.check(answer.data)
+                    got += 1
+                    yield answer.cid, answer.data
         finally:
-            await stream.abandon()
+            await line.abandon()
 
-    async def _ask(self, stream: MemberStream, cids: Sequence[Cid]) -> None:
-        with _deadline(self._deadlines.request, "sending a request"):
-            await stream.write(encode_request(cids))
-
-    async def _open_stream(self, peer_id: str, host: str, port: int) -> MemberStream:
-        """Open a stream on a live connection, or on a new one if there is none or it turns out to be dead."""
-        if not self._is_member(peer_id):
-            self._refusals.add(gate.NOT_A_MEMBER, peer_id)
-            raise PeerRefusedError(f"{peer_id} is not an active member")
-        lock = self._dialling.setdefault(peer_id, trio.Lock())
-        try:
-            async with lock:
-                for connection in self._live(peer_id):
-                    try:
-                        return await self._negotiated(connection)
-                    except PeerError:
-                        connection.close()
-                        await connection.closed.wait()
-                return await self._negotiated(await self._dial(peer_id, host, port))
-        finally:
-            if not lock.locked():
-                self._dialling.pop(peer_id, None)
-
-    async def _negotiated(self, connection: Connection) -> MemberStream:
-        with _deadline(self._deadlines.negotiate, "opening a stream"):
+    async def _negotiated(self, connection: Connection, protocol: str) -> MemberStream:
+        with within(self._deadlines.negotiate, "opening a stream"):
             stream = await connection.open_stream()
             try:
-                await stream.choose(PROTOCOL_ID, self._deadlines.negotiate)
+                await stream.choose(protocol, self._deadlines.negotiate)
             except BaseException:
                 await stream.abandon()
                 raise
@@ -301,7 +393,7 @@ class PeerHost:
     async def _dial(self, peer_id: str, host: str, port: int) -> Connection:
         if self._nursery is None:
             raise PeerError("the peer host is not running")
-        with _deadline(self._deadlines.connect, f"connecting to {peer_id}"):
+        with within(self._deadlines.connect, f"connecting to {peer_id}"):
             try:
                 tcp = TcpStream(await trio.open_tcp_stream(host, port))
             except OSError as exc:
@@ -321,7 +413,7 @@ class PeerHost:
         """Shake hands and agree on the multiplexer, as the side that dialled."""
         try:
             session = await self._upgrader.upgrade_security(
-                raw_connection(tcp, initiator=True), True, ID.from_string(peer_id)
+                self._raw(tcp, initiator=True), True, ID.from_string(peer_id)
             )
         except SecurityUpgradeFailure as exc:
             if isinstance(exc.__cause__, PeerIDMismatchesPubkey):
@@ -339,6 +431,11 @@ class PeerHost:
             ) from exc
         return Connection(peer_id, session, tcp)
 
+    def _raw(self, tcp: TcpStream, *, initiator: bool) -> Any:
+        """The connection as the handshake sees it."""
+        wire = tcp if self._swarm_key is None else PrivateWire(tcp, self._swarm_key)
+        return raw_connection(wire, initiator=initiator)
+
     async def _accept(self, stream: trio.SocketStream) -> None:
         """Take one incoming connection from handshake to end."""
         held = sum(len(connections) for connections in self._connections.values())
@@ -348,18 +445,26 @@ class PeerHost:
         tcp = TcpStream(stream)
         self._handshakes += 1
         try:
+            async with self._turns:
+                session = await self._admit(tcp)
+        finally:
+            self._handshakes -= 1
+        if session is not None:
+            await self._hold(Connection(str(session.get_remote_peer()), session, tcp))
+
+    async def _admit(self, tcp: TcpStream) -> Any:
+        """Shake hands with whoever connected; the session, or None if it is not to go on."""
+        try:
             with trio.fail_after(self._deadlines.connect):
-                session = await self._upgrader.upgrade_security(raw_connection(tcp, initiator=False), False)
+                session = await self._upgrader.upgrade_security(self._raw(tcp, initiator=False), False)
                 tcp.read_bytes = READ_BYTES
                 await self._upgrader.muxer_multistream.select_transport(session)
         except Exception as exc:
             if not isinstance(exc.__cause__, gate.NotAMemberError):
                 self._refusals.count(gate.HANDSHAKE)
             _LOG.debug("an incoming connection failed: %r", exc)
-            return
-        finally:
-            self._handshakes -= 1
-        await self._hold(Connection(str(session.get_remote_peer()), session, tcp))
+            return None
+        return session
 
     async def _hold(
         self, connection: Connection, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -385,110 +490,22 @@ class PeerHost:
         """Serve one stream of a member; whatever it sends, only this stream ends."""
         self._streams[peer_id] += 1
         try:
-            await stream.offer(PROTOCOL_ID, self._deadlines.negotiate)
-            if self._streams[peer_id] > self._streams_per_member:
-                self._refusals.add(gate.BUSY, peer_id)
-                await self._turn_away(stream)
+            protocol = await stream.offer(self._handlers, self._deadlines.negotiate)
+            if self._streams[peer_id] <= self._quotas.streams:
+                await self._handlers[protocol](peer_id, stream)
             else:
-                await self._serve(peer_id, stream)
-        except PeerTooSlowError:
+                self._refusals.add(gate.BUSY, peer_id)
+                if protocol == PROTOCOL_ID:
+                    await self._blocks.turn_away(stream)
+        except* PeerTooSlowError:
             self._refusals.add(gate.TOO_SLOW, peer_id)
-        except PeerError as exc:
+        except* PeerError as group:
             self._refusals.add(gate.PROTOCOL, peer_id)
-            _LOG.debug("a stream of %s ended: %s", peer_id, exc)
-        except Exception:
+            _LOG.debug("a stream of %s ended: %r", peer_id, group.exceptions)
+        except* Exception:
             _LOG.exception("serving a stream of %s failed", peer_id)
         finally:
             self._streams[peer_id] -= 1
             if not self._streams[peer_id]:
                 del self._streams[peer_id]
             await stream.abandon()
-
-    async def _turn_away(self, stream: MemberStream) -> None:
-        with trio.move_on_after(self._deadlines.request):
-            await stream.write(encode_head(Status.BUSY))
-            await stream.finish()
-            while await stream.read(READ_BYTES):
-                pass
-
-    async def _serve(self, peer_id: str, stream: MemberStream) -> None:
-        """Answer requests until the peer has no more, leaves, or is no member any longer."""
-        while True:
-            with trio.move_on_after(self._deadlines.idle) as waiting:
-                first = await stream.read(1)
-            if waiting.cancelled_caught or not first:
-                return
-            with _deadline(self._deadlines.request, "receiving a request"):
-                cids = await read_request(stream, first)
-            for cid in cids:
-                if not self._is_member(peer_id):
-                    self._refusals.add(gate.NOT_A_MEMBER, peer_id, cid)
-                    return
-                status, data = await trio.to_thread.run_sync(
-                    self._look_up, peer_id, cid, limiter=self._lookups
-                )
-                if status is Status.NOT_AUTHORISED:
-                    self._refusals.add(gate.NOT_AUTHORISED, peer_id, cid)
-                try:
-                    with _deadline(self._deadlines.block, f"sending block {cid}"):
-                        await stream.write(encode_head(status, len(data)) + data)
-                except PeerTooSlowError:
-                    raise
-                except PeerError:
-                    return
-
-    def _look_up(self, peer_id: str, cid: Cid) -> tuple[Status, bytes]:
-        """Decide and read, in a worker thread; a failure of this node looks like an absent block."""
-        try:
-            if not self._authorise(peer_id, cid):
-                return Status.NOT_AUTHORISED, b""
-            data = self._read_block(cid)
-            if data is None or len(data) > MAX_BLOCK_BYTES:
-                return Status.NOT_FOUND, b""
-        except UsufructError as exc:
-            _LOG.warning("block %s cannot be served: %s", cid, exc)
-            return Status.NOT_FOUND, b""
-        return Status.BLOCK, data
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float, what: str) -> Iterator[None]:
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError as exc:
-        raise PeerTooSlowError(f"{what} took more than {seconds:g} s") from exc
-
-
-def _refusal_of(status: Status, peer_id: str, cid: Cid) -> UsufructError:
-    if status is Status.NOT_FOUND:
-        return BlockNotFoundError(f"{peer_id} does not have block {cid}")
-    if status is Status.BUSY:
-        return PeerBusyError(f"{peer_id} serves enough of our streams already")
-    return PeerRefusedError(
-        f"{peer_id} says that we may not have block {cid}",
-        hint="a live job or grant must give this organisation a role that needs the block",
-    )
-
-
-def _dial_address(multiaddr: str, peer_id: str) -> tuple[str, int]:
-    """Return host and port of a multiaddr that, if it names a peer, names `peer_id`."""
-    match = _MULTIADDR.fullmatch(multiaddr)
-    if match is None:
-        raise InputError(
-            f"not an address that can be dialled: {multiaddr[:200]!r}",
-            hint="it looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…",
-        )
-    host, port = match["host"], int(match["port"])
-    if match["peer"] is not None and match["peer"] != peer_id:
-        raise InputError(f"the address {multiaddr!r} belongs to another peer than {peer_id}")
-    if match["kind"] in ("ip4", "ip6"):
-        try:
-            version = ipaddress.ip_address(host).version
-        except ValueError as exc:
-            raise InputError(f"not an IP address: {host!r}") from exc
-        if version != int(match["kind"][2]):
-            raise InputError(f"not an IPv{match['kind'][2]} address: {host!r}")
-    if not 1 <= port <= 65535:
-        raise InputError(f"not a TCP port: {port}")
-    return host, port

@@ -35,6 +35,7 @@ class Status(IntEnum):
     NOT_FOUND = 1
     NOT_AUTHORISED = 2
     BUSY = 3
+    OVER_QUOTA = 4
 
 
 class Reader(Protocol):
@@ -140,21 +141,3 @@ async def read_request(reader: Reader, first: bytes) -> list[Cid]:
         If it is malformed or cut.
     """
     return decode_request(first + await read_exactly(reader, request_bytes(first[0]) - 1))
-
-
-async def read_reply(reader: Reader, cid: Cid) -> tuple[Status, bytes]:
-    """Read one reply item and check the block against `cid`.
-
-    Raises
-    ------
-    PeerError
-        If the item is malformed or cut.
-    BlockMismatchError
-        If the bytes are not the block that was asked for.
-    """
-    status, size_bytes = decode_head(await read_exactly(reader, HEAD_BYTES))
-    if status is not Status.BLOCK:
-        return status, b""
-    data = await read_exactly(reader, size_bytes)
-    cid.check(data)
-    return status, data

@@ -13,18 +13,25 @@ import trio
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, ChainStalledError, InputError, LedgerError, PeerError
+from usufruct.errors import (
+    BlockNotFoundError,
+    ChainStalledError,
+    InputError,
+    LedgerError,
+    PeerError,
+)
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import FINAL_JOB_STATES, Job, JobId, JobState, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, ArtifactId, Job, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, JobRow
-from usufruct_node.peers import PeerHost
+from usufruct_node.peers import FetchReport, Holder, PeerHost, fetch_blocks
 from usufruct_node.peers.identity import peer_id_text
+from usufruct_node.placement import Placements
 from usufruct_node.roles.compute import Workers, compute_result
 from usufruct_node.roles.journal import Journal
 
@@ -49,6 +56,7 @@ class RoleContext:
     index: Index
     store: BlockStore
     holdings: Holdings
+    placements: Placements
     journal: Journal
     host: PeerHost
     workers: Workers
@@ -60,24 +68,38 @@ class RoleContext:
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
     """Threads that wait for worker processes."""
 
-    async def fetch(self, cids: Sequence[Cid], holder: OrgId, *, pin: str) -> None:
+    async def fetch(self, cids: Iterable[Cid], *holders: OrgId, pin: str) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
+
+        Parameters
+        ----------
+        holders :
+            Members that may have them, asked at the same time.
 
         Raises
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
         """
-        missing = await trio.to_thread.run_sync(self._pin_present, dict.fromkeys(cids), pin)
-        if not missing:
-            return
-        batch: list[tuple[Cid, bytes]] = []
-        async with aclosing(self._sent_by(holder, missing)) as blocks:
-            async for cid, data in blocks:
-                batch.append((cid, data))
-                if len(batch) >= 32:
-                    await trio.to_thread.run_sync(self._keep, batch, pin)
-                    batch = []
-        await trio.to_thread.run_sync(self._keep, batch, pin)
+        addresses: list[Holder] = []
+        failure: PeerError | None = None
+        for org in dict.fromkeys(holders):
+            if org != self.org:
+                try:
+                    addresses.append(self._address_of(org))
+                except PeerError as exc:
+                    failure = exc
+        if failure is not None and not addresses:
+            raise failure
+        try:
+            return await fetch_blocks(
+                self.host,
+                addresses,
+                cids,
+                missing=partial(self._pin_present, pin=pin),
+                keep=partial(self._keep, pin=pin),
+            )
+        except InputError as exc:
+            raise PeerError(f"no holder can be dialled where it says it listens: {exc}") from exc
 
     async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
         """One block from a member, for somebody who asked; not kept.
@@ -92,20 +114,30 @@ class RoleContext:
         raise BlockNotFoundError(f"{unlabel(holder)} sent nothing for {cid}")
 
     async def _sent_by(self, holder: OrgId, cids: Sequence[Cid]) -> AsyncGenerator[tuple[Cid, bytes], None]:
-        """Blocks as a member sends them. An address that cannot be dialled is the member's fault, not that of the job."""
-        member = self.member(holder)
+        """Blocks as a member sends them."""
+        address = self._address_of(holder)
         try:
-            peer_id = peer_id_text(member.peer_id)
-            async with aclosing(self.host.fetch(peer_id, member.endpoint, cids)) as blocks:
+            async with aclosing(self.host.fetch(address.peer_id, address.multiaddr, cids)) as blocks:
                 async for item in blocks:
                     yield item
         except InputError as exc:
-            raise PeerError(f"{member.name} cannot be dialled where it says it listens: {exc}") from exc
+            raise _undiallable(holder, exc) from exc
 
-    async def fetch_record(self, digest: bytes, holder: OrgId, *, pin: str) -> dict[str, dag.DagValue]:
+    def _address_of(self, org: OrgId) -> Holder:
+        member = self.member(org)
+        try:
+            return Holder(peer_id_text(member.peer_id), member.endpoint)
+        except InputError as exc:
+            raise _undiallable(org, exc) from exc
+
+    def sources(self, artifact_id: ArtifactId) -> tuple[OrgId, ...]:
+        """Members that a bundle's blocks may be had from; its steward first."""
+        return self.placements.sources(artifact_id, but=self.org)
+
+    async def fetch_record(self, digest: bytes, *holders: OrgId, pin: str) -> dict[str, dag.DagValue]:
         """A DAG-CBOR record by the digest that the ledger names."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self.fetch([cid], holder, pin=pin)
+        await self.fetch([cid], *holders, pin=pin)
         return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
 
     async def inputs(self, row: JobRow) -> JobInputs:
@@ -125,9 +157,10 @@ class RoleContext:
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
         pin = job_pin(row.job_id)
-        manifest = await self.fetch_record(artifact.content_digest, artifact.steward, pin=pin)
-        policy = await self.fetch_record(policy_digest, artifact.steward, pin=pin)
-        status = await self.fetch_record(epoch.status_digest, artifact.steward, pin=pin)
+        sources = self.sources(request.artifact_id)
+        manifest = await self.fetch_record(artifact.content_digest, *sources, pin=pin)
+        policy = await self.fetch_record(policy_digest, *sources, pin=pin)
+        status = await self.fetch_record(epoch.status_digest, *sources, pin=pin)
         parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
         return check_job(
             request,
@@ -141,12 +174,9 @@ class RoleContext:
 
     async def execute(self, row: JobRow, inputs: JobInputs) -> ResultManifest:
         """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody."""
-        artifact = self.index.artifact(row.job.request.artifact_id)
-        if artifact is None:
-            raise LedgerError("the index lacks the job's bundle")
         pin = job_pin(row.job_id)
         needed = list(dict.fromkeys(inputs.manifest.blocks))
-        await self.fetch(needed, artifact.steward, pin=pin)
+        await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin)
         blocks = await trio.to_thread.run_sync(
             partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin)),
             limiter=self.computing,
@@ -238,7 +268,7 @@ class RoleContext:
                     self.store.unpin_all(reason)
         return self.store.gc()
 
-    def _pin_present(self, cids: Iterable[Cid], pin: str) -> list[Cid]:
+    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
             try:
@@ -252,6 +282,11 @@ class RoleContext:
             group = [data for cid, data in blocks if cid.codec == codec]
             if group:
                 self.store.put_many(group, codec, pin=pin)
+
+
+def _undiallable(org: OrgId, why: InputError) -> PeerError:
+    """An address that cannot be dialled is its member's fault, not that of the job."""
+    return PeerError(f"{unlabel(org)} cannot be dialled where it says it listens: {why}")
 
 
 def job_pin(job_id: JobId) -> str:

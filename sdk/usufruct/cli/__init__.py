@@ -21,6 +21,7 @@ from usufruct.cli.jobs import (
     verify,
 )
 from usufruct.cli.network import members_app, network_app
+from usufruct.cli.replication import replication_app
 from usufruct.cli.rights import rights_app
 from usufruct.cli.steward import consent_app, features_command, freeze, key_domain_app, publish
 from usufruct.cli.terminal import HomeOption, JsonOption, guarded, print_json
@@ -37,6 +38,7 @@ app.command("features")(features_command)
 app.command("publish")(publish)
 app.add_typer(bundle_app, name="bundle")
 app.command("freeze")(freeze)
+app.add_typer(replication_app, name="replication")
 app.add_typer(consent_app, name="consent")
 app.command("bundles")(bundles)
 app.command("kernels")(kernels)

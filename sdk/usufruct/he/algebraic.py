@@ -3,7 +3,7 @@
 Results Y that are claimed to be a linear map of the inputs' residues X modulo the prime q, Y = W X with public integers W, are
 multiplied with random vectors s that are drawn after Y is fixed: Y s has to be W (X s). That is one inner product for every
 input and output instead of one sum of polynomials for every pair of them. If a result has a wrong residue, an entry of s there
-has one root modulo q, so one vector with entries uniform on 2^20 values misses it with probability at most 2^-20, and three
+has one root modulo q, so one vector with entries uniform on 2^30 values misses it with probability at most 2^-30, and two
 independent ones with at most 2^-60. What a kernel does after the product is linear as well and moves to the vectors: where the
 result is the product with a row mask's polynomial M, the inputs are multiplied with the transpose of M applied to s.
 
@@ -25,7 +25,6 @@ from usufruct.errors import KernelParameterError, VerificationError
 from usufruct.he import packed
 from usufruct.he.container import Form, parse
 from usufruct.he.kernels import (
-    KERNELS,
     SUM,
     BundleShape,
     Collector,
@@ -37,13 +36,15 @@ from usufruct.he.kernels import (
     chunk_mask,
     execute,
     features_by_chunk,
+    kernel_by_name,
     linear_form,
 )
+from usufruct.he.pace import Pace, measured_pace
 from usufruct.he.projection import ENTRY_BITS, project
 from usufruct.he.reading import GROUP_BLOCKS, read_sealed
 from usufruct.he.residues import Residues, combine, negacyclic_multiply, scale_up, shift_left
 
-N_VECTORS: Final = 3
+N_VECTORS: Final = 2
 SOUNDNESS_BITS: Final = N_VECTORS * ENTRY_BITS
 """A wrong result passes with probability at most 2^-60."""
 
@@ -53,9 +54,7 @@ ALGEBRAIC: Final = f"ALGEBRAIC(2^-{SOUNDNESS_BITS})"
 REPLICATED: Final = "REPLICATED"
 """Levels of verification, as `DESIGN.md`, section 6, names them."""
 
-_SHIFT = 1 << 32
-_LEAST_OUTPUTS = 8
-"""Scores per row from which the check costs less than the sums; see `docs/engine.md`."""
+_SHIFT = 1 << 43
 
 
 def is_checkable(task: Task) -> bool:
@@ -65,15 +64,20 @@ def is_checkable(task: Task) -> bool:
     return task.kernel == SUM.name or linear_form(task.parameters, task.shape) is not None
 
 
-def is_cheaper(task: Task) -> bool:
+def is_cheaper(task: Task, pace: Pace | None = None) -> bool:
     """Tell whether the check costs less than executing the task again.
 
-    Sums over rows are polynomial products to compute and inner products to check, so the check always wins there.
+    Both read the same inputs, so what comes after counts, at the pace of this machine or at the one given. Sums over rows
+    are polynomial products to compute and inner products to check, so the check always wins there.
     """
     if not is_checkable(task):
         return False
     linear = linear_form(task.parameters, task.shape)
-    return linear is None or linear.output == "sum" or len(linear.weights) >= _LEAST_OUTPUTS
+    if linear is None or linear.output == "sum":
+        return True
+    sizes = len(task.inputs), len(linear.weights)
+    pace = pace or measured_pace()
+    return pace.check(*sizes) < pace.execution(*sizes)
 
 
 def verify(
@@ -101,12 +105,14 @@ def verify(
     ------
     VerificationError
         If a result is wrong, or missing; other errors as `check_linear` and `kernels.execute`.
+    UnknownKernelError
+        If a restricted kernel would have to be executed.
     """
     first = tasks[0]
     if challenge is not None and is_cheaper(first):
         check_linear(tasks, inputs, results, mask, challenge)
         return ALGEBRAIC
-    kernel = KERNELS[first.kernel]
+    kernel = kernel_by_name(first.kernel)
     collector = Collector(kernel, first.parameters, first.shape, mask, tasks)
     made = [block for task in tasks for _, block in collector.add(task, execute(task, inputs, mask))]
     if made != list(results):
@@ -175,8 +181,8 @@ def check_linear(
 
 
 def _vectors(challenge: bytes, length: int) -> NDArray[np.uint64]:
-    """Uniform entries of 20 bits, shape (3, length): SHAKE256 over a tag and the challenge."""
-    stream = hashlib.shake_256(b"usufruct/freivalds/2\0" + challenge)
+    """Uniform entries of 30 bits, shape (2, length): SHAKE256 over a tag and the challenge."""
+    stream = hashlib.shake_256(b"usufruct/freivalds/3\0" + challenge)
     words = np.frombuffer(stream.digest(4 * N_VECTORS * length), dtype="<u4").astype(np.uint64)
     return (words & np.uint64((1 << ENTRY_BITS) - 1)).reshape(N_VECTORS, length)
 
@@ -187,7 +193,7 @@ def _scored(
     inputs: Mapping[tuple[int, int], bytes],
     vectors: NDArray[np.uint64],
 ) -> Residues:
-    """What the true scores of one chunk's rows give with the vectors; shape (m, 3)."""
+    """What the true scores of one chunk's rows give with the vectors; shape (m, 2)."""
     shape = task.shape
     modulus, t = shape.parameters.coeff_modulus, shape.parameters.plain_modulus
     columns = np.concatenate(
@@ -208,7 +214,7 @@ def _summed(
     mask: Mask,
     vectors: NDArray[np.uint64],
 ) -> Residues:
-    """What the true sums over the permitted rows give with the vectors; shape (results, 3)."""
+    """What the true sums over the permitted rows give with the vectors; shape (results, 2)."""
     shape = tasks[0].shape
     modulus, degree = shape.parameters.coeff_modulus, shape.parameters.poly_modulus_degree
     q = np.uint64(modulus)
@@ -238,8 +244,8 @@ def _summed(
 def _transposed(rows: Mask, vectors: NDArray[np.uint64], modulus: int) -> NDArray[np.uint64]:
     """The transpose of the product with the row mask's polynomial M = sum_i mask_i X^(-i), applied to vectors.
 
-    It is the product with sum_i mask_i X^i. Its coefficients are below 2^32 in magnitude, so 2^32 is added to them and they
-    are cut into digits of 20 bits: lower digits, upper digits, and a vector of ones to take 2^32 off again; shape (7, N).
+    It is the product with sum_i mask_i X^i. Its coefficients are below 2^42 in magnitude, so 2^43 is added to them and they
+    are cut into digits of 30 bits: lower digits, upper digits, and a vector of ones to take 2^43 off again; shape (5, N).
     """
     products = negacyclic_multiply(vectors, rows.astype(np.int64), modulus).astype(np.int64)
     shifted = np.where(products > modulus // 2, products - modulus, products) + _SHIFT
@@ -248,7 +254,7 @@ def _transposed(rows: Mask, vectors: NDArray[np.uint64], modulus: int) -> NDArra
 
 
 def _with_digits(residues: Residues, transposed: NDArray[np.uint64], modulus: int) -> Residues:
-    """Products with the vectors that `_transposed` cut into digits; shape (k, 3)."""
+    """Products with the vectors that `_transposed` cut into digits; shape (k, 2)."""
     made = project(residues, transposed, modulus)
     low, high, ones = made[:, :N_VECTORS], made[:, N_VECTORS:-1], made[:, -1:]
     q = np.uint64(modulus)

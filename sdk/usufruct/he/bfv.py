@@ -23,10 +23,10 @@ import tenseal.sealapi as sealapi
 from numpy.typing import NDArray
 from tenseal.sealapi import _sealapi_cpp
 
-from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
+from usufruct.errors import ConfigurationError, KeyStoreError
 from usufruct.he import packed
 from usufruct.he.container import SEED_BYTES, Form, encode_seeded, parse
-from usufruct.he.parameters import ALLOWED, BFV_LINEAR, Parameters
+from usufruct.he.parameters import BFV_LINEAR, Parameters, check_scheme, check_values
 from usufruct.he.reading import GROUP_BLOCKS, expand_seeds
 from usufruct.he.residues import Residues, Spectrum, negacyclic_multiply, scale_up, spectrum_of
 from usufruct.he.sampling import centred_binomial
@@ -83,15 +83,8 @@ def encrypt_columns(
     FeatureRangeError
         If a value does not fit the plaintext modulus; before the first block.
     """
-    parameters = secret.parameters
-    _check_parameters(parameters)
-    if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
-        raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
-    lowest, highest = int(values.min()), int(values.max())
-    if max(-lowest, highest) > parameters.value_limit:
-        raise FeatureRangeError(
-            f"values span {lowest}..{highest}, at most +-{parameters.value_limit} can be encrypted"
-        )
+    check_scheme(secret.parameters, "bfv")
+    check_values(values, secret.parameters)
     return _encrypt_columns(values, secret)
 
 
@@ -213,7 +206,7 @@ def _decrypt(c0: Residues, c1: Residues, secret: SecretKey) -> Any:
 
 @lru_cache(maxsize=4)
 def _context(parameters: Parameters) -> Any:
-    _check_parameters(parameters)
+    check_scheme(parameters, "bfv")
     chosen = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
     chosen.set_poly_modulus_degree(parameters.poly_modulus_degree)
     chosen.set_coeff_modulus([sealapi.Modulus(parameters.coeff_modulus)])
@@ -222,10 +215,3 @@ def _context(parameters: Parameters) -> Any:
     if not context.parameters_set():
         raise ConfigurationError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
     return context
-
-
-def _check_parameters(parameters: Parameters) -> None:
-    if ALLOWED.get(parameters.parameters_id) != parameters:
-        raise ConfigurationError("these encryption parameters are not on the allow-list")
-    if parameters.scheme != "bfv":
-        raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not bfv")

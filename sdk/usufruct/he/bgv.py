@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usufruct.errors import ConfigurationError, FeatureRangeError, KeyStoreError
+from usufruct.errors import KeyStoreError
 from usufruct.he import ntt, slots
 from usufruct.he.container import SEED_BYTES, Ciphertext, encode_seeded, expand_seed, parse
-from usufruct.he.parameters import ALLOWED, BGV_PAIRS, Parameters
+from usufruct.he.parameters import BGV_PAIRS, Parameters, check_scheme, check_values
 from usufruct.he.residues import Residues, signed_remainder
 from usufruct.he.sampling import centred_binomial, ternary
 from usufruct.he.secret import SALT_BYTES, SecretKey
@@ -32,7 +32,7 @@ from usufruct.he.secret import SALT_BYTES, SecretKey
 
 def generate_secret_key(parameters: Parameters = BGV_PAIRS) -> SecretKey:
     """Draw a ternary secret and a salt from the operating system."""
-    _check_parameters(parameters)
+    check_scheme(parameters, "bgv")
     return SecretKey(parameters, ternary(parameters.poly_modulus_degree), secrets.token_bytes(SALT_BYTES))
 
 
@@ -61,7 +61,8 @@ def encrypt_columns(
     FeatureRangeError
         If a value does not fit the plaintext modulus; before the first block.
     """
-    _check_values(values, secret.parameters)
+    check_scheme(secret.parameters, "bgv")
+    check_values(values, secret.parameters)
     return _encrypt_columns(values, secret)
 
 
@@ -87,7 +88,8 @@ def encrypt_queries(
     FeatureRangeError
         If a value does not fit the plaintext modulus; before the first block.
     """
-    _check_values(queries, secret.parameters)
+    check_scheme(secret.parameters, "bgv")
+    check_values(queries, secret.parameters)
     degree = secret.parameters.poly_modulus_degree
     return (
         # The same value in every slot is a constant polynomial.
@@ -99,7 +101,7 @@ def encrypt_queries(
 
 def public_key_of(secret: SecretKey) -> bytes:
     """A public key of the domain, to encrypt contributions under: a sealed block of zeros, fresh at every call."""
-    _check_parameters(secret.parameters)
+    check_scheme(secret.parameters, "bgv")
     return _encrypt(np.zeros(secret.parameters.poly_modulus_degree, dtype=np.int64), secret)
 
 
@@ -121,8 +123,8 @@ def _encrypt(message: NDArray[np.int64], secret: SecretKey) -> bytes:
     seed = secrets.token_bytes(SEED_BYTES)
     c1 = _by_prime(expand_seed(seed, parameters, secret.key_id), parameters)
     noisy = slots.transformed(message + parameters.plain_modulus * centred_binomial(message.size), parameters)
-    q = slots.moduli(parameters)
-    c0 = (noisy + q - c1 * _powers(secret)[0] % q) % q
+    masked = slots.reduced(c1 * _powers(secret)[0], parameters)
+    c0 = slots.reduced(noisy + slots.moduli(parameters) - masked, parameters)
     return encode_seeded(c0.reshape(-1), seed, parameters, secret.key_id)
 
 
@@ -202,21 +204,3 @@ def _powers(secret: SecretKey) -> list[Residues]:
 
 def _by_prime(polynomial: Residues, parameters: Parameters) -> Residues:
     return polynomial.reshape(len(parameters.primes), parameters.poly_modulus_degree)
-
-
-def _check_values(values: NDArray[np.signedinteger[Any]], parameters: Parameters) -> None:
-    _check_parameters(parameters)
-    if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
-        raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
-    lowest, highest = int(values.min()), int(values.max())
-    if max(-lowest, highest) > parameters.value_limit:
-        raise FeatureRangeError(
-            f"values span {lowest}..{highest}, at most +-{parameters.value_limit} can be encrypted"
-        )
-
-
-def _check_parameters(parameters: Parameters) -> None:
-    if ALLOWED.get(parameters.parameters_id) != parameters:
-        raise ConfigurationError("these encryption parameters are not on the allow-list")
-    if parameters.scheme != "bgv":
-        raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not bgv")

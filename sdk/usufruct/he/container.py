@@ -136,7 +136,8 @@ def encode(ciphertext: Ciphertext, *, packer: Callable[[Residues, int], bytes] |
             raise ContainerError("c1 is not the expansion of the seed", field="seed")
         return encode_seeded(ciphertext.c0, seed, parameters, ciphertext.key_id, packer=packer)
     order = [*parts, ciphertext.c0] if form.extracted else [ciphertext.c0, *parts]
-    payload = (packer or pack)(np.concatenate(order), parameters.residue_bits)
+    # N is a multiple of eight, so every polynomial ends on a whole byte.
+    payload = [(packer or pack)(part, parameters.residue_bits) for part in order]
     return _with_header(payload, form, parameters, ciphertext.key_id)
 
 
@@ -160,12 +161,14 @@ def encode_seeded(
     if len(seed) != SEED_BYTES or len(key_id) != 32:
         raise ContainerError(f"a seed has {SEED_BYTES} bytes, a key id 32", field="seed")
     _check_residues(c0, [], parameters)
-    return _with_header((packer or pack)(c0, parameters.residue_bits) + seed, Form.SEEDED, parameters, key_id)
+    payload = [(packer or pack)(c0, parameters.residue_bits), seed]
+    return _with_header(payload, Form.SEEDED, parameters, key_id)
 
 
-def _with_header(payload: bytes, form: Form, parameters: Parameters, key_id: bytes) -> bytes:
-    code = SCHEME_CODES[parameters.scheme]
-    return _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, len(payload)) + payload
+def _with_header(payload: Sequence[bytes], form: Form, parameters: Parameters, key_id: bytes) -> bytes:
+    code, size = SCHEME_CODES[parameters.scheme], sum(map(len, payload))
+    header = _HEADER.pack(MAGIC, VERSION, code, form, parameters.parameters_id, key_id, size)
+    return b"".join((header, *payload))
 
 
 def parse(
@@ -203,6 +206,28 @@ def parse(
     WrongKeyDomainError
         If the container names another key domain than `key_id`.
     """
+    form, found, found_key = _read_header(data, parameters, forms)
+    _check_key(found_key, key_id)
+    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
+
+
+def check_header(data: bytes, *, key_id: bytes) -> None:
+    """Check that a block is as long as its header says, and of a key domain; its residues are not looked at.
+
+    For whoever only keeps blocks.
+
+    Raises
+    ------
+    ContainerError, WrongKeyDomainError
+        As for `parse`.
+    """
+    _, _, found_key = _read_header(data, None, tuple(Form))
+    _check_key(found_key, key_id)
+
+
+def _read_header(
+    data: bytes, parameters: Parameters | None, forms: Collection[Form]
+) -> tuple[Form, Parameters, bytes]:
     if len(data) < _HEADER.size:
         raise ContainerError(f"{len(data)} bytes are too short for a container", field="length")
     magic, version, scheme, form_code, parameters_id, found_key, length = _HEADER.unpack_from(data)
@@ -230,12 +255,15 @@ def parse(
             f"payload of {len(data) - _HEADER.size} bytes, stated {length}, expected {expected}",
             field="length",
         )
+    return form, found, found_key
+
+
+def _check_key(found_key: bytes, key_id: bytes | None) -> None:
     if key_id is not None and found_key != key_id:
         raise WrongKeyDomainError(
             f"ciphertext belongs to key domain {found_key.hex()[:16]}, not {key_id.hex()[:16]}",
             hint="use the bundle's own key domain; `usufruct lineage` shows which one that is",
         )
-    return _parse_payload(data[_HEADER.size :], form, found, found_key, unpacker or unpack, expansion)
 
 
 def _parse_payload(
@@ -250,7 +278,8 @@ def _parse_payload(
     if form is Form.SEEDED:
         c0, seed = unpack(payload[:-SEED_BYTES], size, bits), payload[-SEED_BYTES:]
         c1 = expand_seed(seed, parameters, key_id) if expansion is None else expansion
-        _check_residues(c0, [c1], parameters)
+        # An expansion is below its primes, and no prime's part of it is zero, as far as SHAKE128 is what it is said to be.
+        _check_residues(c0, [], parameters)
         return Ciphertext(form=form, parameters=parameters, key_id=key_id, c0=c0, c1=c1, seed=seed)
     found = unpack(payload, _count(form, parameters), bits)
     parts = [found[at : at + size] for at in range(0, found.size, size)]
@@ -337,12 +366,11 @@ def pack(residues: Residues, bits: int) -> bytes:
     padded = np.zeros(n_groups * lanes, dtype=np.uint64)
     padded[: residues.size] = residues
     columns = padded.reshape(n_groups, lanes)
-    out = np.zeros((n_groups, group_bytes + 8), dtype=np.uint8)
+    out = np.zeros(n_groups * group_bytes + 8, dtype=np.uint8)
     for lane in range(lanes):
-        first, shift = divmod(lane * bits, 8)
-        words = np.ascontiguousarray(columns[:, lane] << np.uint64(shift)).astype("<u8")
-        out[:, first : first + 8] |= words.view(np.uint8).reshape(n_groups, 8)
-    return out[:, :group_bytes].tobytes()[: -(-residues.size * bits // 8)]
+        words, shift = _words_at(out, lane * bits, n_groups, group_bytes)
+        words |= columns[:, lane] << np.uint64(shift)
+    return out[: -(-residues.size * bits // 8)].tobytes()
 
 
 def unpack(data: bytes, count: int, bits: int) -> Residues:
@@ -362,22 +390,32 @@ def unpack(data: bytes, count: int, bits: int) -> Residues:
         raise ContainerError("bits after the last residue are set", field="padding")
     lanes, group_bytes = _group(bits)
     n_groups = -(-count // lanes)
-    padded = np.zeros(n_groups * group_bytes, dtype=np.uint8)
+    padded = np.zeros(n_groups * group_bytes + 8, dtype=np.uint8)
     padded[:size] = np.frombuffer(data, dtype=np.uint8)
-    groups: NDArray[np.uint8] = np.zeros((n_groups, group_bytes + 8), dtype=np.uint8)
-    groups[:, :group_bytes] = padded.reshape(n_groups, group_bytes)
     values = np.empty((n_groups, lanes), dtype=np.uint64)
     value_mask = np.uint64((1 << bits) - 1)
     for lane in range(lanes):
-        first, shift = divmod(lane * bits, 8)
-        words = np.ascontiguousarray(groups[:, first : first + 8]).view("<u8").reshape(n_groups)
-        values[:, lane] = (words.astype(np.uint64) >> np.uint64(shift)) & value_mask
+        words, shift = _words_at(padded, lane * bits, n_groups, group_bytes)
+        values[:, lane] = (words >> np.uint64(shift)) & value_mask
     return values.reshape(-1)[:count].copy()
 
 
+def _words_at(
+    data: NDArray[np.uint8], first_bit: int, n_groups: int, group_bytes: int
+) -> tuple[NDArray[np.uint64], int]:
+    """The eight bytes of every group in which the value at `first_bit` lies, and by how many bits it is shifted there.
+
+    A view: words of neighbouring values overlap, those of neighbouring groups too, so only one value is written at a
+    time. The last word may reach seven bytes beyond the groups.
+    """
+    first, shift = divmod(first_bit, 8)
+    return np.ndarray(n_groups, "<u8", data, first, (group_bytes,)), shift
+
+
 def _group(bits: int) -> tuple[int, int]:
-    """Values and bytes after which the bit positions repeat."""
+    """Values and bytes after which the bit positions repeat; at least eight bytes."""
     lanes = 8 // gcd(bits, 8)
+    lanes *= -(-64 // (lanes * bits))
     return lanes, lanes * bits // 8
 
 
@@ -396,12 +434,12 @@ def _payload_size(form: Form, parameters: Parameters) -> int:
 
 def _check_residues(c0: Residues, others: Sequence[Residues], parameters: Parameters) -> None:
     """Check every residue against its prime, and that no prime has a part of zeros: it would show the message."""
-    primes = np.array(parameters.primes, dtype=np.uint64)[:, None]
-    for part in (c0, *others):
-        if (part.reshape(len(parameters.primes), -1) >= primes).any():
-            raise ContainerError("a residue is not below its prime", field="residues")
-    for number, part in enumerate(others, start=1):
-        if not part.reshape(len(parameters.primes), -1).any(axis=1).all():
+    primes = parameters.primes
+    largest = [[int(run.max()) for run in part.reshape(len(primes), -1)] for part in (c0, *others)]
+    if any(peak >= prime for peaks in largest for peak, prime in zip(peaks, primes, strict=True)):
+        raise ContainerError("a residue is not below its prime", field="residues")
+    for number, peaks in enumerate(largest[1:], start=1):
+        if not all(peaks):
             raise ContainerError(
                 f"c{number} is zero, so the message would be in the clear", field="transparent"
             )

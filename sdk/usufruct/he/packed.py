@@ -23,7 +23,7 @@ def pack(residues: Residues, bits: int) -> bytes:
     _check_bits(bits)
     # A write is eight bytes wide, so the last one needs some to spare.
     size = -(-residues.size * bits // 8)
-    packed = np.zeros(size + 8, dtype=np.uint8)
+    packed = np.empty(size + 8, dtype=np.uint8)
     _routines().pack(np.ascontiguousarray(residues), bits, packed)
     return packed[:size].tobytes()
 
@@ -38,7 +38,7 @@ def unpack(data: bytes, count: int, bits: int) -> Residues:
     if spare and data[-1] >> (8 - spare):
         raise ContainerError("bits after the last residue are set", field="padding")
     # A read is eight bytes wide, so the last one needs some to spare.
-    padded = np.zeros(size + 8, dtype=np.uint8)
+    padded = np.empty(size + 8, dtype=np.uint8)
     padded[:size] = np.frombuffer(data, dtype=np.uint8)
     residues = np.empty(count, dtype=np.uint64)
     _routines().unpack(padded, bits, residues)

@@ -13,9 +13,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from usufruct.errors import ContainerError
+import numpy as np
+from numpy.typing import NDArray
+
+from usufruct.errors import ConfigurationError, ContainerError, FeatureRangeError
 
 SCHEME_CODES: Final[Mapping[str, int]] = MappingProxyType({"bfv": 1, "bgv": 2})
 """Scheme byte of containers and of the canonical encoding."""
@@ -135,3 +138,22 @@ def parameters_by_id(parameters_id: bytes) -> Parameters:
             field="parameters_id",
             hint="seal the features again with the parameters of this release",
         ) from None
+
+
+def check_scheme(parameters: Parameters, scheme: str) -> None:
+    """Raise ConfigurationError if a parameter set is not on the allow-list, or of another scheme."""
+    if ALLOWED.get(parameters.parameters_id) != parameters:
+        raise ConfigurationError("these encryption parameters are not on the allow-list")
+    if parameters.scheme != scheme:
+        raise ConfigurationError(f"these encryption parameters are for {parameters.scheme}, not {scheme}")
+
+
+def check_values(values: NDArray[np.signedinteger[Any]], parameters: Parameters) -> None:
+    """Raise FeatureRangeError if a matrix cannot be encrypted: its shape, its type, or a value beyond t / 2."""
+    if values.ndim != 2 or values.dtype.kind != "i" or values.size == 0:
+        raise FeatureRangeError("only a non-empty two-dimensional matrix of signed integers can be encrypted")
+    lowest, highest = int(values.min()), int(values.max())
+    if max(-lowest, highest) > parameters.value_limit:
+        raise FeatureRangeError(
+            f"values span {lowest}..{highest}, at most +-{parameters.value_limit} can be encrypted"
+        )

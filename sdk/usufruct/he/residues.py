@@ -22,6 +22,8 @@ Residues = NDArray[np.uint64]
 _MANTISSA_BITS = 53
 _BLAS_LIMB_BITS = 27
 _FFT_LIMB_BITS = 18
+_FLAT_LIMB_BITS = 27
+_FLAT_PEAK = 1 << 8
 _MAX_MODULUS_BITS = 54
 
 
@@ -55,8 +57,7 @@ def combine(weights: NDArray[np.int64], residues: Residues, modulus: int) -> Res
     whatever the blocking, the order or the use of fused multiply-adds.
     """
     _check_modulus(modulus)
-    # Python integers: a row of extreme weights must not wrap before the bound sees it.
-    widest = max((sum(abs(w) for w in row) for row in weights.tolist()), default=0)
+    widest = _widest_row(weights)
     limb_bits = min(_BLAS_LIMB_BITS, _MANTISSA_BITS - widest.bit_length())
     if limb_bits < _MANTISSA_BITS - 44:
         raise OverflowError(f"weights whose magnitudes sum to {widest} are too large for an exact product")
@@ -72,12 +73,24 @@ def combine(weights: NDArray[np.int64], residues: Residues, modulus: int) -> Res
     return total
 
 
+def _widest_row(weights: NDArray[np.int64]) -> int:
+    """Largest sum of magnitudes in a row."""
+    peak = max(int(weights.max(initial=0)), -int(weights.min(initial=0)))
+    if peak * weights.shape[1] < 1 << 63:
+        return int(np.abs(weights).sum(axis=1).max(initial=0))
+    # Python integers: a row of extreme weights must not wrap before the bound sees it.
+    return max(sum(abs(w) for w in row) for row in weights.tolist())
+
+
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Spectrum:
     """Transform of a small polynomial, ready for `negacyclic_multiply`; as secret as the polynomial."""
 
     values: NDArray[np.complex128]
     """shape (N,)."""
+
+    is_flat: bool
+    """Whether no value is above 2^8, as for random polynomials: residues then need two limbs instead of three."""
 
 
 def spectrum_of(small: NDArray[np.int64]) -> Spectrum:
@@ -98,7 +111,9 @@ def spectrum_of(small: NDArray[np.int64]) -> Spectrum:
         raise OverflowError(f"polynomials of {degree} coefficients are outside what was proved exact")
     if np.abs(small).max(initial=0) > 1:
         raise OverflowError("the small polynomial has a coefficient outside -1, 0, 1")
-    return Spectrum(np.fft.fft(small * _twist(degree)))
+    values = np.fft.fft(small * _twist(degree))
+    # Rounding of the transform moves a value by far less than the one that is left here.
+    return Spectrum(values, is_flat=bool(np.abs(values).max() <= _FLAT_PEAK - 1))
 
 
 def negacyclic_multiply(residues: Residues, small: NDArray[np.int64] | Spectrum, modulus: int) -> Residues:
@@ -125,33 +140,35 @@ def negacyclic_multiply(residues: Residues, small: NDArray[np.int64] | Spectrum,
 
     Notes
     -----
-    A residue is cut into three limbs of 18 bits; two of them travel through one complex FFT as real and
-    imaginary part, the sequence being twisted by the 2N-th roots of unity. A transform of length 4096
-    errs, in the 2-norm, by less than 2^-46 of its result (Higham, Accuracy and Stability of Numerical
-    Algorithms, 2nd ed., theorem 24.2). With |a| <= 2^18.5 * 2^6 in the 2-norm and no point of the small
-    polynomial's spectrum above 2^12, the result of the inverse transform is below 2^36.5 in the 2-norm,
-    for hostile residues too. So no coefficient is off by more than 2^-7, all three transforms counted, and
-    rounding to the nearest integer gives the exact product, below 2^30 in magnitude for every limb.
+    A residue is cut into limbs; two of them travel through one complex FFT as real and imaginary part, the sequence
+    being twisted by the 2N-th roots of unity. A transform of length 4096 errs, in the 2-norm, by less than 2^-46 of its
+    result (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., theorem 24.2).
+
+    Three limbs of 18 bits: with |a| <= 2^18.5 * 2^6 in the 2-norm and no point of the small polynomial's spectrum above
+    2^12, the result of the inverse transform is below 2^36.5 in the 2-norm, for hostile residues too. So no coefficient
+    is off by more than 2^-7, all three transforms counted, and rounding to the nearest integer gives the exact product,
+    below 2^30 in magnitude for every limb.
+
+    Two limbs of 27 bits, where no point of the spectrum is above 2^8: |a| <= 2^27.5 * 2^6, so the result is below 2^41.5,
+    no coefficient is off by more than 2^-2.9, and a limb's product is below 2^39.
     """
     _check_modulus(modulus)
     spectrum = spectrum_of(small) if isinstance(small, np.ndarray) else small
     degree = spectrum.values.size
     if residues.shape[-1] != degree:
         raise OverflowError(f"polynomials of {residues.shape[-1]} and {degree} coefficients")
-    twist = _twist(degree)
-    low, middle, high = (
-        ((residues >> np.uint64(limb * _FFT_LIMB_BITS)) & np.uint64((1 << _FFT_LIMB_BITS) - 1)).astype(
-            np.float64
-        )
-        for limb in range(3)
-    )
-    pair = np.fft.ifft(np.fft.fft((low + 1j * middle) * twist) * spectrum.values) * twist.conj()
-    last = np.fft.ifft(np.fft.fft(high * twist) * spectrum.values) * twist.conj()
-    # Products of limbs are below 2^30 in magnitude; a multiple of the modulus from 2^50 makes every sum positive.
+    # A multiple of the modulus that makes every sum below positive.
     offset = -(-(1 << 50) // modulus) * modulus
-    upper = ((_round(last.real) << _FFT_LIMB_BITS) + _round(pair.imag) + offset).view(np.uint64)
+    if spectrum.is_flat:
+        low, high = _convolved(residues, _FLAT_LIMB_BITS, spectrum)
+        upper = _reduced((high + offset).view(np.uint64), modulus)
+        total = shift_left(upper, _FLAT_LIMB_BITS, modulus)
+        return _reduced((total.view(np.int64) + (low + offset)).view(np.uint64), modulus)
+    low, middle = _convolved(residues, _FFT_LIMB_BITS, spectrum)
+    high, _ = _convolved(residues >> np.uint64(2 * _FFT_LIMB_BITS), _FFT_LIMB_BITS, spectrum)
+    upper = ((high << _FFT_LIMB_BITS) + middle + offset).view(np.uint64)
     total = shift_left(_reduced(upper, modulus), _FFT_LIMB_BITS, modulus)
-    return _reduced((total.view(np.int64) + (_round(pair.real) + offset)).view(np.uint64), modulus)
+    return _reduced((total.view(np.int64) + (low + offset)).view(np.uint64), modulus)
 
 
 def total_of(residues: Residues, modulus: int) -> int:
@@ -230,10 +247,10 @@ def scale_up(values: NDArray[np.int64], modulus: int, plain_modulus: int) -> Res
     """
     _check_modulus(modulus)
     t = np.uint64(plain_modulus)
-    m = np.mod(values, plain_modulus).astype(np.uint64)
+    m = (values - values // plain_modulus * plain_modulus).astype(np.uint64)
     quotient, remainder = divmod(modulus, plain_modulus)
     fix = (m * np.uint64(remainder) + np.uint64((plain_modulus + 1) // 2)) // t
-    return (m * np.uint64(quotient) + fix) % np.uint64(modulus)
+    return _reduced(m * np.uint64(quotient) + fix, modulus)
 
 
 def shift_left(residues: Residues, bits: int, modulus: int) -> Residues:
@@ -253,8 +270,20 @@ def _reduced(values: NDArray[np.uint64], modulus: int) -> Residues:
     return remainders
 
 
-def _round(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(values).astype(np.int64)
+def _convolved(
+    residues: Residues, bits: int, spectrum: Spectrum
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Products of the lowest two limbs of that many bits with the small polynomial, exact integers."""
+    twist, mask = _twist(spectrum.values.size), np.uint64((1 << bits) - 1)
+    limbs = np.empty(residues.shape, dtype=np.complex128)
+    limbs.real, limbs.imag = residues & mask, (residues >> np.uint64(bits)) & mask
+    limbs *= twist
+    # A transform in place of its input: pages that are fresh for every polynomial cost as much as the butterflies.
+    np.fft.fft(limbs, out=limbs)
+    limbs *= spectrum.values
+    np.fft.ifft(limbs, out=limbs)
+    limbs *= twist.conj()
+    return np.rint(limbs.real).astype(np.int64), np.rint(limbs.imag).astype(np.int64)
 
 
 def _check_modulus(modulus: int) -> None:

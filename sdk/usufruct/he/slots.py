@@ -48,6 +48,15 @@ def moduli(parameters: Parameters) -> Residues:
     return np.array(parameters.primes, dtype=np.uint64)[:, None]
 
 
+def reduced(values: Residues, parameters: Parameters) -> Residues:
+    """Remainders by each prime, shape (..., primes, N): numpy divides by one number in vector registers, not by several."""
+    remainders = np.empty_like(values)
+    for index, prime in enumerate(parameters.primes):
+        part = values[..., index, :]
+        remainders[..., index, :] = part - part // np.uint64(prime) * np.uint64(prime)
+    return remainders
+
+
 def mask_values(rows: NDArray[np.bool_], parameters: Parameters) -> Residues:
     """What to multiply by, so that coefficient 0 of a plaintext becomes the sum of its permitted slots.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ class Sums:
     ) -> None:
         tiles = self._totals.shape[1]
         share = -(-tiles // max(1, threads))
-        routine = _routine()
+        routine = _routines().add
 
         def work(start: int) -> None:
             routine(left, right, self._pairs, first, last, start, min(tiles, start + share), self._totals)
@@ -164,13 +164,46 @@ class Sums:
 
     def results(self) -> Iterator[Residues]:
         """The sums so far, pair by pair, each residue below its prime; shape (3, residues) each."""
-        self._reduce()
         for sums in self._totals:
-            yield sums.swapaxes(0, 1).reshape(3, self._residues)
+            yield _reduced(sums, self._primes)
+
+
+def sums_of_each(
+    pairs: Sequence[tuple[int, int]], left: Stack, right: Stack, primes: Sequence[int]
+) -> Iterator[Residues]:
+    """What `Sums` gives over all terms of two stacks, one pair after the other.
+
+    For many pairs of few terms: the totals of one pair stay in the cache until they are reduced, where `Sums` writes
+    those of all pairs to memory and reads them again.
+    """
+    for pair in pairs:
+        sums = Sums([pair], primes, left.residues)
+        sums.add(left, right)
+        yield from sums.results()
+
+
+def _reduced(sums: NDArray[np.uint64], primes: Sequence[int]) -> Residues:
+    """Remainders by each prime of one pair's totals, shape (tiles, 3, 16), part by part; shape (3, residues).
+
+    With a word h 2^32 + l and c = 2^32 modulo p, h c and l are each taken to less than 2p by a quotient that is one too
+    small at most, in products of 32 bits with 32.
+    """
+    made = np.empty((3, sums.shape[0] * _LANES), dtype=np.uint64)
+    tiles = sums.shape[0] // len(primes)
+    for index, prime in enumerate(primes):
+        carry = (1 << 32) % prime
+        factors = (prime, carry, (carry << 32) // prime, (1 << 32) // prime)
+        _routines().reduce(sums, index * tiles, (index + 1) * tiles, *factors, made)
+    return made
+
+
+class _Routines(NamedTuple):
+    add: Callable[..., None]
+    reduce: Callable[..., None]
 
 
 @lru_cache(maxsize=1)
-def _routine() -> Callable[..., None]:
+def _routines() -> _Routines:
     """Compile for this processor."""
     from numba import njit, types
 
@@ -206,8 +239,29 @@ def _routine() -> Callable[..., None]:
                     totals.ctypes.data + pair * sum_bytes + tile * 3 * _LANES * 8,
                 )
 
-    compiled: Callable[..., None] = routine
-    return compiled
+    @njit(  # type: ignore[untyped-decorator]
+        types.void(
+            types.uint64[:, :, ::1], types.int64, types.int64, *[types.uint64] * 4, types.uint64[:, ::1]
+        ),
+        nogil=True,
+    )
+    def reduce(
+        sums: Any, top: int, bottom: int, prime: Any, carry: Any, of_carry: Any, of_word: Any, made: Any
+    ) -> None:
+        word, bits = np.uint64((1 << 32) - 1), np.uint64(32)
+        # Masks of 32 bits change nothing; they tell LLVM that multiplications of 32 bits do.
+        prime, carry, of_carry, of_word = prime & word, carry & word, of_carry & word, of_word & word
+        for part in range(3):
+            for tile in range(top, bottom):
+                line, out = sums[tile, part], made[part, tile * _LANES : (tile + 1) * _LANES]
+                for lane in range(_LANES):
+                    upper, lower = line[lane] >> bits, line[lane] & word
+                    value = upper * carry - ((upper * of_carry) >> bits) * prime
+                    value += lower - ((lower * of_word) >> bits) * prime
+                    value = min(value, value - np.uint64(2) * prime)
+                    out[lane] = min(value, value - prime)
+
+    return _Routines(add=routine, reduce=reduce)
 
 
 def _multiply_add() -> Any:

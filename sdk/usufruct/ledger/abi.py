@@ -155,20 +155,38 @@ class EventCodec:
         in_series = [entry["name"] for entry in inputs[-2:]] == ["sequence", "head"]
         return cls(contract, name, topic, inputs, in_series, Packing.of(inputs))
 
-    def decode(self, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
-        """Arguments by name, in order of declaration; structs as nested dicts."""
+    def decode(self, words: bytes) -> dict[str, Any]:
+        """Arguments by name, in order of declaration; structs as nested dicts.
+
+        Parameters
+        ----------
+        words :
+            The topics but the first, then the data.
+
+        Raises
+        ------
+        eth_abi.exceptions.DecodingError
+            If no contract writes such words.
+        """
         if self._packing is not None:
-            packed = self._packing.decode(b"".join(topics[1:]) + data)
+            packed = self._packing.decode(words)
             if packed is not None:
                 return packed
         plain = [entry for entry in self.inputs if not entry["indexed"]]
-        values = iter(eth_abi.abi.decode([_wire_type(entry) for entry in plain], data))
-        words = iter(topics[1:])
+        topics = 32 * (len(self.inputs) - len(plain))
+        values = iter(eth_abi.abi.decode([_wire_type(entry) for entry in plain], words[topics:]))
+        indexed = iter([words[at : at + 32] for at in range(0, topics, 32)])
         merged = [
-            eth_abi.abi.decode([abi_type(entry)], next(words))[0] if entry["indexed"] else next(values)
+            eth_abi.abi.decode([abi_type(entry)], next(indexed))[0] if entry["indexed"] else next(values)
             for entry in self.inputs
         ]
         return _named(self.inputs, merged)
+
+    def covered(self, words: bytes) -> bytes:
+        """As `payload`, from the words that `decode` took: where no list is among them, they begin with it."""
+        if self._packing is not None and self._packing.covered_bytes is not None:
+            return words[: self._packing.covered_bytes]
+        return self.payload(self.decode(words))
 
     def payload(self, arguments: Mapping[str, Any]) -> bytes:
         """`abi.encode` of everything before `(sequence, head)`; what the rolling hash covers."""

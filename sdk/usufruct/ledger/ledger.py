@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
 from usufruct.ledger.compile import compare_runtime, identify_runtime, load_artifact
 from usufruct.ledger.endpoint import Endpoint, Head, well_formed
 from usufruct.ledger.endpoints import Endpoints
+from usufruct.ledger.finality.witness import is_final, reaches_quorum
 from usufruct.ledger.health import ChainHealth
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
@@ -75,12 +76,15 @@ class Ledger:
         ------
         WrongChainError, WrongContractCodeError, LedgerUnreachableError, StaleLedgerError
         """
+        pin = network.finality if network.chain.proof == "warp" else None
         endpoint = Endpoints(
             (*rpc_urls, *network.rpc_urls),
             profile=network.chain,
             chain_id=network.chain_id,
             genesis_hash=network.genesis_hash,
             patience=patience,
+            arbiter=None if pin is None else partial(is_final, network.chain, pin),
+            census=None if pin is None else partial(reaches_quorum, pin),
         )
         endpoint.check_chain(network.chain_id, network.genesis_hash)
         sender = (
@@ -255,19 +259,21 @@ class Ledger:
 
     def _event(self, log: dict[str, Any], timestamp: str) -> LedgerEvent:
         contract, codecs = self._emitters[log["address"].lower()]
-        topics = [bytes.fromhex(topic[2:]) for topic in log["topics"]]
-        codec = codecs.get(topics[0])
+        first, *topics = log["topics"]
+        codec = codecs.get(_hash(first))
         if codec is None:
             raise WrongContractCodeError(f"{contract} emitted an event that this package does not know")
+        words = bytes.fromhex("".join([*topics, log["data"]]).replace("0x", ""))
         return LedgerEvent(
             contract=contract,
             name=codec.name,
-            args=codec.decode(topics, bytes.fromhex(log["data"][2:])),
-            block_number=int(log["blockNumber"], 16),
+            args=codec.decode(words),
+            block_number=_number(log["blockNumber"]),
             block_hash=_hash(log["blockHash"]),
             transaction_hash=_hash(log["transactionHash"]),
-            log_index=int(log["logIndex"], 16),
-            timestamp=int(timestamp, 16),
+            log_index=_number(log["logIndex"]),
+            timestamp=_number(timestamp),
+            words=words,
         )
 
     def _require_sender(self) -> Sender:
@@ -278,5 +284,11 @@ class Ledger:
 
 @lru_cache(maxsize=1024)
 def _hash(text: str) -> bytes:
-    """A hash from its hex digits; logs of one block and of one transaction repeat it."""
+    """A hash from its hex digits; logs of one block, of one transaction and of one kind repeat it."""
     return bytes.fromhex(text[2:])
+
+
+@lru_cache(maxsize=1024)
+def _number(text: str) -> int:
+    """A number from its hex digits; logs of one block repeat it, and so do those at the same place of their blocks."""
+    return int(text, 16)

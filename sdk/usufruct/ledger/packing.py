@@ -24,12 +24,25 @@ _FORMATS = {
 }
 
 
+_VALUE_BITS = {"bytes32": 256, "bool": 1, "uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, _LIST: 64}
+"""Of a word; all above them are zero in what a contract writes."""
+
+
 class Packing:
     """Layout of one event. Its indexed arguments come first, so that topics and data, one after the other, are the words of all
     arguments in the order of their declaration.
     """
 
-    __slots__ = ("_covered", "_list", "_names", "_tuples", "_whole", "_whole_offset")
+    __slots__ = (
+        "_covered",
+        "_list",
+        "_names",
+        "_padding",
+        "_tuples",
+        "_whole",
+        "_whole_offset",
+        "covered_bytes",
+    )
 
     def __init__(self, inputs: Sequence[Mapping[str, Any]]) -> None:
         self._names = [entry["name"] for entry in inputs]
@@ -40,8 +53,14 @@ class Packing:
         ]
         self._list = next((place for place, entry in enumerate(inputs) if entry["type"] == _LIST), None)
         self._whole = struct.Struct(">" + "".join(_format(entry) for entry in inputs))
+        self._padding = 0
+        for entry in inputs:
+            for leaf in _leaves(entry):
+                self._padding = self._padding << 256 | (1 << 256) - (1 << _VALUE_BITS[leaf["type"]])
         self._covered = struct.Struct(">" + "".join(_format(entry) for entry in inputs[:-2]))
         self._whole_offset = self._whole.size - _WORD * sum(bool(entry["indexed"]) for entry in inputs)
+        self.covered_bytes = None if self._list is not None else self._covered.size
+        """Length of the words that `payload` gives; they stand at the beginning. None where there is a list."""
 
     @classmethod
     def of(cls, inputs: Sequence[Mapping[str, Any]]) -> Packing | None:
@@ -60,19 +79,26 @@ class Packing:
 
     def decode(self, words: bytes) -> dict[str, Any] | None:
         """Arguments by name from topics (but the first) and data."""
-        fixed, rest = words[: self._whole.size], words[self._whole.size :]
-        if len(fixed) != self._whole.size:
+        size = self._whole.size
+        if self._list is None:
+            if len(words) != size:
+                return None
+            fixed = words
+        else:
+            fixed = words[:size]
+            if len(fixed) != size:
+                return None
+        if int.from_bytes(fixed, "big") & self._padding:
             return None
-        values: list[Any] = list(self._whole.unpack(fixed))
-        if self._whole.pack(*values) != fixed:
-            return None
+        found = self._whole.unpack(fixed)
+        if self._list is None and not self._tuples:
+            return dict(zip(self._names, found, strict=True))
+        values: list[Any] = list(found)
         if self._list is not None:
-            items = _split(rest)
+            items = _split(words[size:])
             if items is None or values[self._list] != self._whole_offset:
                 return None
             values[self._list] = items
-        elif rest:
-            return None
         for place, names in self._tuples:
             values[place : place + len(names)] = [dict(zip(names, values[place:], strict=False))]
         return dict(zip(self._names, values, strict=True))

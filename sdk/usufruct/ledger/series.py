@@ -27,9 +27,10 @@ _SERIES_KEYS = {
 
 
 class Link(NamedTuple):
-    """An event and the head of its series before it."""
+    """An event as the chain wrote it, and the head of its series before it."""
 
     previous: bytes
+    codec: EventCodec
     event: LedgerEvent
 
 
@@ -53,7 +54,7 @@ def series_of(event: LedgerEvent) -> bytes | None:
     """Key of the series that an event belongs to; None when it is in none."""
     if not event_codec(event.contract, event.name).in_series:
         return None
-    return b"".join(_bytes(event.args[key]) for key in _SERIES_KEYS[event.contract])
+    return b"".join([_bytes(event.args[key]) for key in _SERIES_KEYS[event.contract]])
 
 
 def next_head(previous: bytes, codec: EventCodec, arguments: Mapping[str, Any]) -> bytes:
@@ -64,14 +65,11 @@ def next_head(previous: bytes, codec: EventCodec, arguments: Mapping[str, Any]) 
 
 def next_heads(links: Sequence[Link]) -> list[bytes]:
     """Rolling hash after each event, as `next_head`; each link is computed by itself, so that all are hashed at once."""
-    codecs = [event_codec(event.contract, event.name) for _, event in links]
-    payloads = keccak_many(
-        [codec.payload(event.args) for codec, (_, event) in zip(codecs, links, strict=True)]
-    )
+    payloads = keccak_many([codec.covered(event.words) for _, codec, event in links])
     return keccak_many(
         [
             previous + _number(event).to_bytes(32, "big") + codec.topic + payload
-            for codec, payload, (previous, event) in zip(codecs, payloads, links, strict=True)
+            for payload, (previous, codec, event) in zip(payloads, links, strict=True)
         ]
     )
 

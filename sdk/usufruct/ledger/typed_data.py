@@ -1,4 +1,4 @@
-"""EIP-712 typed data of the network: consent receipts and releases. Pure signing and recovery.
+"""EIP-712 typed data of the network: consent receipts, releases, statements on stored copies. Pure signing and recovery.
 
 The domain carries chain id and contract, so nothing signed for one network or contract is valid on another.
 """
@@ -32,6 +32,36 @@ RELEASE = {
         {"name": "sealedDigest", "type": "bytes32"},
         {"name": "sigmaMicro", "type": "uint64"},
         {"name": "rhoMicro", "type": "uint64"},
+    ]
+}
+
+STORAGE_PROOF = {
+    "StorageProof": [
+        {"name": "artifactId", "type": "bytes32"},
+        {"name": "holder", "type": "bytes32"},
+        {"name": "challenger", "type": "bytes32"},
+        {"name": "nonce", "type": "bytes32"},
+        {"name": "segmentsDigest", "type": "bytes32"},
+        {"name": "proof", "type": "bytes32"},
+        {"name": "answeredAt", "type": "uint64"},
+    ]
+}
+
+PLACEMENT_NOTICE = {
+    "PlacementNotice": [
+        {"name": "artifactId", "type": "bytes32"},
+        {"name": "sequence", "type": "uint64"},
+        {"name": "leftOut", "type": "bytes32[]"},
+    ]
+}
+
+ERASURE = {
+    "Erasure": [
+        {"name": "artifactId", "type": "bytes32"},
+        {"name": "holder", "type": "bytes32"},
+        {"name": "what", "type": "uint8"},
+        {"name": "blocks", "type": "uint64"},
+        {"name": "erasedAt", "type": "uint64"},
     ]
 }
 

@@ -109,23 +109,34 @@ def linear_worst_case(
     """
     if len(linear.weights) != len(linear.bias) or not linear.weights:
         raise KernelParameterError("weights and bias differ in length, or are empty")
-    repeats = shape.n_rows if linear.output == "sum" else 1
-    value = noise = 0
-    for index, (row, bias) in enumerate(zip(linear.weights, linear.bias, strict=True)):
+    for index, row in enumerate(linear.weights):
         if len(row) != shape.n_features:
             raise KernelParameterError(
                 f"weights row {index} has {len(row)} weights for {shape.n_features} features"
             )
-        l1 = sum(abs(weight) for weight in row)
+    repeats = shape.n_rows if linear.output == "sum" else 1
+    value = noise = 0
+    norms = zip(*_norms(linear.weights), strict=True)
+    for index, ((l1, squares), bias) in enumerate(zip(norms, linear.bias, strict=True)):
         if l1 == 0 and not zero_allowed:
             raise KernelParameterError(
                 f"weights row {index} is all zero, so its result would not be encrypted"
             )
-        squared = sum(weight * weight for weight in row) * shape.max_l2**2
+        squared = squares * shape.max_l2**2
         l2 = isqrt(squared - 1) + 1 if squared else 0
         value = max(value, repeats * (min(l1 * shape.max_abs, l2) + abs(bias)))
         noise = max(noise, repeats * l1 * fresh_noise + 1)
     return value, noise
+
+
+def _norms(weights: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
+    """Sums of magnitudes and of squares, of each row."""
+    matrix = np.array(weights, dtype=object)
+    peak = int(np.abs(matrix).max())
+    if peak**2 * matrix.shape[1] < 1 << 63:
+        matrix = matrix.astype(np.int64)
+    magnitudes = np.abs(matrix)
+    return magnitudes.sum(axis=1).tolist(), (magnitudes * magnitudes).sum(axis=1).tolist()
 
 
 def row_outputs(n_models: int, shape: BundleShape) -> list[Output]:

@@ -25,15 +25,15 @@ from usufruct.he.kernels.blocks import chunk_mask
 from usufruct.he.kernels.record import BundleShape, Implementation, Inputs, Kernel, Mask, Output, Part, Task
 from usufruct.he.reading import read_sealed
 from usufruct.he.residues import Residues
-from usufruct.he.slots import mask_values, moduli, sealed_phase
-from usufruct.he.tensor import Stack, Sums
+from usufruct.he.slots import mask_values, reduced, sealed_phase
+from usufruct.he.tensor import Stack, Sums, sums_of_each
 
 MAX_MOMENT_COLUMNS: Final = 64
 
 _COLUMNS_PER_GROUP = 16
 """Columns that a task pairs with each other, or with as many others; a pair's sums take 24 bytes per residue."""
 
-_CHUNKS_PER_PASS = 4
+_CHUNKS_PER_PASS = 8
 """Chunks that are multiplied together; more make fewer passes over the sums and take more memory."""
 
 
@@ -175,27 +175,41 @@ def _execute(task: Task, parameters: MomentsParameters, inputs: Inputs, mask: Ma
     position = {parameters.columns.index(feature): row for row, feature in enumerate(features)}
     all_pairs = pairs_of(n_columns)
     chosen = [all_pairs[index - n_columns] for index in task.outputs if index >= n_columns]
-    products = Sums([(position[a], position[b]) for a, b in chosen], settings.primes, size)
+    rows = [(position[a], position[b]) for a, b in chosen]
     sums = np.zeros((len(features), 2, len(settings.primes), degree), dtype=np.uint64)
-    q = moduli(settings)
-    blocks = _parts(task, inputs)
-    for first in range(0, shape.n_chunks, _CHUNKS_PER_PASS):
-        chunks = range(first, min(shape.n_chunks, first + _CHUNKS_PER_PASS))
-        masked, plain = (Stack(len(features), len(chunks), size) for _ in range(2))
-        for term, chunk in enumerate(chunks):
-            values = mask_values(chunk_mask(mask, chunk, degree), settings)
-            for row in range(len(features)):
-                parts = next(blocks)
-                plain.fill(row, term, *parts.reshape(2, size))
-                permitted = parts * values % q
-                masked.fill(row, term, *permitted.reshape(2, size))
-                sums[row] = (sums[row] + permitted) % q
-        products.add(masked, plain)
-    results = products.results()
+    passes = _passes(task, len(features), inputs, mask, sums)
+    if shape.n_chunks <= _CHUNKS_PER_PASS:
+        results = sums_of_each(rows, *next(passes), settings.primes)
+    else:
+        products = Sums(rows, settings.primes, size)
+        for masked, plain in passes:
+            products.add(masked, plain)
+        results = products.results()
     return [
         _extracted(sums[position[index]].reshape(2, size) if index < n_columns else next(results), shape)
         for index in task.outputs
     ]
+
+
+def _passes(
+    task: Task, n_features: int, inputs: Inputs, mask: Mask, sums: Residues
+) -> Iterator[tuple[Stack, Stack]]:
+    """Columns times the mask, and columns, a few chunks at a time; the masked columns are added to `sums`."""
+    shape, settings = task.shape, task.shape.parameters
+    degree, size = settings.poly_modulus_degree, settings.residues
+    blocks = _parts(task, inputs)
+    for first in range(0, shape.n_chunks, _CHUNKS_PER_PASS):
+        chunks = range(first, min(shape.n_chunks, first + _CHUNKS_PER_PASS))
+        masked, plain = (Stack(n_features, len(chunks), size) for _ in range(2))
+        for term, chunk in enumerate(chunks):
+            values = mask_values(chunk_mask(mask, chunk, degree), settings)
+            for row in range(n_features):
+                parts = next(blocks)
+                plain.fill(row, term, *parts.reshape(2, size))
+                permitted = reduced(parts * values, settings)
+                masked.fill(row, term, *permitted.reshape(2, size))
+                sums[row] = reduced(sums[row] + permitted, settings)
+        yield masked, plain
 
 
 def _parts(task: Task, inputs: Inputs) -> Iterator[Residues]:

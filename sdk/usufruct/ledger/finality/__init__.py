@@ -22,6 +22,7 @@ from usufruct.ledger.finality.validators import (
     adopt,
     follow_validators,
     founding_version,
+    prove_block,
     prove_final,
 )
 from usufruct.ledger.finality.verify import verify_finality
@@ -44,6 +45,7 @@ __all__ = [
     "fetch_header",
     "follow_validators",
     "founding_version",
+    "prove_block",
     "prove_final",
     "prove_receipt",
     "receipts_root",

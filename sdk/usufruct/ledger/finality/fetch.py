@@ -1,8 +1,9 @@
-"""Asks endpoints for headers and finality proofs; verifies nothing, believes nothing."""
+"""Asks endpoints for headers and finality proofs. What it gives is to be verified by whoever asks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -34,9 +35,20 @@ def fetch_header(endpoint: Endpoint, profile: ChainProfile, block: int | bytes) 
 
 
 def fetch_finality(
-    endpoint: Endpoint, profile: ChainProfile, pin: FinalityPin, block_hash: bytes
+    endpoint: Endpoint,
+    profile: ChainProfile,
+    pin: FinalityPin,
+    block_hash: bytes,
+    *,
+    sceptical: bool = False,
 ) -> FinalityProof:
     """A finality proof of a block, to be verified by `verify_finality`.
+
+    Parameters
+    ----------
+    sceptical :
+        Where validators are asked one by one, find out by its signature who each is, a pairing for each, instead of taking its
+        word; for a second try, since one that gives another's name for its own spoils the sum.
 
     Raises
     ------
@@ -51,10 +63,10 @@ def fetch_finality(
         return FinalityProof(
             kind="qbft", chain=bytes.fromhex(pin.chain[2:]), block_hash=block_hash, payload=payload
         )
-    return _collected(endpoint, pin, block_hash)
+    return _collected(endpoint, pin, block_hash, sceptical=sceptical)
 
 
-def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) -> FinalityProof:
+def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes, *, sceptical: bool) -> FinalityProof:
     """A proof put together here from what each validator signs by itself, for any set of validators that can be asked.
 
     `warp_getBlockAggregateSignature` would ask one validator for all. It is not used: every answer that arrives after the
@@ -62,45 +74,40 @@ def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes) -> Final
     neither spreads transactions nor aggregates.
     """
     chain = bytes.fromhex(pin.chain[2:])
-    message = unsigned_message(pin.network_id, chain, block_hash)
-    total = sum(validator.weight for validator in pin.validators)
     members = endpoint.members()
     with ThreadPoolExecutor(max(1, len(members))) as pool:
         answers = [answer for answer in pool.map(partial(_signature, block_hash), members) if answer]
-
-    def proof_of(signed: dict[int, bytes]) -> FinalityProof | None:
-        if not signed or 100 * sum(pin.validators[i].weight for i in signed) < QUORUM_PERCENT * total:
-            return None
-        payload = WarpMessage(
-            network_id=pin.network_id,
-            chain=chain,
-            block_hash=block_hash,
-            signers=sum(1 << i for i in signed),
-            signature=bls.aggregate(list(signed.values())),
-        ).encode()
-        return FinalityProof(kind="warp", chain=chain, block_hash=block_hash, payload=payload)
-
     keys = [bytes.fromhex(validator.key[2:]) for validator in pin.validators]
-    # Who says which key is its own is believed for one try only: a check of each by itself costs a pairing more each.
-    claimed = {keys.index(key): signature for key, signature in answers if key in keys}
-    proof = proof_of(claimed)
-    if proof is not None and bls.is_signed_by_all(
-        [keys[i] for i in claimed], message, bls.aggregate(list(claimed.values()))
-    ):
-        return proof
-    signed: dict[int, bytes] = {}
-    for _, signature in answers:
-        for position, key in enumerate(keys):
-            if position not in signed and bls.is_signed_by_all([key], message, signature):
-                signed[position] = signature
-                break
-    proof = proof_of(signed)
-    if proof is None:
+    if sceptical:
+        message = unsigned_message(pin.network_id, chain, block_hash)
+        signed = _attributed(keys, message, [signature for _, signature in answers])
+    else:
+        signed = {keys.index(key): signature for key, signature in answers if key in keys}
+    weight = sum(pin.validators[i].weight for i in signed)
+    if 100 * weight < QUORUM_PERCENT * sum(validator.weight for validator in pin.validators):
         raise ProofUnavailableError(
             f"only {len(signed)} of {len(keys)} validators could be asked for block {block_hash.hex()}",
             hint="name the RPC endpoints of validators with 67% of the weight in rpc_urls",
         )
-    return proof
+    payload = WarpMessage(
+        network_id=pin.network_id,
+        chain=chain,
+        block_hash=block_hash,
+        signers=sum(1 << i for i in signed),
+        signature=bls.aggregate(list(signed.values())),
+    ).encode()
+    return FinalityProof(kind="warp", chain=chain, block_hash=block_hash, payload=payload)
+
+
+def _attributed(keys: Sequence[bytes], message: bytes, signatures: Sequence[bytes]) -> dict[int, bytes]:
+    """Signatures by the position of the key under which they hold."""
+    signed: dict[int, bytes] = {}
+    for signature in signatures:
+        for position, key in enumerate(keys):
+            if position not in signed and bls.is_signed_by_all([key], message, signature):
+                signed[position] = signature
+                break
+    return signed
 
 
 def _signature(block_hash: bytes, endpoint: Endpoint) -> tuple[bytes, bytes] | None:

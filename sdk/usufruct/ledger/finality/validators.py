@@ -18,6 +18,7 @@ from usufruct.errors import (
     InclusionError,
     LedgerError,
     MissingEventError,
+    ProofSignatureError,
     ProofUnavailableError,
 )
 from usufruct.ledger.abi import load_abi
@@ -35,6 +36,7 @@ from usufruct.ledger.finality.receipts import (
 )
 from usufruct.ledger.finality.verify import verify_finality
 from usufruct.ledger.network import FinalityPin, Network, Validator
+from usufruct.ledger.profile import ChainProfile
 from usufruct.ledger.series import event_codec, next_head
 
 _CONTRACT, _EVENT = "ValidatorSet", "ValidatorSetChanged"
@@ -169,7 +171,7 @@ def prove_final(
     failure: LedgerError | FinalityError | None = None
     for version in reversed(versions[versions.index(in_force[-1]) :]):
         try:
-            proof, signers = _prove(endpoint, network, version.pin, block_hash)
+            proof, signers = prove_block(endpoint, network.chain, version.pin, block_hash)
         except (FinalityError, ProofUnavailableError) as exc:
             failure = failure or exc
         else:
@@ -177,11 +179,22 @@ def prove_final(
     raise failure or ProofUnavailableError(f"no set of validators proves block {number}")
 
 
-def _prove(
-    endpoint: Endpoint, network: Network, pin: FinalityPin, block_hash: bytes
+def prove_block(
+    endpoint: Endpoint, profile: ChainProfile, pin: FinalityPin, block_hash: bytes
 ) -> tuple[FinalityProof, Signers]:
-    proof = fetch_finality(endpoint, network.chain, pin, block_hash)
-    return proof, verify_finality(proof, pin, block_hash)
+    """A verified proof that this set of validators calls a block final.
+
+    Raises
+    ------
+    FinalityError, ProofUnavailableError, LedgerError
+    """
+    try:
+        proof = fetch_finality(endpoint, profile, pin, block_hash)
+        return proof, verify_finality(proof, pin, block_hash)
+    except (ProofSignatureError, ProofUnavailableError):
+        # Somebody may have given another validator's name, or none.
+        proof = fetch_finality(endpoint, profile, pin, block_hash, sceptical=True)
+        return proof, verify_finality(proof, pin, block_hash)
 
 
 def _evidence(endpoint: Endpoint, network: Network, pin: FinalityPin, log: dict[str, Any]) -> ValidatorChange:
@@ -193,7 +206,7 @@ def _evidence(endpoint: Endpoint, network: Network, pin: FinalityPin, log: dict[
     with well_formed(endpoint.url):
         encoded = [encode_receipt(receipt) for receipt in receipts]
         first = int(receipts[position]["logs"][0]["logIndex"], 16)
-    proof, _ = _prove(endpoint, network, pin, block_hash)
+    proof, _ = prove_block(endpoint, network.chain, pin, block_hash)
     return ValidatorChange(
         proof=proof, header=header.encode(), receipt=prove_receipt(encoded, position), log=index - first
     )
@@ -214,7 +227,7 @@ def _arguments(network: Network, log: ProvenLog) -> dict[str, Any]:
     if log.address != network.contracts[_CONTRACT].lower() or log.topics[:1] != (codec.topic,):
         raise InclusionError(f"the event is no {_EVENT} of this network's {_CONTRACT}")
     with well_formed("the receipt"):
-        return dict(codec.decode(list(log.topics), log.data))
+        return codec.decode(b"".join(log.topics[1:]) + log.data)
 
 
 def _pin(old: FinalityPin, arguments: dict[str, Any]) -> FinalityPin:

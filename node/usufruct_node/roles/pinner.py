@@ -1,0 +1,366 @@
+"""Pinner: holds copies of other members' bundles where policies want them, and lets go of what it is no longer to hold.
+
+Each node decides by itself from policy, registry and the steward's notice, so nobody hands out work: a member that leaves, is
+suspended or fails a challenge is replaced by the next in line, which finds that out alone. Every step may be repeated after a
+crash. Holds no key.
+
+**Invariant:** a block is noted as held, and so given to others, only after it was found to belong to the bundle's own key
+domain; while the bundle is retained, a copy is dropped only after its steward says that those that replace it proved theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import trio
+
+from usufruct.content import Cid, Codec, dag
+from usufruct.custody import Erased, ErasureStatement
+from usufruct.errors import (
+    BlockMismatchError,
+    BlockNotFoundError,
+    ContentError,
+    IntegrityError,
+    ManifestError,
+    PeerError,
+    StoreFullError,
+    UsufructError,
+    VerificationError,
+    WrongKeyDomainError,
+)
+from usufruct.he.container import Form, block_size, check_header
+from usufruct.publish import BundleManifest, read_manifest
+from usufruct.records import Artifact, ArtifactId, ArtifactKind, MemberStatus, OrgId, label, unlabel
+from usufruct.register import Policy
+from usufruct_node.custody_store import CustodyStore, Held
+from usufruct_node.holdings import Purpose
+from usufruct_node.roles.context import RoleContext, log
+from usufruct_node.roles.custody_peers import CustodyPeers
+
+_HELD_PIN = "held:"
+_BATCH = 64
+_FIRST_PAUSE = 5.0
+_LONGEST_PAUSE = 3600.0
+
+
+class Pinner:
+    """Role of every member: what it is to hold follows from policies."""
+
+    def __init__(
+        self,
+        context: RoleContext,
+        peers: CustodyPeers,
+        store: CustodyStore,
+        *,
+        signing_key: bytes,
+        limit_bytes: int | None,
+        silence_s: float,
+    ) -> None:
+        """Prepare.
+
+        Parameters
+        ----------
+        limit_bytes :
+            Most bytes that are held for others; None for no bound but the block store's.
+        silence_s :
+            How long a member that did not answer is not asked again.
+        """
+        self._context = context
+        self._peers = peers
+        self._store = store
+        self._signing_key = signing_key
+        self._limit_bytes = limit_bytes
+        self._silence_s = silence_s
+        self._whole: dict[ArtifactId, tuple[bytes, bytes]] = {}
+        """Bundles known to be complete here, with the digests of the policy and consent status that are here."""
+        self._suspect: set[ArtifactId] = set()
+        """Bundles of which every byte is to be read again."""
+        self._unreadable: set[bytes] = set()
+        self._silent: dict[OrgId, float] = {}
+        """Members that did not answer, and until when they are not asked again: one cannot hold up what concerns others."""
+        self._pauses: dict[ArtifactId, tuple[float, float]] = {}
+        """Bundles that cannot be taken: seconds of the last pause, and when it ends."""
+        self.troubles: dict[str, str] = {}
+        """Bundle id in hex -> why it is not as it should be; empty when all is well."""
+
+    def damaged(self, artifact_id: ArtifactId) -> None:
+        """A block of a bundle was found missing or altered: look at the whole again."""
+        self._suspect.add(artifact_id)
+        self._whole.pop(artifact_id, None)
+
+    async def tend(self) -> None:
+        """One look at every bundle."""
+        await self._read_policies()
+        await self._read_notices()
+        troubles: dict[str, str] = {}
+        held = {one.artifact_id for one in await trio.to_thread.run_sync(self._store.held)}
+        for artifact_id, artifact in self._context.index.artifacts(ArtifactKind.BUNDLE):
+            try:
+                await self._tend(artifact_id, artifact, held=artifact_id in held)
+            except (UsufructError, OSError) as exc:
+                troubles[artifact_id.hex()] = str(exc)
+                if self.troubles.get(artifact_id.hex()) != str(exc):
+                    log.warning("copy of bundle %s: %s", artifact_id.hex()[:12], exc)
+        self.troubles = troubles
+
+    async def _tend(self, artifact_id: ArtifactId, artifact: Artifact, *, held: bool) -> None:
+        context = self._context
+        own = context.index.participant(context.org)
+        if context.now() >= artifact.retain_until or (own and own.status == MemberStatus.REMOVED):
+            if held:
+                await self._let_go(artifact_id)
+        elif own is None or own.status != MemberStatus.ACTIVE:
+            return
+        elif artifact.steward == context.org:
+            await self._restore(artifact_id, artifact)
+        elif context.placements.replication(artifact) is None:
+            return
+        elif context.placements.is_holder(artifact_id, context.org):
+            await self._try(artifact_id, artifact)
+        elif held and await self._peers.is_replaced(artifact.steward, artifact_id):
+            await self._let_go(artifact_id)
+
+    # What stewards wish.
+
+    async def _read_policies(self) -> None:
+        """Learn policies that are in force and not yet known, each from its steward."""
+        context = self._context
+        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
+            digest = artifact.policy_digest
+            if digest in self._unreadable or context.now() >= artifact.retain_until:
+                continue
+            if context.placements.replication(artifact) is None:
+                await self._read_policy(artifact_id, digest, artifact.steward)
+
+    async def _read_policy(self, artifact_id: ArtifactId, digest: bytes, steward: OrgId) -> None:
+        try:
+            data = await self._block(Cid.from_digest(digest, Codec.DAG_CBOR), steward)
+            replication = Policy.from_record(dag.decode_map(data)).replication
+        except ContentError as exc:
+            log.debug("policy of bundle %s: %s", artifact_id.hex()[:12], exc)
+        except IntegrityError as exc:
+            log.warning("policy of bundle %s is none: %s", artifact_id.hex()[:12], exc)
+            self._unreadable.add(digest)
+        else:
+            await trio.to_thread.run_sync(self._store.keep_replication, digest, replication)
+
+    async def _block(self, cid: Cid, steward: OrgId) -> bytes:
+        try:
+            return await trio.to_thread.run_sync(self._context.store.get, cid)
+        except BlockNotFoundError:
+            if steward == self._context.org or self._is_silent(steward):
+                raise
+        try:
+            return await self._context.fetch_once(cid, steward)
+        except PeerError:
+            self._silent[steward] = time.monotonic() + self._silence_s
+            raise
+
+    def _is_silent(self, org: OrgId) -> bool:
+        return time.monotonic() < self._silent.get(org, 0.0)
+
+    async def _read_notices(self) -> None:
+        """Ask stewards whom they leave out; where one is silent, those who hold its bundles repeat its words."""
+        context, asked = self._context, dict[OrgId, list[ArtifactId]]()
+        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
+            replication = context.placements.replication(artifact)
+            if replication is None or replication.copies == 1 or artifact.steward == context.org:
+                continue
+            if context.now() < artifact.retain_until:
+                asked.setdefault(artifact.steward, []).append(artifact_id)
+        for steward, artifact_ids in asked.items():
+            holders = {org for one in artifact_ids for org in context.placements.holders(one)}
+            for source in (steward, *sorted(holders - {steward, context.org})):
+                if self._is_silent(source):
+                    continue
+                try:
+                    notices = await self._peers.notices(source, artifact_ids, steward)
+                except (PeerError, ManifestError, VerificationError) as exc:
+                    self._silent[source] = time.monotonic() + self._silence_s
+                    log.debug("no notices of %s from %s: %s", unlabel(steward), unlabel(source), exc)
+                    continue
+                for notice in notices:
+                    await trio.to_thread.run_sync(self._store.keep_notice, notice)
+                break
+
+    # Holding.
+
+    async def _try(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        """Take a bundle; one that is not what it should be, or too large, is not fetched again and again."""
+        pause, until = self._pauses.get(artifact_id, (_FIRST_PAUSE, 0.0))
+        if time.monotonic() < until:
+            raise ContentError(self.troubles.get(artifact_id.hex(), "it could not be taken"))
+        try:
+            await self._take(artifact_id, artifact)
+        except (IntegrityError, WrongKeyDomainError, StoreFullError):
+            self._pauses[artifact_id] = (min(2 * pause, _LONGEST_PAUSE), time.monotonic() + pause)
+            raise
+        self._pauses.pop(artifact_id, None)
+
+    async def _take(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        """Have the whole bundle here, with what a job on it needs beside the ciphertexts."""
+        context, pin = self._context, held_pin(artifact_id)
+        epoch = context.index.consent_epoch(artifact.steward, artifact.consent_scope)
+        status = epoch.status_digest if epoch else b""
+        if self._whole.get(artifact_id) == (artifact.policy_digest, status):
+            return
+        sources = context.sources(artifact_id)
+        record = await context.fetch_record(artifact.content_digest, *sources, pin=pin)
+        try:
+            manifest = read_manifest(record)
+            _check_manifest(artifact_id, artifact, manifest)
+            await trio.to_thread.run_sync(self._check_room, artifact_id, _size_of(manifest))
+        except UsufructError:
+            await trio.to_thread.run_sync(self._forget, artifact_id)
+            raise
+        blocks = list(dict.fromkeys(manifest.blocks))
+        records = [
+            Cid.from_digest(digest, Codec.DAG_CBOR)
+            for digest in (artifact.content_digest, artifact.policy_digest, status)
+            if digest
+        ]
+        await trio.to_thread.run_sync(
+            self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=0)
+        )
+        if artifact_id not in self._whole:
+            size = await self._take_blocks(artifact_id, artifact, blocks)
+            await trio.to_thread.run_sync(
+                self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=size)
+            )
+            log.info("bundle %s is held here: %d blocks", artifact_id.hex()[:12], len(blocks))
+        await context.fetch(records, *sources, pin=pin)
+        await trio.to_thread.run_sync(context.holdings.add, records, Purpose.CATALOGUE, artifact_id)
+        self._suspect.discard(artifact_id)
+        self._whole[artifact_id] = (artifact.policy_digest, status)
+
+    async def _take_blocks(self, artifact_id: ArtifactId, artifact: Artifact, blocks: Sequence[Cid]) -> int:
+        context, pin = self._context, held_pin(artifact_id)
+        sources = context.sources(artifact_id)
+        size = 0
+        for at in range(0, len(blocks), _BATCH):
+            batch = blocks[at : at + _BATCH]
+            await context.fetch(batch, *sources, pin=pin)
+            try:
+                size += await trio.to_thread.run_sync(self._admit, artifact, batch)
+                await trio.to_thread.run_sync(self._check_room, artifact_id, size)
+            except (UsufructError, OSError):
+                await trio.to_thread.run_sync(self._forget, artifact_id)
+                raise
+            await trio.to_thread.run_sync(context.holdings.add, batch, Purpose.HELD, artifact_id)
+        return size
+
+    def _admit(self, artifact: Artifact, batch: Sequence[Cid]) -> int:
+        """Length of blocks that are sealed under the bundle's key; others could be somebody else's, whom we would serve."""
+        size = 0
+        for cid in batch:
+            data = self._context.store.get(cid)
+            check_header(data, key_id=artifact.key_id)
+            size += len(data)
+        return size
+
+    def _check_room(self, artifact_id: ArtifactId, size_bytes: int) -> None:
+        if self._limit_bytes is None:
+            return
+        others = sum(held.size_bytes for held in self._store.held() if held.artifact_id != artifact_id)
+        if others + size_bytes > self._limit_bytes:
+            raise StoreFullError(
+                f"bundle {artifact_id.hex()[:12]} does not fit: {others} of {self._limit_bytes} bytes are held for others"
+            )
+
+    async def _restore(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        """Fetch back what the steward itself lost, once after each start and whenever damage was found."""
+        context = self._context
+        if artifact_id in self._whole:
+            return
+        pin = f"bundle:{artifact.content_digest.hex()}"
+        sources = context.sources(artifact_id)
+        manifest = read_manifest(await context.fetch_record(artifact.content_digest, *sources, pin="bundle"))
+        blocks = list(dict.fromkeys(manifest.blocks))
+        if artifact_id in self._suspect:
+            for cid in await trio.to_thread.run_sync(self._damaged_among, blocks):
+                await self._replace(cid, sources, pin)
+        await context.fetch(blocks, *sources, pin=pin)
+        self._suspect.discard(artifact_id)
+        self._whole[artifact_id] = (b"", b"")
+
+    def _damaged_among(self, blocks: Sequence[Cid]) -> list[Cid]:
+        """Blocks that are here and are something else."""
+        damaged = []
+        for cid in blocks:
+            try:
+                self._context.store.get(cid)
+            except BlockNotFoundError:
+                continue
+            except BlockMismatchError:
+                damaged.append(cid)
+        return damaged
+
+    async def _replace(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> None:
+        for source in sources:
+            try:
+                data = await self._context.fetch_once(cid, source)
+            except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
+                log.debug("no block %s from %s: %s", cid, unlabel(source), exc)
+                continue
+            await trio.to_thread.run_sync(partial(self._context.store.put, data, cid.codec, pin=pin))
+            return
+        raise BlockNotFoundError(f"block {cid} is damaged here, and nobody who answers has it")
+
+    # Letting go.
+
+    async def _let_go(self, artifact_id: ArtifactId) -> None:
+        """Erase a copy and state it; a statement is made only when no block is left, for whatever reason it was kept."""
+        context = self._context
+        self._whole.pop(artifact_id, None)
+        blocks = await trio.to_thread.run_sync(self._erase, artifact_id)
+        statement = ErasureStatement.sign(
+            context.ledger.network,
+            artifact_id,
+            context.org,
+            what=Erased.COPY,
+            blocks=blocks,
+            erased_at=context.now(),
+            signing_key=self._signing_key,
+        )
+        await trio.to_thread.run_sync(self._store.keep_erasure, statement)
+        await trio.to_thread.run_sync(self._forget, artifact_id)
+        log.info("bundle %s is held here no more: %d blocks erased", artifact_id.hex()[:12], blocks)
+
+    def _erase(self, artifact_id: ArtifactId) -> int:
+        context = self._context
+        noted = context.holdings.cids(Purpose.HELD, artifact_id)
+        context.store.unpin_all(held_pin(artifact_id))
+        context.store.gc()
+        check_gone(context.store.has, noted)
+        return len(noted)
+
+    def _forget(self, artifact_id: ArtifactId) -> None:
+        self._context.store.unpin_all(held_pin(artifact_id))
+        self._context.holdings.drop(Purpose.HELD, artifact_id)
+        self._context.holdings.drop(Purpose.CATALOGUE, artifact_id)
+        self._store.let_go(artifact_id)
+        self._context.store.gc()
+
+
+def held_pin(artifact_id: ArtifactId) -> str:
+    """Pin under which the copy of another member's bundle is kept."""
+    return _HELD_PIN + artifact_id.hex()
+
+
+def check_gone(has: Callable[[Cid], bool], cids: Sequence[Cid]) -> None:
+    """Raises ContentError if a block is still here, because a job that is not over needs it."""
+    left = sum(map(has, cids))
+    if left:
+        raise ContentError(f"{left} of {len(cids)} blocks to erase are still kept for a job that is not over")
+
+
+def _check_manifest(artifact_id: ArtifactId, artifact: Artifact, manifest: BundleManifest) -> None:
+    if manifest.shape.key_id != artifact.key_id or label(manifest.scope) != artifact.consent_scope:
+        raise ManifestError(f"the manifest of bundle {artifact_id.hex()[:12]} is not what the ledger says")
+
+
+def _size_of(manifest: BundleManifest) -> int:
+    """Bytes of a bundle as its owner sealed it."""
+    return len(set(manifest.blocks)) * block_size(Form.SEEDED, manifest.shape.parameters)

@@ -1,0 +1,122 @@
+"""Retention: at a bundle's deadline its steward erases its own copy, destroys the key, and collects what the holders state.
+
+What was sealed under a destroyed secret can be opened by nobody, whoever kept a block. Backups of the keystore made before are
+beyond this node's reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from usufruct.content import Cid, Codec, dag
+from usufruct.custody import Erased, ErasureStatement
+from usufruct.errors import ManifestError, PeerError, UsufructError, VerificationError
+from usufruct.publish import read_manifest
+from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobState, KeyId, unlabel
+from usufruct_node.custody_store import CustodyStore
+from usufruct_node.holdings import Purpose
+from usufruct_node.roles.context import RoleContext, log
+from usufruct_node.roles.custody_peers import CustodyPeers
+from usufruct_node.roles.pinner import check_gone
+
+
+class Retention:
+    """Role of a steward that keeps its own keys."""
+
+    def __init__(
+        self,
+        context: RoleContext,
+        peers: CustodyPeers,
+        store: CustodyStore,
+        *,
+        destroy_secret: Callable[[KeyId], None],
+        signing_key: bytes,
+    ) -> None:
+        """Prepare.
+
+        Parameters
+        ----------
+        destroy_secret :
+            Removes a key domain's secret, if it is there. Called in a worker thread.
+        """
+        self._context = context
+        self._peers = peers
+        self._store = store
+        self._destroy_secret = destroy_secret
+        self._signing_key = signing_key
+        self.troubles: dict[str, str] = {}
+        """Bundle id in hex -> what keeps it from being erased; empty when all is well."""
+
+    async def tend(self) -> None:
+        """One look at the own bundles whose retention is over."""
+        context, now = self._context, self._context.now()
+        troubles: dict[str, str] = {}
+        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
+            if artifact.steward != context.org or now < artifact.retain_until:
+                continue
+            try:
+                await self._end(artifact_id, artifact)
+                await self._collect(artifact_id)
+            except (UsufructError, OSError) as exc:
+                troubles[artifact_id.hex()] = str(exc)
+                log.warning("retention of bundle %s: %s", artifact_id.hex()[:12], exc)
+        self.troubles = troubles
+
+    async def _end(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        org = self._context.org
+        if not await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.COPY):
+            blocks = await trio.to_thread.run_sync(self._erase, artifact)
+            await trio.to_thread.run_sync(self._state, artifact_id, Erased.COPY, blocks)
+        if await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.KEY):
+            return
+        if await trio.to_thread.run_sync(self._key_is_needed, artifact.key_id):
+            return
+        await trio.to_thread.run_sync(self._destroy_secret, artifact.key_id)
+        await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
+
+    def _erase(self, artifact: Artifact) -> int:
+        """Erase the ciphertexts; manifest and policy stay, as lineage is walked through them."""
+        context = self._context
+        record = context.store.get(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR))
+        blocks = list(dict.fromkeys(read_manifest(dag.decode_map(record)).blocks))
+        context.store.unpin_all(f"bundle:{artifact.content_digest.hex()}")
+        context.store.gc()
+        check_gone(context.store.has, blocks)
+        context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
+        return len(blocks)
+
+    def _key_is_needed(self, key_id: KeyId) -> bool:
+        """Whether a bundle under the key is retained, or a verified result under it still to be opened or refused."""
+        index, now = self._context.index, self._context.now()
+        bundles = index.artifacts(ArtifactKind.BUNDLE)
+        if any(artifact.key_id == key_id and now < artifact.retain_until for _, artifact in bundles):
+            return True
+        return any(row.job.key_id == key_id for row in index.jobs(JobState.VERIFIED, JobState.OPENED))
+
+    def _state(self, artifact_id: ArtifactId, what: Erased, blocks: int) -> None:
+        context = self._context
+        statement = ErasureStatement.sign(
+            context.ledger.network,
+            artifact_id,
+            context.org,
+            what=what,
+            blocks=blocks,
+            erased_at=context.now(),
+            signing_key=self._signing_key,
+        )
+        self._store.keep_erasure(statement)
+        log.info("bundle %s: %s erased", artifact_id.hex()[:12], what.name.lower())
+
+    async def _collect(self, artifact_id: ArtifactId) -> None:
+        """Ask every member that was to hold a copy and has not stated its erasure."""
+        for org in await trio.to_thread.run_sync(self._store.awaited, artifact_id):
+            try:
+                statements, _ = await self._peers.erasures(org, artifact_id)
+            except (PeerError, ManifestError, VerificationError) as exc:
+                log.debug("no statement of %s yet: %s", unlabel(org), exc)
+                continue
+            for statement in statements:
+                if statement.holder == org:
+                    await trio.to_thread.run_sync(self._store.keep_erasure, statement)

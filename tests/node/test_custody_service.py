@@ -1,0 +1,253 @@
+"""A node's answers about copies: to whom, how often, and what it says when it cannot prove."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from chain_fixture import CAST, Consortium, word
+from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.custody import (
+    Erased,
+    ErasureStatement,
+    PlacementNotice,
+    Segment,
+    StorageChallenge,
+    StorageProof,
+    check_possession,
+)
+from usufruct.records import ArtifactId, MemberStatus, Role, label
+from usufruct.replication import Replication
+from usufruct_node.challenge_log import ChallengeLog, Entry, Outcome
+from usufruct_node.custody_service import Allowance, CustodyService
+from usufruct_node.custody_store import CustodyStore
+from usufruct_node.holdings import Holdings, Purpose
+from usufruct_node.index import Index, catch_up
+from usufruct_node.placement import Placements
+
+SCOPE = label("custody-study")
+BLOCKS = [hashlib.shake_256(bytes([n])).digest(8_000) for n in range(3)]
+CIDS = [Cid.of(block) for block in BLOCKS]
+
+
+@dataclass
+class Holder:
+    """The node of `holder`, which holds `bundle` of `north`."""
+
+    net: Consortium
+    bundle: ArtifactId
+    index: Index
+    blocks: EmbeddedBlockStore
+    holdings: Holdings
+    store: CustodyStore
+    log: ChallengeLog
+    damage: list[ArtifactId] = field(default_factory=list)
+
+    def service(self, name: str = "holder", *, per_minute: int = 600) -> CustodyService:
+        return CustodyService(
+            org=self.net[name].id,
+            network=self.net.network,
+            index=self.index,
+            blocks=self.blocks,
+            holdings=self.holdings,
+            store=self.store,
+            record=self.log,
+            placements=Placements(self.index, self.store),
+            signing_key=self.net[name].node_key,
+            now=lambda: 1000,
+            on_damage=self.damage.append,
+            allowance=Allowance(per_minute, now=lambda: 0.0),
+        )
+
+    def challenge(self, name: str = "north", *cids: Cid) -> StorageChallenge:
+        return StorageChallenge(
+            artifact_id=self.bundle,
+            challenger=self.net[name].id,
+            nonce=secrets.token_bytes(32),
+            segments=tuple(Segment(cid, 7, 100) for cid in cids or CIDS),
+        )
+
+    def ask(self, name: str, asked: StorageChallenge, service: CustodyService | None = None) -> dict:
+        peer = self.net[name].peer.peer_id
+        return (service or self.service()).answer(peer, {"ask": "proof", "challenge": asked.to_record()})
+
+
+@pytest.fixture(scope="module")
+def network(chain_url: str) -> tuple[Consortium, ArtifactId, bytes]:
+    cast = CAST | {"holder": Role.VERIFIER, "gone": Role.AUDITOR}
+    net = Consortium(chain_url, cast=cast)
+    net.govern("ParticipantRegistry", "setStatus", net["gone"].id, MemberStatus.SUSPENDED)
+    policy = word()
+    bundle = net.bundle("north", net.key_domain("north"), scope=SCOPE, policy_digest=policy)
+    return net, bundle, policy
+
+
+@pytest.fixture
+def holder(network: tuple[Consortium, ArtifactId, bytes], tmp_path: Path) -> Iterator[Holder]:
+    net, bundle, policy = network
+    index = Index(tmp_path / "index.db")
+    catch_up(index, net.reader)
+    with EmbeddedBlockStore(tmp_path / "blocks") as blocks:
+        blocks.put_many(BLOCKS, pin="held")
+        database = tmp_path / "node.db"
+        one = Holder(
+            net, bundle, index, blocks, Holdings(database), CustodyStore(database), ChallengeLog(database)
+        )
+        one.store.keep_replication(policy, Replication(copies=2, holders=("holder",)))
+        one.holdings.add(CIDS, Purpose.HELD, bundle)
+        yield one
+        for resource in (one.log, one.store, one.holdings, index):
+            resource.close()
+
+
+@pytest.mark.parametrize("name", ["north", "auditor"])
+def test_an_honest_holder_proves_to_steward_and_auditor_that_it_holds(holder: Holder, name: str) -> None:
+    asked = holder.challenge(name)
+    answer = holder.ask(name, asked)
+    given = StorageProof.from_record(answer["proof"])
+    record = holder.net.reader.participant(holder.net["holder"].id)
+    check_possession(
+        holder.net.network, record, asked, given, dict(zip(CIDS, BLOCKS, strict=True)).__getitem__
+    )
+    assert given.answered_at == 1000
+
+
+@pytest.mark.parametrize("name", ["south", "compute", "university", "holder", "gone"])
+def test_who_may_not_have_the_bytes_gets_no_digest_over_them_either(holder: Holder, name: str) -> None:
+    """Digests over ranges of one's choosing, each a byte longer than the last, would give the bytes away."""
+    assert holder.ask(name, holder.challenge(name)) == {"refused": "refused"}
+    assert holder.ask("north", holder.challenge("north")).keys() == {"proof"}
+
+
+def test_nobody_asks_in_anothers_name(holder: Holder) -> None:
+    assert holder.ask("south", holder.challenge("north")) == {"refused": "refused"}
+    assert holder.ask("auditor", holder.challenge("north")) == {"refused": "refused"}
+
+
+def test_a_holder_that_deleted_a_block_says_so_and_looks_at_the_whole_again(holder: Holder) -> None:
+    holder.blocks.unpin(CIDS[1], "held")
+    holder.blocks.gc()
+    assert holder.ask("north", holder.challenge("north", CIDS[0])).keys() == {"proof"}
+    assert holder.damage == []
+    assert holder.ask("north", holder.challenge("north")) == {"refused": "not-held"}
+    assert holder.damage == [holder.bundle]
+
+
+def test_an_altered_block_on_the_holders_disk_proves_nothing(holder: Holder) -> None:
+    path = holder.blocks.files.path_of(CIDS[2])
+    path.write_bytes(b"\0" * 8_000)
+    assert holder.ask("north", holder.challenge("north", CIDS[2])) == {"refused": "not-held"}
+    assert holder.damage == [holder.bundle]
+
+
+def test_blocks_that_are_here_for_other_reasons_are_not_proved(holder: Holder) -> None:
+    mine = holder.blocks.put(b"of another bundle" * 20, pin="job")
+    holder.holdings.add([mine], Purpose.RESULT, holder.bundle)
+    assert holder.ask("north", holder.challenge("north", mine)) == {"refused": "not-held"}
+
+
+def test_challenges_are_rationed_by_member(holder: Holder) -> None:
+    service = holder.service(per_minute=3)
+    answers = [holder.ask("north", holder.challenge("north"), service) for _ in range(5)]
+    assert [set(answer) for answer in answers] == [{"proof"}] * 3 + [{"refused"}] * 2
+    assert answers[-1] == {"refused": "busy"}
+    assert holder.ask("auditor", holder.challenge("auditor"), service).keys() == {"proof"}
+
+
+def test_the_ration_refills_evenly_and_does_not_pile_up() -> None:
+    clock = [0.0]
+    allowance, member = Allowance(60, now=lambda: clock[0]), word()
+    assert all(allowance.take(member) for _ in range(60)) and not allowance.take(member)
+    clock[0] = 1.0
+    assert allowance.take(member) and not allowance.take(member)
+    clock[0] = 10_000.0
+    assert sum(allowance.take(member) for _ in range(200)) == 60
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"ask": "anything"},
+        {"ask": "proof"},
+        {"ask": "proof", "challenge": 1},
+        {"ask": "proof", "challenge": {}},
+        {"ask": "proof", "challenge": {}, "extra": 1},
+        {"ask": "notices", "artifacts": [b"\1" * 32] * 65},
+        {"ask": "notices", "artifacts": [b"\1"]},
+        {"ask": "notices", "artifacts": b"\1" * 32},
+        {"ask": "erasures", "artifact": "0" * 32},
+        {"ask": "replaced", "artifact": None},
+        {"ask": ["proof"]},
+    ],
+    ids=repr,
+)
+def test_malformed_questions_are_refused_in_a_word(holder: Holder, question: dict) -> None:
+    peer = holder.net["north"].peer.peer_id
+    assert holder.service().answer(peer, question) == {"refused": "malformed"}
+
+
+def test_notices_and_erasures_are_told_as_they_were_signed(holder: Holder) -> None:
+    net = holder.net
+    notice = PlacementNotice.sign(
+        net.network, holder.bundle, sequence=5, left_out=(net["south"].id,), signing_key=net["north"].node_key
+    )
+    statement = ErasureStatement.sign(
+        net.network,
+        holder.bundle,
+        net["holder"].id,
+        what=Erased.COPY,
+        blocks=3,
+        erased_at=9,
+        signing_key=net["holder"].node_key,
+    )
+    assert holder.store.keep_notice(notice)
+    assert not holder.store.keep_notice(notice), "the same again is no news"
+    holder.store.keep_erasure(statement)
+    service, peer = holder.service(), net["university"].peer.peer_id
+    asked = {"ask": "notices", "artifacts": [holder.bundle, word()]}
+    assert service.answer(peer, asked) == {"notices": [notice.to_record()]}
+    assert service.answer(peer, {"ask": "erasures", "artifact": holder.bundle}) == {
+        "erasures": [statement.to_record()],
+        "awaited": [],
+    }
+    stranger = net["gone"].peer.peer_id
+    assert service.answer(stranger, asked) == {"refused": "refused"}
+
+
+def test_a_steward_calls_a_former_holder_replaced_only_when_the_present_ones_have_proved(
+    holder: Holder,
+) -> None:
+    """Asked as if `north` ran on this store."""
+    service, peer = holder.service("north"), holder.net["south"].peer.peer_id
+    question = {"ask": "replaced", "artifact": holder.bundle}
+    now = holder.net["holder"].id
+
+    def log(outcome: Outcome, at: int) -> None:
+        asked = holder.challenge("north")
+        holder.log.append(
+            Entry(
+                artifact_id=holder.bundle,
+                org=now,
+                outcome=outcome,
+                at=at,
+                detail="",
+                challenge=asked,
+                answer=None,
+            )
+        )
+
+    assert service.answer(peer, question) == {"replaced": False}, "it does not know its holder yet"
+    log(Outcome.PASSED, 40)
+    holder.store.designate(holder.bundle, [now], 50)
+    assert service.answer(peer, question) == {"replaced": False}, "the proof is from an earlier time"
+    log(Outcome.NOT_HELD, 60)
+    assert service.answer(peer, question) == {"replaced": False}
+    log(Outcome.PASSED, 70)
+    assert service.answer(peer, question) == {"replaced": True}
+    assert holder.service("holder").answer(peer, question) == {"refused": "refused"}

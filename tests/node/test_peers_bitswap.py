@@ -1,0 +1,319 @@
+"""Bitswap: real Kubo both ways under our rules, and members that abuse it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from foreign_helia import running_helia
+from foreign_ipfs import Kubo, running_kubo
+from hypothesis import given
+from hypothesis import strategies as st
+from libp2p.bitswap.pb.bitswap_pb2 import Message
+from libp2p.utils.varint import encode_varint_prefixed
+from peer_network import MEMBERS, Network, in_network, made_blocks, until
+
+from usufruct.content import Cid, Codec, dag
+from usufruct.errors import BlockNotFoundError, PeerError, PeerRefusedError
+from usufruct_node.peers import Holder, PeerHost, Quota, fetch_blocks
+from usufruct_node.peers.bitswap_messages import (
+    MAX_ENTRIES,
+    PROTOCOL_ID,
+    decode,
+    encode_replies,
+    encode_wants,
+    read_message,
+)
+from usufruct_node.peers.connection import MemberStream
+from usufruct_node.peers.identify import PROTOCOL_ID as IDENTIFY
+from usufruct_node.peers.protocol import PROTOCOL_ID as BLOCKS
+
+HELD = made_blocks(300)
+CIDS = list(HELD)
+BIG = made_blocks(3, 1_900_000)
+
+
+@pytest.fixture(scope="module")
+def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
+    with running_kubo(tmp_path_factory.mktemp("kubo")) as daemon:
+        yield daemon
+
+
+class FakeStream:
+    """Bytes that come in pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    async def read(self, n: int) -> bytes:
+        part, self.left = self.left[:n], self.left[n:]
+        return part
+
+
+async def fetch(client: PeerHost, holders: Sequence[Holder], cids: Sequence[Cid]) -> dict[Cid, bytes]:
+    kept: dict[Cid, bytes] = {}
+    await fetch_blocks(
+        client,
+        holders,
+        cids,
+        missing=lambda some: [cid for cid in some if cid not in kept],
+        keep=kept.update,
+        stall_s=20,
+    )
+    return kept
+
+
+def without_block_protocol(host: PeerHost) -> PeerHost:
+    """A host that speaks Bitswap only, as foreign software does."""
+    del host._handlers[BLOCKS]
+    return host
+
+
+def test_kubo_fetches_from_us_what_it_may_and_nothing_else(kubo: Kubo) -> None:
+    allowed = {*CIDS[:100], *BIG}
+
+    async def scenario(network: Network) -> None:
+        server = await network.start(
+            0,
+            read_block=(HELD | BIG).get,
+            authorise=lambda peer_id, cid: peer_id == kubo.peer_id and cid in allowed,
+        )
+        with pytest.raises(AssertionError):
+            await trio.to_thread.run_sync(kubo.connect, server.multiaddr)
+        assert server.refusal_counts()["not a member"] >= 1
+        network.members.add(kubo.peer_id)
+        await trio.to_thread.run_sync(kubo.connect, server.multiaddr)
+        assert server.connected() == [kubo.peer_id]
+        for cid in allowed:
+            assert await trio.to_thread.run_sync(kubo.get, cid) == (HELD | BIG)[cid]
+        with pytest.raises(httpx.ReadTimeout):
+            await trio.to_thread.run_sync(
+                lambda: kubo.rpc.post("/api/v0/block/get", params={"arg": str(CIDS[200])}, timeout=3)
+            )
+        assert {(one.peer_id, one.cid) for one in server.refusals() if one.reason == "not authorised"} == {
+            (kubo.peer_id, CIDS[200])
+        }
+        network.members.discard(kubo.peer_id)
+        await server.close_peer(kubo.peer_id)
+        assert server.connected() == []
+
+    in_network(scenario)
+
+
+def test_we_fetch_from_kubo_and_it_walks_our_records(kubo: Kubo) -> None:
+    cids = [kubo.put(block) for block in [*HELD.values(), *BIG.values()]]
+    assert cids == [*HELD, *BIG]
+    record = dag.encode({"links": CIDS[:3], "n": 3})
+    cid = kubo.put(record, Codec.DAG_CBOR)
+    assert cid == Cid.of(record, Codec.DAG_CBOR)
+    assert kubo.call("dag/get", f"{cid}/links/1").text != ""
+
+    async def scenario(network: Network) -> None:
+        network.members.add(kubo.peer_id)
+        client = await network.start(1)
+        holder = Holder(kubo.peer_id, kubo.multiaddr)
+        assert await fetch(client, [holder], [*cids, cid]) == {**HELD, **BIG, cid: record}
+        with pytest.raises(BlockNotFoundError):
+            await fetch(client, [holder], [Cid.of(b"nobody has this")])
+        network.members.discard(kubo.peer_id)
+        with pytest.raises(PeerRefusedError):
+            await fetch(client, [holder], cids[:1])
+
+    in_network(scenario)
+
+
+def test_kubo_and_one_of_ours_share_a_fetch(kubo: Kubo) -> None:
+    for block in list(HELD.values())[:150]:
+        kubo.put(block)
+
+    async def scenario(network: Network) -> None:
+        network.members.add(kubo.peer_id)
+        ours = await network.start(0, read_block={cid: HELD[cid] for cid in CIDS[150:]}.get)
+        client = await network.start(1)
+        holders = [Holder(kubo.peer_id, kubo.multiaddr), Holder(ours.peer_id, ours.multiaddr)]
+        assert await fetch(client, holders, CIDS) == HELD
+
+    in_network(scenario)
+
+
+def test_helia_and_we_fetch_from_each_other(tmp_path: Path) -> None:
+    theirs = made_blocks(40, 50_000)
+    with running_helia(tmp_path) as helia:
+        for cid, block in theirs.items():
+            helia.put(cid, block)
+
+        async def scenario(network: Network) -> None:
+            network.members.add(helia.peer_id)
+            forbidden = CIDS[200]
+            ours = await network.start(
+                0, read_block=HELD.get, authorise=lambda peer_id, cid: cid != forbidden
+            )
+            await trio.to_thread.run_sync(helia.connect, ours.multiaddr)
+            for cid in CIDS[:50]:
+                assert await trio.to_thread.run_sync(helia.get, cid) == HELD[cid]
+            with pytest.raises(AssertionError):
+                await trio.to_thread.run_sync(lambda: helia.get(forbidden, seconds=2))
+            assert ours.refusal_counts()["not authorised"] >= 1
+            client = await network.start(1)
+            holder = Holder(helia.peer_id, helia.multiaddr)
+            assert await fetch(client, [holder], list(theirs)) == theirs
+
+        in_network(scenario)
+
+
+def test_two_of_ours_fall_back_to_bitswap() -> None:
+    async def scenario(network: Network) -> None:
+        server = without_block_protocol(await network.start(0, read_block=(HELD | BIG).get))
+        client = await network.start(1)
+        holder = Holder(server.peer_id, server.multiaddr)
+        assert await fetch(client, [holder], [*HELD, *BIG]) == HELD | BIG
+        with pytest.raises(BlockNotFoundError):
+            await fetch(client, [holder], [CIDS[0], Cid.of(b"nobody has this")])
+        await until(lambda: not client._bitswap._lines)
+        assert "unsolicited" not in client.refusal_counts()
+
+    in_network(scenario)
+
+
+def test_bitswap_obeys_the_quota_and_the_authorisation() -> None:
+    async def scenario(network: Network) -> None:
+        server = without_block_protocol(
+            await network.start(
+                0,
+                read_block=HELD.get,
+                authorise=lambda peer_id, cid: cid != CIDS[0],
+                quota=Quota(bytes_per_day=1_000_000),
+            )
+        )
+        client = await network.start(1)
+        holder = Holder(server.peer_id, server.multiaddr)
+        with pytest.raises(BlockNotFoundError):
+            await fetch(client, [holder], CIDS[:1])
+        with pytest.raises(BlockNotFoundError):
+            await fetch(client, [holder], CIDS[1:])
+        counts = server.refusal_counts()
+        assert counts["not authorised"] == 1
+        assert counts["over quota"] >= 1
+
+    in_network(scenario)
+
+
+async def bitswap_stream(client: PeerHost, server: PeerHost) -> MemberStream:
+    return await client.open_stream(server.peer_id, server.multiaddr, PROTOCOL_ID)
+
+
+def test_unsolicited_blocks_are_dropped_unhashed_and_counted() -> None:
+    async def scenario(network: Network) -> None:
+        server, client = await network.start(0), await network.start(1)
+        stream = await bitswap_stream(client, server)
+        for _ in range(5):
+            await stream.write(encode_replies(list(HELD.items())[:20], [], []))
+        await until(lambda: server.refusal_counts().get("unsolicited") == 5)
+        assert server._bitswap._lines == {}
+
+    in_network(scenario)
+
+
+def test_blocks_that_were_not_asked_for_or_come_twice_do_not_displace_those_that_were() -> None:
+    async def scenario(network: Network) -> None:
+        server = without_block_protocol(await network.start(0))
+
+        async def push(peer_id: str, stream: MemberStream) -> None:
+            wanted = await read_message(stream)
+            assert wanted is not None
+            back = await server.open_back(peer_id, PROTOCOL_ID)
+            unasked = [(cid, HELD[cid]) for cid in CIDS[10:20]]
+            asked = [(cid, HELD[cid]) for cid in CIDS[:5]]
+            for blocks in (unasked, asked[::-1], asked, asked):
+                await back.write(encode_replies(blocks, [], []))
+            await trio.sleep_forever()
+
+        server.handle(PROTOCOL_ID, push)
+        client = await network.start(1)
+        holder = Holder(server.peer_id, server.multiaddr)
+        assert await fetch(client, [holder], CIDS[:5]) == {cid: HELD[cid] for cid in CIDS[:5]}
+        await until(lambda: client.refusal_counts().get("unsolicited", 0) >= 1)
+
+    in_network(scenario)
+
+
+def hostile_messages() -> dict[str, bytes]:
+    many = Message()
+    for n in range(MAX_ENTRIES + 1):
+        many.wantlist.entries.add(block=bytes(Cid.of(n.to_bytes(4))))
+    long = Message()
+    long.wantlist.entries.add(block=bytes(200))
+    return {
+        "garbage": b"\x05\xff\xff\xff\xff\xff",
+        "oversize": b"\xff\xff\xff\x7f" + bytes(100),
+        "endless length": b"\xff" * 20,
+        "cut": encode_wants(CIDS[:3])[:-5],
+        "too many": encode_varint_prefixed(many.SerializeToString()),
+        "long cid": encode_varint_prefixed(long.SerializeToString()),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_messages())
+def test_hostile_bitswap_messages_end_the_stream_and_are_counted(name: str) -> None:
+    async def scenario(network: Network) -> None:
+        server = await network.start(0, read_block=HELD.get)
+        client = await network.start(1)
+        stream = await bitswap_stream(client, server)
+        await stream.write(hostile_messages()[name])
+        await stream.finish()
+        await until(lambda: server.refusal_counts() == {"protocol": 1})
+        await stream.abandon()
+        assert server._bitswap._peers == {}
+        assert await fetch(client, [Holder(server.peer_id, server.multiaddr)], CIDS[:3])
+
+    in_network(scenario)
+
+
+def test_wants_beyond_the_bound_are_refused_and_memory_holds_cids_only() -> None:
+    async def scenario(network: Network) -> None:
+        server = await network.start(0, read_block=HELD.get, quota=Quota(blocks_per_s=1.0))
+        client = await network.start(1)
+        stream = await bitswap_stream(client, server)
+        for start in range(0, 5000, 1000):
+            await stream.write(encode_wants([Cid.of(n.to_bytes(4)) for n in range(start, start + 1000)]))
+        await until(lambda: "busy" in server.refusal_counts() or "over quota" in server.refusal_counts())
+        for peer in server._bitswap._peers.values():
+            assert len(peer.wants) <= MAX_ENTRIES
+
+    in_network(scenario)
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_messages_decode_within_bounds_or_are_refused(data: bytes) -> None:
+    try:
+        received = decode(data)
+    except PeerError:
+        return
+    assert len(received.wants) <= MAX_ENTRIES
+
+
+@given(st.lists(st.sampled_from(CIDS), unique=True, max_size=20), st.booleans())
+def test_wants_survive_the_wire(cids: list[Cid], cancel: bool) -> None:
+    received = trio.run(read_message, FakeStream(encode_wants(cids, cancel=cancel)))
+    assert received is not None
+    assert [(want.key, want.cancel) for want in received.wants] == [(bytes(cid), cancel) for cid in cids]
+
+
+def test_members_are_told_what_is_spoken_here() -> None:
+    from libp2p.identity.identify.pb.identify_pb2 import Identify
+
+    async def scenario(network: Network) -> None:
+        server, client = await network.start(0), await network.start(1)
+        stream = await client.open_stream(server.peer_id, server.multiaddr, IDENTIFY)
+        data = b""
+        while part := await stream.read(4096):
+            data += part
+        await stream.abandon()
+        told = Identify.FromString(data[1:] if data[0] < 0x80 else data[2:])
+        assert list(told.protocols) == sorted([BLOCKS, PROTOCOL_ID, IDENTIFY])
+        assert told.public_key == MEMBERS[0].key_pair.public_key.serialize()
+
+    in_network(scenario)
