@@ -24,6 +24,7 @@ CHECKS = [
     "node keys",
     "custodian",
     "disk",
+    "block store",
     "chain and contracts",
     "membership",
     "node",
