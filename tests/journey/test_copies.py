@@ -25,7 +25,7 @@ from usufruct_node.custody_store import CustodyStore
 QUICK = {
     "USUFRUCT_NODE_CUSTODY_S": "0.3",
     "USUFRUCT_NODE_CHALLENGE_S": "0.5",
-    "USUFRUCT_NODE_CHALLENGE_ANSWER_S": "10",
+    "USUFRUCT_NODE_CHALLENGE_MISSES": "100",
 }
 
 
@@ -151,7 +151,7 @@ def test_job_goes_on_from_a_copy_when_the_stewards_node_is_dead_and_ends_when_it
 ) -> None:
     bundle = copied(network, "auditor")
     proved(network, bundle, "auditor")
-    with network.timings(commit=10):
+    with network.timings(commit=25):
         network.net.stop("clinic-north", how=signal.SIGKILL)
         with network.stopped("clinic-north"):
             job_id = network.post()
