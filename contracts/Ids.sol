@@ -47,7 +47,9 @@ enum Refusal {
     NotEnoughVerifiers,
     LevelTooLow,
     PossessionUnproven,
-    ResultInvalid
+    ResultInvalid,
+    CohortsTooClose,
+    KeyExhausted
 }
 
 /// @notice What stands behind a result, as an honest label. Only `Replicated` is ever decrypted.

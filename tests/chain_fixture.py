@@ -89,7 +89,14 @@ CAST = {
 class Consortium:
     """A network on the chain, with the raw moves of its members."""
 
-    def __init__(self, url: str, *, cast: dict[str, Role] = CAST, timings: Timings | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        cast: dict[str, Role] = CAST,
+        timings: Timings | None = None,
+        profile: str = "embedded",
+    ) -> None:
         self.members = {name: Organisation(name, roles) for name, roles in cast.items()}
         self.network = found_network(
             url,
@@ -97,6 +104,7 @@ class Consortium:
             founders=[member.record for member in self.members.values()],
             parameters=[(PARAMETERS_ID, 128)],
             timings=timings,
+            profile=profile,
         )
         for member in self.members.values():
             member.open(self.network)

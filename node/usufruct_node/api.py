@@ -87,6 +87,9 @@ class NodeView(Protocol):
     async def status(self) -> dict[str, Any]:
         """What an operator wants to see."""
 
+    def peers(self) -> dict[str, Any]:
+        """Who is connected, and who was refused what and why."""
+
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
         """A block from the store or from a member."""
 
@@ -134,6 +137,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     async def status() -> dict[str, Any]:
         """Membership, chain position, peers, blocks, jobs in trouble."""
         return await node.status()
+
+    @api.get("/peers", dependencies=private, tags=["operator"])
+    async def peers() -> dict[str, Any]:
+        """Who is connected since when, bytes each way, quotas, and why somebody was refused."""
+        return node.peers()
 
     @api.get("/members", dependencies=private, tags=["queries"])
     def members() -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypercorn.trio
@@ -23,18 +24,19 @@ from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.compute import CacheSettings
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid
 from usufruct.errors import (
+    BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
+    CustodianError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
     UsufructError,
 )
-from usufruct.he.secret import SecretKey
 from usufruct.home import Home, NodeAddress, write_private
-from usufruct.keys import he_keys, identity
+from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
 from usufruct.records import ArtifactId, JobState, KeyId, OrgId, Role, unlabel
@@ -43,6 +45,7 @@ from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
 from usufruct_node.challenge_log import ChallengeLog
 from usufruct_node.config import NodeSettings
+from usufruct_node.custodian import CustodianProcess
 from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
@@ -56,6 +59,7 @@ from usufruct_node.peers.custody import PROTOCOL_ID as CUSTODY
 from usufruct_node.peers.custody import CustodyHandler
 from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.peers.private_network import load_swarm_key
+from usufruct_node.peers_view import describe_peers
 from usufruct_node.placement import Placements
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
 from usufruct_node.roles.challenger import Challenger, ChallengeRules
@@ -65,25 +69,38 @@ from usufruct_node.roles.dispatch import Role as RoleLoop
 from usufruct_node.roles.keeper import Keeper
 from usufruct_node.roles.pinner import Pinner
 from usufruct_node.roles.retention import Retention
+from usufruct_node.storage import open_store
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 600.0
+_STORE_SECONDS = 5.0
 
 
 class Node:
     """A running node of one organisation."""
 
-    def __init__(self, home: Home, settings: NodeSettings, passphrase: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        settings: NodeSettings,
+        passphrase: str,
+        *,
+        custodian_passphrase_file: Path | None = None,
+    ) -> None:
         self._home = home
         self._settings = settings
         self._stack = ExitStack()
+        self._custodian: CustodianProcess | None = None
+        if Role.CUSTODIAN in home.organisation().role_bits:
+            self._custodian = CustodianProcess(
+                home, passphrase_file=custodian_passphrase_file, key_openings=settings.key_openings
+            )
+            self._stack.callback(self._custodian.close)
         self.org = home.organisation().id
-        keystore = KeyStore.open(home.node_keystore, passphrase)
-        keys = identity.load_node_keys(keystore)
-        self._secrets = _SecretKeys(keystore)
+        keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
         network = Network.load(home.network_file)
         self.ledger = Ledger.open(
@@ -97,7 +114,8 @@ class Node:
         self.contracts = {**network.contracts, "AccessManager": authority}
         self._chain = ChainView(self.ledger)
         self.index = Index(home.index_database)
-        self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
+        self.store = open_store(home, settings)
+        self._store_state = "ok"
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
         cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
@@ -146,9 +164,12 @@ class Node:
     async def run(self, *, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gives the URL of the HTTP interface."""
         with self._stack:
-            await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
             async with trio.open_nursery() as nursery:
+                unlocked = trio.Event()
+                nursery.start_soon(self._unlock, unlocked)
+                await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
                 await nursery.start(self._host.run)
+                await unlocked.wait()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
                 if not self._membership.is_active():
@@ -170,6 +191,7 @@ class Node:
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
+                nursery.start_soon(self._watch_store)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -184,11 +206,29 @@ class Node:
             "identity": "ok"
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
-            "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "store": self._store_state,
+            "custodian": self._custodian_state(),
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
             "copies": "ok" if not self._keeper.troubles else f"{len(self._keeper.troubles)} in trouble",
         }
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
+
+    def _custodian_state(self) -> str:
+        if self._custodian is None:
+            return "ok"
+        if self._custodian.pid is None:
+            return "not running; it is started again when a job needs it"
+        return "ok"
+
+    def _key_openings(self) -> dict[str, Any]:
+        """Result blocks that each key has opened, and how many it may."""
+        if self._custodian is None or self._custodian.pid is None:
+            return {}
+        try:
+            state = self._custodian.state()
+        except CustodianError as exc:
+            return {"trouble": str(exc)}
+        return {"limit": state["limit"], "opened": state["opened"]}
 
     async def read_metrics(self) -> CollectorRegistry:
         """Prometheus metrics as of now."""
@@ -217,9 +257,14 @@ class Node:
             "refusals": self._host.refusal_counts(),
             "blocks_bytes": self.store.usage_bytes(),
             "holdings": self.holdings.count(),
+            "key_openings": self._key_openings(),
             "jobs_in_trouble": self._dispatcher.troubles,
             "copies_in_trouble": self._keeper.troubles,
         }
+
+    def peers(self) -> dict[str, Any]:
+        """Who is connected, and who was refused what and why."""
+        return describe_peers(self._host, self.index)
 
     async def fetch_block(self, cid: Cid, holder: OrgId) -> bytes:
         """A block from the store, or else from a member.
@@ -230,7 +275,7 @@ class Node:
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
-        except BlockNotFoundError:
+        except (BlockNotFoundError, BlockMismatchError):
             if holder == self.org:
                 raise
         if not self._membership.is_active():
@@ -269,10 +314,8 @@ class Node:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context, verdict_key=self._verdict_key))
-        if Role.CUSTODIAN in roles:
-            loops.append(
-                Custodian(self._context, secret_of=self._secrets.load, signing_key=self._signing_key)
-            )
+        if self._custodian is not None:
+            loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         return loops
 
     def _custody_service(self) -> CustodyService:
@@ -316,8 +359,13 @@ class Node:
             signing_key=key,
             on_damage=pinner.damaged,
         )
-        retention = Retention(context, peers, store, destroy_secret=self._secrets.destroy, signing_key=key)
+        retention = Retention(context, peers, store, destroy_secret=self._destroy_secret, signing_key=key)
         return Keeper(pinner, challenger, retention, every_s=settings.custody_s)
+
+    def _destroy_secret(self, key_id: KeyId) -> None:
+        if self._custodian is None:
+            raise CustodianError("this node runs no custodian that could destroy a key")
+        self._custodian.destroy(key_id)
 
     def _damaged(self, artifact_id: ArtifactId) -> None:
         self._keeper.damaged(artifact_id)
@@ -360,6 +408,15 @@ class Node:
                 _log.warning("cannot free what ended jobs left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
 
+    async def _watch_store(self) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.store.check)
+                self._store_state = "ok"
+            except UsufructError as exc:
+                self._store_state = str(exc)
+            await trio.sleep(_STORE_SECONDS)
+
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()
         while True:
@@ -369,6 +426,12 @@ class Node:
                 seen = now
                 self._chain.heard()
                 await self._follow_registry()
+
+    async def _unlock(self, unlocked: trio.Event) -> None:
+        """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
+        if self._custodian is not None:
+            await trio.to_thread.run_sync(self._custodian.start, abandon_on_cancel=True)  # type: ignore[call-arg]
+        unlocked.set()
 
     async def _follow_registry(self) -> None:
         endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
@@ -415,24 +478,6 @@ def _listen(port: int) -> tuple[int, int]:
         ) from exc
     taken = listener.getsockname()[1]
     return listener.detach(), taken
-
-
-class _SecretKeys:
-    """Homomorphic secrets of the node's keystore, read when first used; new ones are found without a restart."""
-
-    def __init__(self, keystore: KeyStore) -> None:
-        self._keystore = keystore
-        self._loaded: dict[KeyId, SecretKey] = {}
-
-    def load(self, key_id: KeyId) -> SecretKey:
-        if key_id not in self._loaded:
-            self._loaded[key_id] = he_keys.load_secret(self._keystore, key_id)
-        return self._loaded[key_id]
-
-    def destroy(self, key_id: KeyId) -> None:
-        self._loaded.pop(key_id, None)
-        if key_id in he_keys.key_ids(self._keystore):
-            he_keys.destroy_secret(self._keystore, key_id)
 
 
 @contextmanager

@@ -25,12 +25,15 @@ from usufruct.errors import ConfigurationError, UsufructError
 from usufruct.home import Home, Organisation
 from usufruct.keys.keystore import read_passphrase
 from usufruct.ledger import Network
+from usufruct.records import Role
 from usufruct_node.backup import Manifest, back_up, size_of
 from usufruct_node.backup import restore as restore_home
 from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
+from usufruct_node.peers_view import render_peers
+from usufruct_node.storage_cli import blocks_app, kubo_app
 
 app = typer.Typer(
     help="Run and look after a node of the Usufruct network.",
@@ -39,6 +42,8 @@ app = typer.Typer(
 )
 devnet_app = typer.Typer(help="A whole network on this machine, for development.", no_args_is_help=True)
 app.add_typer(devnet_app, name="devnet")
+app.add_typer(blocks_app, name="blocks")
+app.add_typer(kubo_app, name="kubo")
 out = Console()
 err = Console(stderr=True)
 
@@ -65,19 +70,28 @@ def init(
     node_passphrase_file: Annotated[
         Path | None, typer.Option(help="File of mode 0600; default: a prompt.")
     ] = None,
+    custodian_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600; default: a prompt, for custodians only.")
+    ] = None,
 ) -> None:
     """Make a home: keys, and the public record on which the members vote."""
     joined = None if network is None else Network.load(network)
+    roles = Organisation(name=name, roles=role).role_bits
     record = create_home(
         home,
         name=name,
-        roles=Organisation(name=name, roles=role).role_bits,
+        roles=roles,
         authority_passphrase=read_passphrase(
             authority_passphrase_file, prompt="New passphrase of the authority's keys: ", confirm=True
         ),
         node_passphrase=read_passphrase(
             node_passphrase_file, prompt="New passphrase of the node's keys: ", confirm=True
         ),
+        custodian_passphrase=read_passphrase(
+            custodian_passphrase_file, prompt="New passphrase of the homomorphic secrets: ", confirm=True
+        )
+        if Role.CUSTODIAN in roles
+        else None,
     )
     if joined is not None:
         joined.save(home / "network.json")
@@ -89,7 +103,16 @@ def init(
 
 @app.command()
 @guarded
-def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
+def run(
+    home: HomeOption,
+    passphrase_file: PassphraseOption = None,
+    custodian_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read by the custodian's process; default: the one in the home, or its own prompt."
+        ),
+    ] = None,
+) -> None:
     """Run the node until SIGINT or SIGTERM."""
     from usufruct_node.app import Node, exclusive
 
@@ -105,7 +128,7 @@ def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            url = await nursery.start(Node(place, settings, passphrase).run)
+            url = await nursery.start(node.run)
             logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for _ in signals:
@@ -113,6 +136,7 @@ def run(home: HomeOption, passphrase_file: PassphraseOption = None) -> None:
                     return
 
     with exclusive(place):
+        node = Node(place, settings, passphrase, custodian_passphrase_file=custodian_passphrase_file)
         try:
             trio.run(serve)
         except BaseExceptionGroup as group:
@@ -132,6 +156,19 @@ def status(home: HomeOption, as_json: JsonOption = False) -> None:
     for key, value in answer.items():
         table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     out.print(table)
+
+
+@app.command()
+@guarded
+def peers(home: HomeOption, as_json: JsonOption = False) -> None:
+    """Show who is connected, since when, what they took, and why somebody was refused."""
+    place = Home.at(home)
+    answer = NodeContent(place.node_address().url, place.api_token).query("/peers")
+    if as_json:
+        print_json(answer)
+        return
+    for part in render_peers(answer):
+        out.print(part)
 
 
 @app.command()

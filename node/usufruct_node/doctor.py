@@ -14,8 +14,9 @@ from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
-from usufruct.records import MemberStatus
+from usufruct.records import MemberStatus, Role
 from usufruct_node.config import NodeSettings
+from usufruct_node.kubo import examine_kubo
 from usufruct_node.peers import PeerIdentity
 
 _LEAST_FREE_BYTES = 1 << 30
@@ -43,7 +44,9 @@ def examine(home: Home, node_passphrase: str) -> list[Finding]:
     check("settings", lambda: f"{len(NodeSettings.load(home.root).model_dump())} settings")
     check("file modes", lambda: _modes(home))
     check("node keys", lambda: _keys(home, node_passphrase))
+    check("custodian", lambda: _custodian(home))
     check("disk", lambda: _disk(home))
+    check("block store", lambda: examine_kubo(home, NodeSettings.load(home.root)))
     check("chain and contracts", lambda: _chain(home))
     check("membership", lambda: _membership(home))
     check("node", lambda: _node(home))
@@ -65,6 +68,16 @@ def _keys(home: Home, passphrase: str) -> str:
     if found.peer_id_bytes.hex() != record.peer_id:
         raise ConfigurationError("the node keystore holds another libp2p identity than participant.json")
     return found.peer_id
+
+
+def _custodian(home: Home) -> str:
+    """The keystore of homomorphic secrets has to be there; only its own process and the steward's commands open it."""
+    if Role.CUSTODIAN not in home.organisation().role_bits:
+        return "no custodian"
+    if not home.custodian_keystore.is_file():
+        raise ConfigurationError(f"{home.custodian_keystore} is missing; restore it from a backup")
+    where = "a file in the home" if home.custodian_passphrase.is_file() else "the terminal, at every start"
+    return f"{home.custodian_keystore.name} is there; its passphrase comes from {where}"
 
 
 def _disk(home: Home) -> str:

@@ -19,14 +19,25 @@ UNKNOWN_ENDPOINT = "/ip4/127.0.0.1/tcp/0"
 
 
 def create_home(
-    root: Path, *, name: str, roles: Role, authority_passphrase: str, node_passphrase: str
+    root: Path,
+    *,
+    name: str,
+    roles: Role,
+    authority_passphrase: str,
+    node_passphrase: str,
+    custodian_passphrase: str | None = None,
 ) -> ParticipantFile:
     """Make a home with fresh keys.
+
+    Parameters
+    ----------
+    custodian_passphrase :
+        Of the keystore for homomorphic secrets, which a custodian has beside the others.
 
     Raises
     ------
     ConfigurationError
-        If there is one already; nothing is overwritten.
+        If there is one already, or a custodian has no passphrase; nothing is overwritten.
     InputError
         If the name is no label.
     """
@@ -34,6 +45,8 @@ def create_home(
         name=name, roles=[r.name.lower() for r in Role if r and r in roles and r.name]
     )
     org_id(name)
+    if (Role.CUSTODIAN in roles) != (custodian_passphrase is not None):
+        raise ConfigurationError("a custodian, and nobody else, has a passphrase for homomorphic secrets")
     if (root / "organisation.json").exists():
         raise ConfigurationError(f"{root} is a home already", hint="choose another directory")
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -41,6 +54,8 @@ def create_home(
     home = Home(root.resolve())
     authority = identity.create_authority_keys(KeyStore.create(home.authority_keystore, authority_passphrase))
     node = identity.create_node_keys(KeyStore.create(home.node_keystore, node_passphrase))
+    if custodian_passphrase is not None:
+        KeyStore.create(home.custodian_keystore, custodian_passphrase)
     record = ParticipantFile(
         name=name,
         roles=organisation.roles,
@@ -58,8 +73,18 @@ def create_home(
 def create_home_with_passphrase_files(root: Path, *, name: str, roles: Role) -> ParticipantFile:
     """Make a home whose passphrases are random and lie beside the keystores, mode 0600: for development networks."""
     authority, node = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-    record = create_home(root, name=name, roles=roles, authority_passphrase=authority, node_passphrase=node)
+    custodian = secrets.token_urlsafe(24) if Role.CUSTODIAN in roles else None
+    record = create_home(
+        root,
+        name=name,
+        roles=roles,
+        authority_passphrase=authority,
+        node_passphrase=node,
+        custodian_passphrase=custodian,
+    )
     home = Home(root.resolve())
+    if custodian is not None:
+        write_private(home.custodian_passphrase, custodian.encode("ascii"))
     write_private(home.authority_passphrase, authority.encode("ascii"))
     write_private(home.node_passphrase, node.encode("ascii"))
     return record

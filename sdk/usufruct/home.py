@@ -137,8 +137,23 @@ class Home:
 
     @property
     def node_keystore(self) -> Path:
-        """Keys of the node: ledger account, libp2p identity, homomorphic secrets of a custodian."""
+        """Keys of the node: ledger account, libp2p identity."""
         return self.root / "node.keys"
+
+    @property
+    def custodian_keystore(self) -> Path:
+        """Homomorphic secrets; opened by the custodian's process and the steward's commands, never by the node."""
+        return self.root / "custodian.keys"
+
+    @property
+    def custodian_passphrase(self) -> Path:
+        """Default passphrase file of the custodian's keystore; absent means: ask."""
+        return self.root / "custodian.passphrase"
+
+    @property
+    def custodian_database(self) -> Path:
+        """What the custodian remembers: releases made, of whom they told, openings of each key."""
+        return self.root / "custodian.db"
 
     @property
     def node_passphrase(self) -> Path:
@@ -149,6 +164,16 @@ class Home:
     def blocks(self) -> Path:
         """Embedded block store."""
         return self.root / "blocks"
+
+    @property
+    def kubo_catalogue(self) -> Path:
+        """What the blocks in Kubo are kept for, where Kubo is the block store."""
+        return self.root / "kubo"
+
+    @property
+    def kubo_token(self) -> Path:
+        """Credentials for Kubo's RPC, `user:secret`."""
+        return self.root / "kubo.token"
 
     @property
     def expansion_cache(self) -> Path:
@@ -162,7 +187,7 @@ class Home:
 
     @property
     def node_database(self) -> Path:
-        """What only this node knows: salts of its verdicts, what its blocks are for, releases made."""
+        """What only this node knows: salts of its verdicts, what its blocks are for, releases given out."""
         return self.root / "node.db"
 
     @property

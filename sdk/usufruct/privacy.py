@@ -103,6 +103,35 @@ def discrete_gaussian(values: Sequence[int], scale: float) -> list[int]:
     return [int(value) for value in noisy]
 
 
+GRID_PER_SIGMA: Final = 8
+"""Steps of the grid in one standard deviation: rounding then adds at most 1/16 of it to an error."""
+
+
+def grid_for(sigma: float) -> int:
+    """Grid that released values are rounded to: the largest power of two of at most sigma / 8, and at least 1.
+
+    Raises
+    ------
+    PrivacyError
+        If sigma is not positive and finite.
+    """
+    _check_positive(sigma=sigma)
+    return 1 << max(0, math.frexp(sigma / GRID_PER_SIGMA)[1] - 1)
+
+
+def round_to_grid(values: Sequence[int], grid: int) -> list[int]:
+    """Nearest multiple of the grid for each value, halves upwards; after noise, so that it costs no privacy.
+
+    Raises
+    ------
+    PrivacyError
+        If the grid is no positive integer.
+    """
+    if type(grid) is not int or grid < 1:
+        raise PrivacyError(f"a grid is a positive integer, not {grid!r}")
+    return [(value + grid // 2) // grid * grid for value in values]
+
+
 def epsilon(rho_micro: int, delta: float) -> float:
     """Translate a zCDP cost into the epsilon of (epsilon, delta)-differential privacy.
 

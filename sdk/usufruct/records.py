@@ -97,6 +97,8 @@ class Refusal(IntEnum):
     LEVEL_TOO_LOW = 21
     POSSESSION_UNPROVEN = 22
     RESULT_INVALID = 23
+    COHORTS_TOO_CLOSE = 24
+    KEY_EXHAUSTED = 25
 
 
 REFUSAL_HINTS: dict[Refusal, str] = {
@@ -115,6 +117,8 @@ REFUSAL_HINTS: dict[Refusal, str] = {
     Refusal.CONSENT_EPOCH_STALE: "post the job again: it will name the consent epoch in force",
     Refusal.COHORT_TOO_SMALL: "fewer subjects consent than the grant's minimum cohort",
     Refusal.BUDGET_EXCEEDED: "`usufruct rights budget` shows what is left",
+    Refusal.COHORTS_TOO_CLOSE: "nearly the same subjects were asked the same: ask for less rho, or later",
+    Refusal.KEY_EXHAUSTED: "the bundle's key may open no more results; ask for a re-sealed bundle",
     Refusal.NOT_ENOUGH_VERIFIERS: "wait until more verifiers are active, or ask for a grant with fewer replicas",
 }
 """What the refused may do next."""

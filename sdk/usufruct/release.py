@@ -18,13 +18,20 @@ import numpy.typing as npt
 from usufruct.content import dag
 from usufruct.errors import ManifestError, VerificationError
 from usufruct.he.container import Form
-from usufruct.he.isolated import open_blocks
+from usufruct.he.isolated import IsolatedOpener
 from usufruct.he.kernels import outputs
-from usufruct.he.secret import SecretKey
 from usufruct.job import JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
-from usufruct.privacy import MICRO, discrete_gaussian, epsilon, noise_bound, sigma_for
+from usufruct.privacy import (
+    MICRO,
+    discrete_gaussian,
+    epsilon,
+    grid_for,
+    noise_bound,
+    round_to_grid,
+    sigma_for,
+)
 from usufruct.records import Job, JobId, Participant
 
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
@@ -40,6 +47,7 @@ _PAYLOAD_FIELDS = {
     "count",
     "result_scale",
     "sigma_micro",
+    "grid",
     "rho_micro",
 }
 
@@ -58,6 +66,8 @@ class Release:
     """Integer units per 1.0."""
     sigma: float
     """Standard deviation of the noise on each value, in integer units."""
+    grid: int
+    """Every value is a multiple of this, in integer units: digits far below the noise say nothing and are not sent."""
     rho_micro: int
     """Privacy spent, zCDP, millionths of rho."""
 
@@ -76,19 +86,27 @@ class Release:
         return self.values / self.result_scale
 
     def mean_error(self, failure_probability: float = 1e-6) -> float:
-        """Bound on the noise of each entry of `mean()`, natural units, except with this probability."""
-        scale = self.sigma * (np.sqrt(self.count) if self.row_level else 1.0)
-        return noise_bound(float(scale), failure_probability) / (self.result_scale * self.count)
+        """Bound on noise and rounding of each entry of `mean()`, natural units, except with this probability."""
+        values = self.count if self.row_level else 1
+        noise = noise_bound(float(self.sigma * np.sqrt(values)), failure_probability)
+        return (noise + values * (self.grid // 2)) / (self.result_scale * self.count)
 
     def epsilon(self, delta: float = 1e-6) -> float:
         """The spent privacy as epsilon at `delta`."""
         return epsilon(self.rho_micro, delta)
 
 
-def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey) -> npt.NDArray[np.int64]:
+def decrypt_result(
+    inputs: JobInputs, blocks: Sequence[bytes], opener: IsolatedOpener
+) -> npt.NDArray[np.int64]:
     """Open the permitted coefficients of a verified result; exact, before noise.
 
-    Blocks are opened in a worker process with limits.
+    Parameters
+    ----------
+    blocks :
+        In the order of the kernel's outputs; read one at a time.
+    opener :
+        Worker process with limits that holds the key domain's secret.
 
     Returns
     -------
@@ -109,16 +127,14 @@ def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey
     if len(expected) != len(blocks):
         raise VerificationError(f"{len(blocks)} result blocks where the kernel gives {len(expected)}")
     if not parameters.row_level:
-        return np.concatenate(open_blocks(secret, [(block, [0]) for block in blocks]))
-    requests = []
+        return np.concatenate([opener.open_values(block, [0]) for block in blocks])
+    columns: dict[int, list[npt.NDArray[np.int64]]] = {}
     for output, block in zip(expected, blocks, strict=True):
         if output.form != Form.CIPHERTEXT or output.chunk is None:
             raise VerificationError("a row-level result with an aggregate block")
         start = output.chunk * shape.parameters.poly_modulus_degree
         rows = inputs.mask[start : start + shape.rows_in_chunk(output.chunk)]
-        requests.append((block, [int(row) for row in np.flatnonzero(rows)]))
-    columns: dict[int, list[npt.NDArray[np.int64]]] = {}
-    for output, values in zip(expected, open_blocks(secret, requests), strict=True):
+        values = opener.open_values(block, [int(row) for row in np.flatnonzero(rows)])
         columns.setdefault(output.column, []).append(values)
     return np.stack([np.concatenate(columns[column]) for column in sorted(columns)], axis=1)
 
@@ -126,11 +142,17 @@ def decrypt_result(inputs: JobInputs, blocks: Sequence[bytes], secret: SecretKey
 def add_noise(
     opened: npt.NDArray[np.int64], inputs: JobInputs, *, rho_micro: int
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Clip to the kernel's static bound, add discrete Gaussian noise, and shuffle rows; returns values and sigma."""
+    """Clip to the kernel's static bound, add discrete Gaussian noise, round to the grid, and shuffle rows.
+
+    Returns
+    -------
+    noised, sigma :
+        Values of the same shape, each a multiple of `grid_for(sigma)`; the noise's standard deviation.
+    """
     sigma = sigma_for(rho_micro, inputs.parameters.sensitivity(inputs.manifest))
     clipped = np.clip(opened, -inputs.bounds.value_bound, inputs.bounds.value_bound)
-    noised = np.array(discrete_gaussian([int(v) for v in clipped.ravel()], sigma), dtype=np.int64)
-    noised = noised.reshape(opened.shape)
+    drawn = discrete_gaussian([int(v) for v in clipped.ravel()], sigma)
+    noised = np.array(round_to_grid(drawn, grid_for(sigma)), dtype=np.int64).reshape(opened.shape)
     if noised.ndim == 2:
         order = list(range(len(noised)))
         secrets.SystemRandom().shuffle(order)
@@ -143,18 +165,23 @@ def sigma_micro(sigma: float) -> int:
     return int(np.ceil(sigma * MICRO))
 
 
-def make_envelope(
-    network: Network,
+def seal_payload(
+    chain_id: int,
     job_id: JobId,
     job: Job,
     inputs: JobInputs,
     noised: npt.NDArray[np.int64],
     sigma: float,
     *,
-    recipient: Participant,
-    signing_key: bytes,
+    recipient_key: bytes,
 ) -> bytes:
-    """The release as a DAG-CBOR block: encrypted to the partner, signed by the custodian's node."""
+    """The noised values, encrypted to the partner with HPKE.
+
+    Parameters
+    ----------
+    recipient_key :
+        32 bytes, the X25519 key under which the registry knows the partner.
+    """
     payload = {
         "type": PAYLOAD_TYPE,
         "job": bytes(job_id),
@@ -164,18 +191,24 @@ def make_envelope(
         "count": int(inputs.mask.sum()),
         "result_scale": inputs.parameters.result_scale,
         "sigma_micro": sigma_micro(sigma),
+        "grid": grid_for(sigma),
         "rho_micro": job.request.rho_micro,
     }
-    sealed = hpke.seal_to(recipient.hpke_key, dag.encode(payload), _info(network, job_id))
-    values = _signed_values(job_id, job, sealed, sigma_micro(sigma))
-    signature = typed_data.sign(signing_key, typed_data.RELEASE, values, **_domain(network))
+    return hpke.seal_to(recipient_key, dag.encode(payload), _info(chain_id, job_id))
+
+
+def sign_release(
+    network: Network, job_id: JobId, job: Job, sealed: bytes, noise_micro: int, *, signing_key: bytes
+) -> bytes:
+    """The release as a DAG-CBOR block, signed for the custodian's organisation; a function of its arguments."""
+    values = _signed_values(job_id, job, sealed, noise_micro)
     return dag.encode(
         {
             "type": ENVELOPE_TYPE,
             "job": bytes(job_id),
             "sealed": sealed,
-            "sigma_micro": sigma_micro(sigma),
-            "signature": signature,
+            "sigma_micro": noise_micro,
+            "signature": typed_data.sign(signing_key, typed_data.RELEASE, values, **_domain(network)),
         }
     )
 
@@ -218,7 +251,7 @@ def open_envelope(
         _signed_values(job_id, job, sealed, sigma),
         **_domain(network),
     )
-    payload = dag.decode_map(hpke.open_from(hpke_private, sealed, _info(network, job_id)))
+    payload = dag.decode_map(hpke.open_from(hpke_private, sealed, _info(network.chain_id, job_id)))
     return _read_payload(payload, job_id, sigma, job.request.rho_micro)
 
 
@@ -230,7 +263,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
     if payload["rho_micro"] != rho_micro:
         raise VerificationError("the release spent another budget than the job reserved")
     kernel, numbers, scale = payload["kernel"], payload["values"], payload["result_scale"]
-    columns, count = payload["columns"], payload["count"]
+    columns, count, grid = payload["columns"], payload["count"], payload["grid"]
     if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
         raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
     if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not scale > 0:
@@ -238,6 +271,8 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
     if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")
     values = np.frombuffer(numbers, _VALUE).astype(np.int64)
+    if type(grid) is not int or grid < 1 or (values % grid).any():
+        raise ManifestError("release payload: `values` are not on the grid")
     if columns and len(values) != count * columns:
         raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")
     return Release(
@@ -247,6 +282,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
         count=count,
         result_scale=scale,
         sigma=sigma / MICRO,
+        grid=grid,
         rho_micro=rho_micro,
     )
 
@@ -261,8 +297,8 @@ def _signed_values(job_id: JobId, job: Job, sealed: bytes, sigma: int) -> dict[s
     }
 
 
-def _info(network: Network, job_id: JobId) -> bytes:
-    return b"usufruct/release/1\0" + network.chain_id.to_bytes(8, "big") + job_id
+def _info(chain_id: int, job_id: JobId) -> bytes:
+    return b"usufruct/release/1\0" + chain_id.to_bytes(8, "big") + job_id
 
 
 def _domain(network: Network) -> dict[str, Any]:

@@ -371,7 +371,9 @@ class Consortium:
     def _key_domain(self, name: str) -> SecretKey:
         secret, public = he_keys.create_key_domain()
         home = self.net.home(name)
-        he_keys.store_secret(KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase)), secret)
+        he_keys.store_secret(
+            KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase)), secret
+        )
         self.clients[name].register_key_domain(public)
         return secret
 

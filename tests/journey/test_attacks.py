@@ -7,13 +7,14 @@ its control, the test shows that first.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from organisations import (
     FEATURES,
@@ -65,7 +66,7 @@ from usufruct.records import (
     label,
     org_id,
 )
-from usufruct.verify import ResultManifest, verdict_commitment
+from usufruct.verify import ResultManifest, possession, verdict_commitment
 from usufruct_node.enrol import create_home_with_passphrase_files
 
 NORTH = "clinic-north"
@@ -221,6 +222,23 @@ def test_malicious_compute_node_returns_something_else_and_nothing_is_decrypted(
     assert isinstance(error_of(lambda: network.university.wait(job)), JobFailedError)
 
 
+def test_malicious_compute_node_that_uses_a_stale_consent_epoch_is_refuted(
+    shared_network: Consortium, mallory: Mallory, withdrawn: None
+) -> None:
+    """It takes mask and status of the epoch before the withdrawal, and says so in its manifest."""
+    network, clinic = shared_network, shared_network.clinics[NORTH]
+    job = mallory.take()
+    _, _, mask, status = network.inputs_of(job)
+    before = replace(status, epoch=status.epoch - 1, bits=bytes(len(status.bits)))
+    blocks = network.computed(job, mask=np.ones(ROWS, dtype=np.bool_))[1]
+    # Positive control: the clinic's key would open a sum with the withdrawn rows in it.
+    assert network.opened(NORTH, blocks) == clinic.features.values.sum(axis=0).tolist()
+    assert not mask[17]
+    mallory.commit(job, network.manifest(job, blocks, status=before), blocks)
+    assert network.ended(job).state is JobState.REFUTED
+    assert "ReleaseOpened" not in network.events(job)
+
+
 def test_an_executor_that_works_by_the_rules_is_verified_and_released(
     shared_network: Consortium, mallory: Mallory
 ) -> None:
@@ -370,6 +388,74 @@ def test_dissenter_crying_wolf_forces_a_dispute_that_the_council_settles(shared_
     assert network.ended(job).state is JobState.RELEASED
 
 
+@contextmanager
+def _colluding(network: Consortium, *names: str) -> Iterator[list[Ledger]]:
+    """Nodes that are held still, and their keys in the attacker's hands."""
+    with ExitStack() as held:
+        for name in names:
+            held.enter_context(network.frozen(name))
+        yield [network.as_node(name) for name in names]
+
+
+def _agree(
+    network: Consortium, job: JobId, manifest: ResultManifest, blocks: list[bytes], names: Sequence[str]
+) -> None:
+    """Let colluding verifiers commit to a forged result, and reveal it: they have its bytes from the executor."""
+    salt = os.urandom(32)
+    held = {name: possession(org_id(name), blocks) for name in names}
+    for name in names:
+        commitment = verdict_commitment(
+            chain_id=network.ledger.network.chain_id,
+            job_ledger=network.ledger.network.contracts["JobLedger"],
+            job_id=job,
+            verifier=org_id(name),
+            result_digest=manifest.cid.digest,
+            held=held[name],
+            salt=salt,
+        )
+        network.as_node(name).transact("JobLedger", "commitVerdict", job, commitment, least_gas=600_000)
+    network.reached(job, JobState.REVEALING)
+    for name in names:
+        said = (manifest.cid.digest, held[name], salt)
+        network.as_node(name).transact("JobLedger", "revealVerdict", job, *said, least_gas=600_000)
+
+
+def test_verifier_colluding_with_the_executor_below_the_quorum_changes_nothing(
+    shared_network: Consortium, mallory: Mallory
+) -> None:
+    network = shared_network
+    with _colluding(network, "auditor"):
+        job = mallory.take()
+        honest, _ = network.computed(job)
+        forged = network.computed(job, mask=np.arange(ROWS) == 0)[1]
+        manifest = replace(honest, blocks=tuple(Cid.of(block) for block in forged))
+        mallory.commit(job, manifest, forged)
+        _agree(network, job, manifest, forged, ["auditor"])
+        ended = network.ended(job)
+    assert (ended.state, ended.agreeing, ended.dissenting) == (JobState.REFUTED, 1, 2)
+    assert "ReleaseOpened" not in network.events(job)
+
+
+def test_verifiers_colluding_at_the_quorum_are_stopped_by_one_dissent(
+    shared_network: Consortium, mallory: Mallory
+) -> None:
+    """As many as are needed agree on a lie; one honest verifier is enough to bring it before the council."""
+    network, names = shared_network, ["auditor", "clinic-south"]
+    with _colluding(network, *names):
+        job = mallory.take()
+        honest, _ = network.computed(job)
+        forged = network.computed(job, mask=np.arange(ROWS) == 0)[1]
+        manifest = replace(honest, blocks=tuple(Cid.of(block) for block in forged))
+        mallory.commit(job, manifest, forged)
+        _agree(network, job, manifest, forged, names)
+        disputed = network.reached(job, JobState.DISPUTED)
+    # Positive control: without the dissent they would have been enough.
+    assert (disputed.agreeing, disputed.dissenting) == (disputed.replicas, 1) == (2, 1)
+    network.decide("JobLedger", "settleDispute", job, False)
+    assert network.ended(job).state is JobState.REFUTED
+    assert "JobVerified" not in network.events(job) and "ReleaseOpened" not in network.events(job)
+
+
 # Consent.
 
 
@@ -411,6 +497,10 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     # Positive control: under the epoch in force the same job goes through, without the row.
     release = network.university.wait(network.post())
     assert release.count == ROWS - len(clinic.withdrawn)
+    # Whoever asks again after the withdrawal is told that it counts together with what was released before.
+    network.indexed()
+    sums = network.university.parameters(clinic.bundle, "sum")
+    assert network.university.estimate(clinic.bundle, sums, rho=1.0).joint_rho_micro > MICRO
 
 
 # Peers and blocks.
@@ -571,6 +661,7 @@ def _secrets_of(network: Consortium, but: str) -> dict[str, bytes]:
         secret = clinic.secret.to_bytes()
         found[f"secret key of {name}"] = secret[-64:]
         found[f"secret key of {name}, start"] = secret[8:72]
+        found[f"secret key of {name}, as numbers"] = clinic.secret._coefficients[:64].tobytes()
         row = clinic.features.values[5]
         found.update(
             {
@@ -587,7 +678,14 @@ def _secrets_of(network: Consortium, but: str) -> dict[str, bytes]:
         keys = network.node_keys(name)
         found[f"ledger key of {name}"] = keys.ledger_key
         found[f"peer seed of {name}"] = keys.peer_seed
-        for file in (home.node_passphrase, home.authority_passphrase, home.api_token):
+        for file in (
+            home.node_passphrase,
+            home.authority_passphrase,
+            home.custodian_passphrase,
+            home.api_token,
+        ):
+            if not file.exists():
+                continue
             found[f"{file.name} of {name}"] = file.read_bytes().strip()
     return found
 
@@ -614,6 +712,54 @@ def test_curious_compute_node_finds_no_secret_and_no_plaintext_on_its_disk(
     assert {path.name for path, data in disk.items() if own in data} == {"node.passphrase"}
     subject = network.clinics[NORTH].subjects[5].encode()
     assert subject in network.net.home(NORTH).consent_database.read_bytes()
+
+
+def _memory(pid: int) -> Iterator[bytes]:
+    """What a process can write to, region by region: whatever it computes with is there."""
+    with suppress(OSError), Path(f"/proc/{pid}/mem").open("rb", buffering=0) as image:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights, *_ = line.split()
+            if not rights.startswith("rw"):
+                continue
+            first, last = (int(edge, 16) for edge in span.split("-"))
+            with suppress(OSError, ValueError, OverflowError):
+                image.seek(first)
+                yield image.read(last - first)
+
+
+def _found_in_memory(pids: Iterable[int], wanted: dict[str, bytes]) -> set[str]:
+    """Which of these are in the memory of any of these processes."""
+    found: set[str] = set()
+    for pid in pids:
+        for region in _memory(pid):
+            found |= {what for what, secret in wanted.items() if secret in region}
+    return found
+
+
+def _family(network: Consortium, name: str) -> list[int]:
+    """A node's process and all below it."""
+    node = psutil.Process(network.net.running()[name])
+    return [node.pid, *(child.pid for child in node.children(recursive=True))]
+
+
+def test_curious_compute_node_finds_no_secret_and_no_plaintext_in_its_memory_image(
+    shared_network: Consortium,
+) -> None:
+    network = shared_network
+    network.reached(network.post(kernel="linear", parameters=model("rows")), JobState.RELEASED)
+    hidden = _secrets_of(network, "compute-1")
+    assert _found_in_memory(_family(network, "compute-1"), hidden) == set()
+    # Positive control: the same search finds what the node does hold, and the secret where it belongs.
+    own = {"own": network.node_keys("compute-1").ledger_key}
+    assert _found_in_memory(_family(network, "compute-1"), own) == {"own"}
+    node, *below = _family(network, NORTH)
+    (custodian,) = [
+        pid for pid in below if b"usufruct_node.custodian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    secret = {what: value for what, value in hidden.items() if what.startswith(f"secret key of {NORTH}")}
+    assert f"secret key of {NORTH}, as numbers" in _found_in_memory([custodian], secret)
+    # Not even the custodian's own node holds it.
+    assert _found_in_memory([node], secret) == set()
 
 
 def test_no_process_carries_a_secret_in_its_environment_or_command_line(shared_network: Consortium) -> None:

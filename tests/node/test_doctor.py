@@ -18,7 +18,16 @@ from usufruct_node.app import exclusive
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home_with_passphrase_files
 
-CHECKS = ["settings", "file modes", "node keys", "disk", "chain and contracts", "membership", "node"]
+CHECKS = [
+    "settings",
+    "file modes",
+    "node keys",
+    "custodian",
+    "disk",
+    "chain and contracts",
+    "membership",
+    "node",
+]
 
 
 def findings(home: Home) -> dict[str, tuple[bool, str]]:
@@ -69,6 +78,7 @@ BROKEN: dict[str, tuple[Callable[[Home], object], str, str]] = {
     "mode": (lambda h: h.node_keystore.chmod(0o644), "file modes", "chmod 600"),
     "passphrase mode": (lambda h: h.authority_passphrase.chmod(0o640), "file modes", "authority.passphrase"),
     "keystore gone": (lambda h: h.node_keystore.unlink(), "node keys", "node.keys"),
+    "secrets gone": (lambda h: h.custodian_keystore.unlink(), "custodian", "custodian.keys"),
     "keystore damaged": (lambda h: h.node_keystore.write_bytes(b"junk"), "node keys", "node.keys"),
     "another identity": (foreign_keys, "node keys", "another libp2p identity"),
     "network gone": (lambda h: h.network_file.unlink(), "chain and contracts", "no network file"),

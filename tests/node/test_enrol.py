@@ -53,6 +53,21 @@ def test_the_two_keystores_open_with_their_own_passphrases_only(tmp_path: Path) 
             KeyStore.open(path, wrong)
 
 
+def test_homomorphic_secrets_have_a_keystore_and_a_passphrase_of_their_own(tmp_path: Path) -> None:
+    given = {"name": "clinic", "authority_passphrase": "one", "node_passphrase": "two"}
+    for roles, passphrase in ((ROLES, "three"), (ROLES | Role.CUSTODIAN, None)):
+        with pytest.raises(ConfigurationError, match="custodian"):
+            create_home(tmp_path / "home", roles=roles, custodian_passphrase=passphrase, **given)
+    create_home(tmp_path / "home", roles=ROLES | Role.CUSTODIAN, custodian_passphrase="three", **given)
+    home = Home.at(tmp_path / "home")
+    for wrong in ("one", "two"):
+        with pytest.raises(WrongPassphraseError):
+            KeyStore.open(home.custodian_keystore, wrong)
+    assert KeyStore.open(home.custodian_keystore, "three").names() == []
+    make(tmp_path / "other")
+    assert not Home.at(tmp_path / "other").custodian_keystore.exists()
+
+
 def test_a_home_is_never_overwritten(tmp_path: Path) -> None:
     make(tmp_path / "home")
     before = {path.name: path.read_bytes() for path in (tmp_path / "home").iterdir()}

@@ -13,7 +13,7 @@ import pytest
 from usufruct.errors import ContainerError, KeyStoreError, WorkerError, WrongKeyDomainError
 from usufruct.he import isolated
 from usufruct.he.bfv import encrypt_columns, generate_secret_key, open_coefficients
-from usufruct.he.isolated import IsolatedOpener, open_blocks
+from usufruct.he.isolated import IsolatedOpener
 from usufruct.he.secret import SecretKey
 
 VALUES = np.arange(-20, 20).reshape(20, 2)
@@ -40,12 +40,14 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_blocks_open_in_a_worker_as_they_do_here(secret: SecretKey, blocks: list[bytes]) -> None:
-    opened = open_blocks(secret, [(block, range(20)) for block in blocks])
+def test_blocks_open_in_a_worker_as_they_do_here(
+    secret: SecretKey, opener: IsolatedOpener, blocks: list[bytes]
+) -> None:
+    opened = [opener.open_values(block, range(20)) for block in blocks]
     assert np.array_equal(np.stack(opened, axis=1), VALUES)
-    assert open_blocks(secret, [(blocks[1], [7, 3]), (blocks[0], [])])[0].tolist() == open_coefficients(
-        blocks[1], secret, [7, 3]
-    )
+    assert opener.open_values(blocks[0], []).size == 0
+    some = opener.open_values(blocks[1], [7, 3]).tolist()
+    assert some == open_coefficients(blocks[1], secret, [7, 3])
 
 
 def test_one_worker_opens_many_blocks_and_is_gone_afterwards(secret: SecretKey, blocks: list[bytes]) -> None:
@@ -97,7 +99,8 @@ def test_worker_that_reaches_its_memory_limit_fails_the_block_and_not_the_caller
         pytest.raises(WorkerError, match="memory limit of 32 MiB"),
     ):
         opener.open_values(blocks[0], [0])
-    assert open_blocks(secret, [(blocks[0], [0])])[0].tolist() == [-20]
+    with IsolatedOpener(secret) as opener:
+        assert opener.open_values(blocks[0], [0]).tolist() == [-20]
 
 
 def test_worker_that_hangs_is_ended_at_its_deadline(secret: SecretKey, blocks: list[bytes]) -> None:

@@ -109,7 +109,7 @@ class Story:
                 subjects = [f"{name}/patient-{row:03d}" for row in range(features.n_rows)]
                 secret, public = he_keys.create_key_domain()
                 home = self._net.home(name)
-                keystore = KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase))
+                keystore = KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase))
                 he_keys.store_secret(keystore, secret)
                 clients[name].register_key_domain(public)
                 self._clinics[name] = Clinic(clients[name], features, secret, subjects, {})

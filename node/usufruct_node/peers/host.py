@@ -54,6 +54,8 @@ StreamHandler = Callable[[str, MemberStream], Awaitable[None]]
 
 _MAX_CONNECTIONS = 512
 _MAX_HANDSHAKES = 256
+_HANDSHAKES_AT_ONCE = 64
+"""So that those begun are done within their deadline when many members come at once; the others wait for their turn."""
 _CONNECTIONS_PER_MEMBER = 4
 
 
@@ -125,7 +127,8 @@ class PeerHost:
         self._swarm_key = swarm_key
         self._deadlines = deadlines or Deadlines()
         self._refusals = RefusalLog()
-        self._quotas = Quotas(quota or Quota())
+        self.quota = quota or Quota()
+        self._quotas = Quotas(self.quota)
         self.shelf = Shelf(
             is_member=is_member,
             authorise=authorise,
@@ -152,6 +155,7 @@ class PeerHost:
         self._connections: dict[str, list[Connection]] = {}
         self._streams: Counter[str] = Counter()
         self._handshakes = 0
+        self._turns = trio.CapacityLimiter(_HANDSHAKES_AT_ONCE)
         self._dialling: dict[str, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
         self._multiaddr: str | None = None
@@ -207,6 +211,11 @@ class PeerHost:
                 await trio.serve_listeners(self._accept, listeners, handler_nursery=nursery)
         finally:
             self._nursery = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether connections are hidden under a shared key."""
+        return self._swarm_key is not None
 
     def connected(self) -> list[str]:
         """Return the peer ids with a live connection, sorted."""
@@ -436,7 +445,8 @@ class PeerHost:
         tcp = TcpStream(stream)
         self._handshakes += 1
         try:
-            session = await self._admit(tcp)
+            async with self._turns:
+                session = await self._admit(tcp)
         finally:
             self._handshakes -= 1
         if session is not None:

@@ -48,12 +48,16 @@ class _Bucket:
 
     def wait_s(self, now: float) -> float:
         """Seconds until there is no debt."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+        self._fill(now)
         return max(0.0, -self._tokens / self._rate)
 
-    def take(self, count: float) -> None:
+    def take(self, count: float, now: float) -> None:
+        self._fill(now)
         self._tokens -= count
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
 
 
 class Quotas:
@@ -77,10 +81,11 @@ class Quotas:
 
     def charge(self, peer_id: str, *, blocks: int, size_bytes: int) -> None:
         """Note what the member asked for and was given."""
-        per_block, *per_byte = self._account(peer_id, self._clock())
-        per_block.take(blocks)
+        now = self._clock()
+        per_block, *per_byte = self._account(peer_id, now)
+        per_block.take(blocks, now)
         for bucket in per_byte:
-            bucket.take(size_bytes)
+            bucket.take(size_bytes, now)
 
     def _account(self, peer_id: str, now: float) -> tuple[_Bucket, ...]:
         found = self._accounts.get(peer_id)

@@ -1,54 +1,68 @@
-"""Custodian: decrypts verified results of its own key domains, once, and only after the ledger was told.
+"""Custodian: puts verified results of its key domains to the custodian's process; the ledger knows before anybody else.
 
-Order of durable steps: check everything; `openRelease` (budget spent, decryption announced); decrypt, clip, noise, encrypt to
-the partner, sign; envelope and journal on disk; `recordRelease`; only then is the envelope given out. After a crash the work
-goes on from the last of these; noise that was kept is never drawn again.
+Order of durable steps: examine everything; `openRelease` (budget spent, decryption announced); the process decrypts, noises,
+encrypts to the partner, and keeps; sign; envelope and journal on disk; `recordRelease`; only then is the envelope given out.
+After a crash the work goes on from the last of these. This side holds no secret but the key that signs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
     BlockMismatchError,
+    ForgottenReleasesError,
     InputError,
     IntegrityError,
     LedgerError,
     ReleaseRefusedError,
-    VerificationError,
     WrongKeyDomainError,
 )
-from usufruct.he.secret import SecretKey
-from usufruct.job import JobInputs
-from usufruct.keys import hpke
-from usufruct.records import JobState, KeyId, Participant, Refusal
-from usufruct.release import add_noise, decrypt_result, make_envelope, sigma_micro
-from usufruct.verify import ResultManifest, check_possessions
+from usufruct.records import JobId, JobState, MemberStatus, OrgId, Refusal, Role
+from usufruct.release import sign_release
+from usufruct.verify import ResultManifest
+from usufruct_node.custodian import Case, CustodianProcess, Records, Sealed
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, job_pin, log, overdue, result_pin
 from usufruct_node.roles.journal import OwnRelease
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What goes to the custodian's process about one job."""
+
+    case: Case
+    records: Records
+    blocks: tuple[Cid, ...]
+
 
 class Custodian:
-    """Role of a member that keeps homomorphic secrets."""
+    """Role of a member whose key domains others compute on."""
 
-    def __init__(
-        self, context: RoleContext, *, secret_of: Callable[[KeyId], SecretKey], signing_key: bytes
-    ) -> None:
+    def __init__(self, context: RoleContext, *, process: CustodianProcess, signing_key: bytes) -> None:
         self._context = context
-        self._secret_of = secret_of
+        self._process = process
         self._signing_key = signing_key
+        self._withheld: set[JobId] = set()
+        """Opened, and then refused: consent or rights have gone since. They expire."""
 
     def wanted(self) -> list[JobRow]:
         """Jobs on which this node has something to do."""
         context, now = self._context, self._context.now()
         rows = context.index.jobs(JobState.VERIFIED, JobState.OPENED)
-        return [row for row in rows if not overdue(row.job, now) and self._keeps(row.job.key_id)]
+        return [
+            row
+            for row in rows
+            if not overdue(row.job, now) and self._keeps(row) and row.job_id not in self._withheld
+        ]
 
     async def handle(self, row: JobRow) -> None:
         """One step: announce or refuse, or release."""
@@ -57,19 +71,16 @@ class Custodian:
         else:
             await self._release(row)
 
-    def _keeps(self, key_id: KeyId) -> bool:
-        domain = self._context.index.key_domain(key_id)
+    def _keeps(self, row: JobRow) -> bool:
+        domain = self._context.index.key_domain(row.job.key_id)
         return domain is not None and domain.custodian == self._context.org
 
     async def _open(self, row: JobRow) -> None:
         try:
-            inputs, _ = await self._check(row)
-            inputs.status.check_in_force(self._context.now())
-            await trio.to_thread.run_sync(self._rehearse, row)
+            if not self._is_stale(row):
+                await self._ask(self._examine, row)
         except ReleaseRefusedError as exc:
             await self._refuse(row, Refusal[exc.reason], exc)
-        except VerificationError as exc:
-            await self._refuse(row, Refusal.POSSESSION_UNPROVEN, exc)
         except BlockMismatchError:
             raise
         except (InputError, IntegrityError, WrongKeyDomainError) as exc:
@@ -77,74 +88,135 @@ class Custodian:
         else:
             await self._context.transact("openRelease", row.job_id)
 
+    def _is_stale(self, row: JobRow) -> bool:
+        """Whether another consent epoch is in force: then announcing lets the ledger end the job, and opens nothing."""
+        artifact = self._context.index.artifact(row.job.request.artifact_id)
+        if artifact is None:
+            raise LedgerError("the index lacks the job's bundle")
+        epoch = self._context.index.consent_epoch(artifact.steward, artifact.consent_scope)
+        return epoch is not None and epoch.epoch != row.job.request.consent_epoch
+
     async def _refuse(self, row: JobRow, reason: Refusal, exc: Exception) -> None:
         log.warning("release of job %s refused (%s): %s", row.job_id.hex()[:12], reason.name, exc)
         await self._context.transact("refuseRelease", row.job_id, reason)
-
-    async def _check(self, row: JobRow) -> tuple[JobInputs, list[bytes]]:
-        """Everything that the ledger cannot check: inputs, result blocks, proofs of possession."""
-        context = self._context
-        artifact = context.index.artifact(row.job.request.artifact_id)
-        if artifact is None or artifact.steward != context.org:
-            raise ReleaseRefusedError(Refusal.ARTIFACT_MISMATCH.name)
-        inputs = await context.inputs(row)
-        record = await self._result_record(row)
-        result = ResultManifest.from_record(record)
-        if result != context.result_manifest(row, result.blocks):
-            raise IntegrityError("the result manifest names other inputs than the job")
-        await context.fetch(result.blocks, row.job.executor, pin=job_pin(row.job_id))
-        blocks = await trio.to_thread.run_sync(context.blocks_of, result.blocks)
-        agreeing = {
-            verdict.verifier: verdict.possession
-            for verdict in context.index.verdicts(row.job_id)
-            if verdict.agrees and verdict.possession is not None
-        }
-        await trio.to_thread.run_sync(partial(check_possessions, agreeing, blocks, replicas=row.job.replicas))
-        return inputs, blocks
-
-    async def _result_record(self, row: JobRow) -> dict[str, dag.DagValue]:
-        context = self._context
-        cid = Cid.from_digest(row.job.result_digest, Codec.DAG_CBOR)
-        await context.fetch([cid], row.job.executor, pin=job_pin(row.job_id))
-        return dag.decode_map(await trio.to_thread.run_sync(context.store.get, cid))
 
     async def _release(self, row: JobRow) -> None:
         context = self._context
         kept = context.journal.release(row.job_id)
         if kept is None:
-            inputs, blocks = await self._check(row)
-            made = await trio.to_thread.run_sync(self._make, row, inputs, blocks)
-            kept = await trio.to_thread.run_sync(context.journal.keep_release, row.job_id, made)
+            try:
+                sealed = await self._ask(self._decrypt, row)
+            except ReleaseRefusedError as exc:
+                log.warning("job %s was opened and is not decrypted: %s", row.job_id.hex()[:12], exc)
+                self._withheld.add(row.job_id)
+                return
+            kept = await trio.to_thread.run_sync(self._keep, row, sealed)
         await trio.to_thread.run_sync(context.pin, [kept.envelope], result_pin(row.job_id))
         await trio.to_thread.run_sync(
             context.holdings.add, [kept.envelope], Purpose.RELEASE, bytes(row.job_id)
         )
         await context.transact("recordRelease", row.job_id, kept.envelope.digest, kept.sigma_micro)
 
-    def _rehearse(self, row: JobRow) -> None:
-        """Whatever could fail after the budget is spent is tried before: the secret, and the partner's key."""
-        self._secret_of(row.job.key_id)
-        hpke.seal_to(self._recipient(row).hpke_key, b"rehearsal", b"usufruct/rehearsal")
+    async def _ask(self, ask: Callable[[_Question], Answer], row: JobRow) -> Answer:
+        """Put a job to the process, and first, if it was restored, what it has forgotten."""
+        question = await self._question(row)
+        while True:
+            try:
+                return await trio.to_thread.run_sync(ask, question, limiter=self._context.computing)
+            except ForgottenReleasesError as exc:
+                log.warning("job %s: %s", row.job_id.hex()[:12], exc)
+                for job in exc.jobs:
+                    await self._remind(JobId(job))
 
-    def _recipient(self, row: JobRow) -> Participant:
-        recipient = self._context.index.participant(row.job.requester)
-        if recipient is None:
-            raise LedgerError("the index lacks the job's requester")
-        return recipient
+    def _examine(self, question: _Question) -> None:
+        self._process.examine(question.case, question.records, self._blocks(question))
 
-    def _make(self, row: JobRow, inputs: JobInputs, blocks: list[bytes]) -> OwnRelease:
+    def _decrypt(self, question: _Question) -> Sealed:
+        return self._process.release(question.case, question.records, self._blocks(question))
+
+    def _blocks(self, question: _Question) -> Iterator[bytes]:
+        return (self._context.store.get(cid) for cid in question.blocks)
+
+    async def _remind(self, job_id: JobId) -> None:
+        row = self._context.index.job(job_id)
+        if row is None:
+            raise LedgerError(f"the index lacks job {job_id.hex()[:12]}")
+        case = await trio.to_thread.run_sync(self._case, row)
+        pin = job_pin(job_id)
+        manifest = await self._record(case.artifact.content_digest, self._context.org, pin)
+        status = await self._record(case.cited_epoch.status_digest, self._context.org, pin)
+        records = Records(manifest=manifest, policy=b"", status=status, parameters=b"", result=b"")
+        await trio.to_thread.run_sync(self._process.remember, case, records)
+
+    async def _question(self, row: JobRow) -> _Question:
+        """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""
+        context, executor = self._context, row.job.executor
+        case = await trio.to_thread.run_sync(self._case, row)
+        await context.inputs(row)
+        pin = job_pin(row.job_id)
+        records = Records(
+            manifest=await self._record(case.artifact.content_digest, context.org, pin),
+            policy=await self._record(case.policy_digest, context.org, pin),
+            status=await self._record(case.cited_epoch.status_digest, context.org, pin),
+            parameters=await self._record(row.job.request.parameters_digest, row.job.requester, pin),
+            result=await self._record(row.job.result_digest, executor, pin),
+        )
+        result = ResultManifest.from_record(dag.decode_map(records.result))
+        await context.fetch(result.blocks, executor, pin=pin)
+        return _Question(case=case, records=records, blocks=result.blocks)
+
+    async def _record(self, digest: bytes, holder: OrgId, pin: str) -> bytes:
+        cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+        await self._context.fetch([cid], holder, pin=pin)
+        return await trio.to_thread.run_sync(self._context.store.get, cid)
+
+    def _case(self, row: JobRow) -> Case:
+        """What the ledger says, as of the indexed block, which is final."""
+        index, request = self._context.index, row.job.request
+        artifact, grant = index.artifact(request.artifact_id), index.grant(request.grant_id)
+        domain, requester = index.key_domain(row.job.key_id), index.participant(row.job.requester)
+        if artifact is None or grant is None or domain is None or requester is None:
+            raise LedgerError("the index lacks the job's bundle, grant, key domain or requester")
+        cited = index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
+        in_force = index.consent_epoch(artifact.steward, artifact.consent_scope)
+        policy_digest = index.policy_digest(request.artifact_id, request.policy_version)
+        if cited is None or in_force is None or policy_digest is None:
+            raise LedgerError("the index lacks the job's consent epoch or policy")
+        live = index.jobs(JobState.VERIFIED, JobState.OPENED, artifact_id=request.artifact_id)
+        released = index.jobs(JobState.RELEASED, artifact_id=request.artifact_id)
+        return Case(
+            chain_id=self._context.ledger.network.chain_id,
+            now=self._context.now(),
+            job_id=row.job_id,
+            job=row.job,
+            artifact=artifact,
+            policy_digest=policy_digest,
+            domain=domain,
+            grant=grant,
+            cited_epoch=cited,
+            epoch_in_force=in_force.epoch,
+            requester_active=requester.status == MemberStatus.ACTIVE and Role.PARTNER in requester.roles,
+            recipient_key=requester.hpke_key,
+            possessions=tuple(
+                (verdict.verifier, verdict.possession)
+                for verdict in index.verdicts(row.job_id)
+                if verdict.agrees and verdict.possession is not None
+            ),
+            under_way=tuple(other.job_id for other in live),
+            released=b"".join(other.job_id for other in released),
+        )
+
+    def _keep(self, row: JobRow, made: Sealed) -> OwnRelease:
         context = self._context
-        opened = decrypt_result(inputs, blocks, self._secret_of(row.job.key_id))
-        noised, sigma = add_noise(opened, inputs, rho_micro=row.job.request.rho_micro)
-        envelope = make_envelope(
+        envelope = sign_release(
             context.ledger.network,
             row.job_id,
             row.job,
-            inputs,
-            noised,
-            sigma,
-            recipient=self._recipient(row),
+            made.sealed,
+            made.sigma_micro,
             signing_key=self._signing_key,
         )
         cid = context.store.put(envelope, Codec.DAG_CBOR, pin=job_pin(row.job_id))
-        return OwnRelease(envelope=cid, sigma_micro=sigma_micro(sigma))
+        return context.journal.keep_release(
+            row.job_id, OwnRelease(envelope=cid, sigma_micro=made.sigma_micro)
+        )

@@ -21,6 +21,8 @@ _FIRST_PAUSE = 0.25
 """Before the first repetition: most failures are a peer that is a block behind."""
 
 _LONGEST_PAUSE = 60.0
+_CATCHING_UP_SECONDS = 5.0
+"""Longest time for which a step that was done is not begun again because the index does not show it yet."""
 _MOVED_ON = frozenset(
     {
         "JobLedgerWrongState",
@@ -50,6 +52,7 @@ class Dispatcher:
         self._roles = list(roles)
         self._busy: set[tuple[int, JobId]] = set()
         self._failures: dict[tuple[int, JobId], tuple[int, float]] = {}
+        self._done: dict[tuple[int, JobId], tuple[JobRow, float]] = {}
         self._changed = trio.Event()
         self._held = False
         self.troubles: dict[str, str] = {}
@@ -73,7 +76,7 @@ class Dispatcher:
                     for row in await self._wanted(role):
                         key = (number, row.job_id)
                         wanted.add(key)
-                        if key not in self._busy and self._rested(key):
+                        if key not in self._busy and self._rested(key) and not self._is_done(key, row):
                             self._busy.add(key)
                             nursery.start_soon(self._step, key, role, row)
                 self._forget_all_but(wanted | self._busy)
@@ -90,6 +93,7 @@ class Dispatcher:
     def _forget_all_but(self, current: set[tuple[int, JobId]]) -> None:
         """A job that went on without this node, or is over, is no trouble any more."""
         self._failures = {key: held for key, held in self._failures.items() if key in current}
+        self._done = {key: held for key, held in self._done.items() if key in current}
         jobs = {job_id.hex() for _, job_id in current}
         for job in [job for job in self.troubles if job not in jobs]:
             del self.troubles[job]
@@ -98,6 +102,16 @@ class Dispatcher:
         """Seconds until something may be tried again, if nothing changes before."""
         due = min((at for _, at in self._failures.values()), default=float("inf"))
         return min(_LOOK_SECONDS, max(_FIRST_PAUSE, due - time.monotonic()))
+
+    def _is_done(self, key: tuple[int, JobId], row: JobRow) -> bool:
+        """Whether the index still shows the job as it was before the step that has just been done on it."""
+        if key not in self._done:
+            return False
+        before, at = self._done[key]
+        if before == row and time.monotonic() < at + _CATCHING_UP_SECONDS:
+            return True
+        del self._done[key]
+        return False
 
     def _rested(self, key: tuple[int, JobId]) -> bool:
         return key not in self._failures or time.monotonic() >= self._failures[key][1]
@@ -120,6 +134,7 @@ class Dispatcher:
             self.troubles[job] = f"{type(role).__name__.lower()}: {exc}"
             _log.warning("job %s: %s; again in %.2g s", job[:12], exc, pause)
         else:
+            self._done[key] = (row, time.monotonic())
             self._failures.pop(key, None)
             self.troubles.pop(job, None)
         finally:

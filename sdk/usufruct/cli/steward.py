@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
+    CustodianPassphraseOption,
     HolderOption,
     HomeOption,
     JsonOption,
-    NodePassphraseOption,
     PassphraseOption,
+    custodian_keystore,
     done,
     err,
     guarded,
-    node_keystore,
     print_json,
     read_text,
 )
@@ -63,14 +63,14 @@ def _read_features(matrix: Path, schema: Path) -> Features:
 def key_domain_create(
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
-    node_passphrase_file: NodePassphraseOption = None,
+    custodian_passphrase_file: CustodianPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key domain: the secret goes into the node's keystore, its public record onto the ledger."""
+    """Make a key domain: the secret goes into the custodian's keystore, its public record onto the ledger."""
     place = Home.at(home)
     client = Client.open(place, passphrase_file=passphrase_file)
     secret, public = he_keys.create_key_domain()
-    he_keys.store_secret(node_keystore(place, node_passphrase_file), secret)
+    he_keys.store_secret(custodian_keystore(place, custodian_passphrase_file), secret)
     key_id = client.register_key_domain(public)
     done(f"key domain {key_id.hex()}", {"key_id": key_id.hex()}, as_json=as_json)
 
@@ -154,7 +154,7 @@ def publish(
     holder: HolderOption = None,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
-    node_passphrase_file: NodePassphraseOption = None,
+    custodian_passphrase_file: CustodianPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Steps 1 to 4: check, seal, publish and register a feature matrix as one stream; no ciphertext waits on disk."""
@@ -163,7 +163,7 @@ def publish(
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
     client = Client.open(place, passphrase_file=passphrase_file)
     secret = he_keys.load_secret(
-        node_keystore(place, node_passphrase_file), parse_id(key_domain, "key domain")
+        custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
     )
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
     policy = Policy(

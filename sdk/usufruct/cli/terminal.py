@@ -36,11 +36,11 @@ PassphraseOption = Annotated[
         help="File of mode 0600 with the authority's passphrase; default: the home's, or a prompt.",
     ),
 ]
-NodePassphraseOption = Annotated[
+CustodianPassphraseOption = Annotated[
     Path | None,
     typer.Option(
-        "--node-passphrase-file",
-        help="File of mode 0600 with the passphrase of the node's keys; default: the home's, or a prompt.",
+        "--custodian-passphrase-file",
+        help="File of mode 0600 with the passphrase of the homomorphic secrets; default: the home's, or a prompt.",
     ),
 ]
 CopiesOption = Annotated[
@@ -119,11 +119,11 @@ def printable(text: str) -> str:
     )
 
 
-def node_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
-    """The node's keys: a steward seals with the homomorphic secret that its custodian keeps there."""
-    default = home.node_passphrase if home.node_passphrase.is_file() else None
-    prompt = f"Passphrase of {home.node_keystore}: "
-    return KeyStore.open(home.node_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
+    """Homomorphic secrets: a steward seals with what its custodian opens results with."""
+    default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
+    prompt = f"Passphrase of {home.custodian_keystore}: "
+    return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
 
 
 def read_text(path: Path) -> str:

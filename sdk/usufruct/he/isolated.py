@@ -7,6 +7,7 @@ secret crosses a pipe, never an argument, a file or the environment.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -48,6 +49,7 @@ ROWS: Final = np.dtype("<u4")
 VALUES: Final = np.dtype("<i8")
 
 _WORKER = "usufruct.he.opener"
+_PR_SET_DUMPABLE = 4
 _LENGTH_BYTES = 4
 _REFUSALS: Final[dict[str, type[UsufructError]]] = {
     error.__name__: error
@@ -98,6 +100,11 @@ class IsolatedWorker:
     def pid(self) -> int | None:
         """Process id of the worker, if one runs."""
         return None if self._worker is None else self._worker.pid
+
+    def start(self) -> None:
+        """Start the worker if none runs, so that the first request need not wait for it."""
+        if self._worker is None:
+            self._start()
 
     def ask(self, *frames: bytes) -> bytes:
         """Send one request; return the answer.
@@ -217,14 +224,6 @@ class IsolatedOpener(IsolatedWorker):
         return opened.astype(np.int64)
 
 
-def open_blocks(
-    secret: SecretKey, requests: Sequence[tuple[bytes, Sequence[int]]]
-) -> list[NDArray[np.int64]]:
-    """Open many blocks with one worker; (block, rows) each. Errors as `IsolatedOpener.open_values`."""
-    with IsolatedOpener(secret) as opener:
-        return [opener.open_values(block, rows) for block, rows in requests]
-
-
 def _end(worker: subprocess.Popen[bytes], late: threading.Event) -> None:
     late.set()
     worker.kill()
@@ -260,11 +259,18 @@ def answer(stream: IO[bytes], make: Callable[..., bytes], *request: bytes) -> No
         write_frame(stream, body)
 
 
+def keep_memory_private() -> None:
+    """Leave no core file, and let no other process of this user read or trace this one's memory (Linux)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "cannot keep the memory of this process private")
+
+
 def run_limited(serve: Callable[[IO[bytes], IO[bytes]], None]) -> None:
     """The main program of a worker: serve standard input under the limits; the only argument is that of memory."""
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_memory_private()
     try:
         serve(sys.stdin.buffer, sys.stdout.buffer)
     except MemoryError:

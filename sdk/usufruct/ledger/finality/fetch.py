@@ -1,4 +1,4 @@
-"""Asks endpoints for headers and finality proofs. What it gives is to be verified; it checks no more than it needs to choose."""
+"""Asks endpoints for headers and finality proofs. What it gives is to be verified by whoever asks."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def fetch_finality(
     return _collected(endpoint, pin, block_hash, sceptical=sceptical)
 
 
-def _collected(
-    endpoint: Endpoint, pin: FinalityPin, block_hash: bytes, *, sceptical: bool
-) -> FinalityProof:
+def _collected(endpoint: Endpoint, pin: FinalityPin, block_hash: bytes, *, sceptical: bool) -> FinalityProof:
     """A proof put together here from what each validator signs by itself, for any set of validators that can be asked.
 
     `warp_getBlockAggregateSignature` would ask one validator for all. It is not used: every answer that arrives after the

@@ -1,0 +1,176 @@
+"""What the custodian remembers: one release for each job, of whom it told what, and how often each key opened something.
+
+Durable before the answer that follows from it. Noised values are kept encrypted to the partner only; no secret is in it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from usufruct.differencing import DIRECTION_BYTES, Asked, check_differencing
+from usufruct.errors import ReleaseRefusedError
+from usufruct.records import ArtifactId, JobId, KeyId, Refusal
+from usufruct_node.local import open_local
+
+_POSITION = np.dtype("<u4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A release that was made; its noise is never drawn again."""
+
+    sealed: bytes
+    """Encrypted to the partner."""
+    sigma_micro: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A release that is to be made, and what its guards are held against."""
+
+    job_id: JobId
+    artifact_id: ArtifactId
+    key_id: KeyId
+    asked: Asked
+    under_way: Collection[JobId]
+    """Jobs on the bundle that may still be opened."""
+    minimum: int
+    """Fewest subjects in which cohorts may differ without being charged as one."""
+    limit_rho_micro: int
+    """What releases over such cohorts may cost together."""
+    openings: int
+    """Result blocks that opening this result takes."""
+    most_openings: int
+    """Result blocks that one key may ever open."""
+
+
+class Vault:
+    """Thread-safe, and several processes may share the file: each step is one transaction, and the first of two stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = open_local(
+            path,
+            "CREATE TABLE IF NOT EXISTS asked (job_id BLOB PRIMARY KEY, artifact_id BLOB NOT NULL, directions BLOB,"
+            " subjects BLOB NOT NULL, rho_micro INTEGER NOT NULL, opened INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS made (job_id BLOB PRIMARY KEY, sealed BLOB NOT NULL,"
+            " sigma_micro INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS key (key_id BLOB PRIMARY KEY, opened INTEGER NOT NULL) WITHOUT ROWID",
+        )
+        self._db.isolation_level = None
+
+    def unknown(self, jobs: Collection[JobId]) -> list[JobId]:
+        """Those of these jobs that it has no memory of, as after a restore from an older backup."""
+        with self._step() as db:
+            return [
+                j for j in jobs if not db.execute("SELECT 1 FROM asked WHERE job_id = ?", (j,)).fetchone()
+            ]
+
+    def remember(self, job_id: JobId, artifact_id: ArtifactId, asked: Asked) -> None:
+        """Note what an earlier self released."""
+        with self._step() as db:
+            self._note(db, job_id, artifact_id, asked)
+            db.execute("UPDATE asked SET opened = 1 WHERE job_id = ?", (job_id,))
+
+    def announce(self, entry: Entry) -> None:
+        """Reserve a place among the releases of a bundle; those announced for jobs that have ended unopened go.
+
+        Raises
+        ------
+        ReleaseRefusedError
+            `COHORTS_TOO_CLOSE` or `KEY_EXHAUSTED`.
+        """
+        with self._step() as db:
+            self._enter(db, entry)
+
+    def open(self, entry: Entry) -> None:
+        """As `announce`, and count the blocks that are about to be decrypted: they count whether or not that succeeds."""
+        with self._step() as db:
+            self._enter(db, entry)
+            db.execute("UPDATE asked SET opened = 1 WHERE job_id = ?", (entry.job_id,))
+            db.execute(
+                "INSERT INTO key VALUES (?1, ?2) ON CONFLICT DO UPDATE SET opened = opened + ?2",
+                (entry.key_id, entry.openings),
+            )
+
+    def keep(self, job_id: JobId, made: Kept) -> Kept:
+        """Keep a release; the first one kept for a job stands, and is returned."""
+        with self._step() as db:
+            db.execute("INSERT OR IGNORE INTO made VALUES (?, ?, ?)", (job_id, made.sealed, made.sigma_micro))
+        kept = self.kept(job_id)
+        return made if kept is None else kept
+
+    def kept(self, job_id: JobId) -> Kept | None:
+        """The release kept for a job."""
+        with self._step() as db:
+            row = db.execute("SELECT sealed, sigma_micro FROM made WHERE job_id = ?", (job_id,)).fetchone()
+        return None if row is None else Kept(sealed=row[0], sigma_micro=row[1])
+
+    def openings(self) -> dict[bytes, int]:
+        """Result blocks that each key has opened."""
+        with self._step() as db:
+            return {bytes(key): count for key, count in db.execute("SELECT key_id, opened FROM key")}
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _step(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @staticmethod
+    def _note(db: sqlite3.Connection, job_id: JobId, artifact_id: ArtifactId, asked: Asked) -> None:
+        told = None if asked.directions is None else b"".join(sorted(asked.directions))
+        db.execute(
+            "INSERT OR IGNORE INTO asked VALUES (?, ?, ?, ?, ?, 0)",
+            (job_id, artifact_id, told, asked.subjects.astype(_POSITION).tobytes(), asked.rho_micro),
+        )
+
+    def _enter(self, db: sqlite3.Connection, entry: Entry) -> None:
+        rows = db.execute(
+            "SELECT job_id, directions, subjects, rho_micro, opened FROM asked WHERE artifact_id = ? AND job_id <> ?",
+            (entry.artifact_id, entry.job_id),
+        ).fetchall()
+        gone = [row[0] for row in rows if not row[4] and row[0] not in entry.under_way]
+        db.executemany("DELETE FROM asked WHERE job_id = ?", [(job,) for job in gone])
+        check_differencing(
+            entry.asked,
+            (_asked(*row[1:4]) for row in rows if row[0] not in gone),
+            minimum=entry.minimum,
+            limit_rho_micro=entry.limit_rho_micro,
+        )
+        count = db.execute("SELECT opened FROM key WHERE key_id = ?", (entry.key_id,)).fetchone()
+        if (count[0] if count else 0) + entry.openings > entry.most_openings:
+            raise ReleaseRefusedError(
+                Refusal.KEY_EXHAUSTED.name,
+                hint=f"key {entry.key_id.hex()[:12]} may open {entry.most_openings} blocks in all:"
+                " seal under a new key domain",
+            )
+        self._note(db, entry.job_id, entry.artifact_id, entry.asked)
+
+
+def _asked(told: bytes | None, subjects: bytes, rho_micro: int) -> Asked:
+    split = (
+        None
+        if told is None
+        else frozenset(told[at : at + DIRECTION_BYTES] for at in range(0, len(told), DIRECTION_BYTES))
+    )
+    return Asked(
+        directions=split, subjects=np.frombuffer(subjects, _POSITION).astype(np.int64), rho_micro=rho_micro
+    )

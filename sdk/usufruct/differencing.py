@@ -1,0 +1,168 @@
+"""Differencing: what two releases over nearly the same people would tell of the few in whom they differ.
+
+The difference of two sums over cohorts that differ by three subjects is a sum over these three. So releases of one question
+over cohorts that differ by fewer subjects than the policy's minimum cohort are charged as one: together they may cost what the
+policy lets one job cost. Cohorts that are equal, or differ by enough subjects, are charged to the bundle's budget alone.
+
+A question is asked again when any output has the same direction: the same weights up to a factor, whatever the bias. New
+questions that are sums of old ones are not recognised; against those stands the budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from usufruct.consent import ConsentStatus
+from usufruct.content import Cid, Codec, dag
+from usufruct.content.node import NodeContent
+from usufruct.errors import ReleaseRefusedError
+from usufruct.he.kernels import BundleShape, MomentsParameters, SumParameters, linear_form
+from usufruct.job import FeatureBundle, JobInputs, JobParameters
+from usufruct.ledger import Ledger
+from usufruct.records import JobState, Refusal
+
+DIRECTION_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """What one release tells, and of whom."""
+
+    directions: frozenset[bytes] | None
+    """16 bytes for each output; None where only the cohort is known, which counts as every question."""
+    subjects: npt.NDArray[np.int64]
+    """Positions of the consenting subjects, ascending, each once."""
+    rho_micro: int
+
+    @classmethod
+    def by(cls, inputs: JobInputs, rho_micro: int) -> Asked:
+        """What a job asks."""
+        return cls(
+            directions=directions(inputs.parameters, inputs.manifest.shape),
+            subjects=subjects_of(inputs.manifest.row_subjects, inputs.mask),
+            rho_micro=rho_micro,
+        )
+
+
+def subjects_of(row_subjects: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Positions of the subjects whose rows are used, ascending, each once."""
+    return np.unique(row_subjects[mask])
+
+
+def directions(parameters: JobParameters, shape: BundleShape) -> frozenset[bytes]:
+    """The outputs of a job up to factor and bias, 16 bytes each.
+
+    Raises
+    ------
+    KernelParameterError
+        If the parameters do not fit the shape.
+    """
+    model = linear_form(parameters.parameters, shape)
+    if model is not None:
+        return frozenset(_direction(row) for row in model.weights)
+    if isinstance(parameters.parameters, SumParameters):
+        return frozenset(_column(feature, shape) for feature in range(shape.n_features))
+    if isinstance(parameters.parameters, MomentsParameters):
+        columns = parameters.parameters.columns
+        products = (f"{one} {other}" for one in columns for other in columns if one <= other)
+        return frozenset(_column(feature, shape) for feature in columns) | {
+            _hash(b"product", product.encode("ascii")) for product in products
+        }
+    return frozenset([_hash(parameters.kernel.kernel_id, dag.encode(parameters.parameters.to_dict()))])
+
+
+def near(one: Asked, other: Asked, minimum: int) -> bool:
+    """Whether both ask the same of cohorts that differ, but by fewer than `minimum` subjects."""
+    if one.directions is not None and other.directions is not None and not one.directions & other.directions:
+        return False
+    return 0 < np.setxor1d(one.subjects, other.subjects, assume_unique=True).size < minimum
+
+
+def check_differencing(asked: Asked, earlier: Iterable[Asked], *, minimum: int, limit_rho_micro: int) -> None:
+    """Refuse a release that would, with earlier ones, tell more of a few subjects than one job may.
+
+    Parameters
+    ----------
+    minimum :
+        Fewest subjects in which the cohorts of two releases may differ without being charged as one.
+    limit_rho_micro :
+        What all of them may cost together.
+
+    Raises
+    ------
+    ReleaseRefusedError
+        With the reason `COHORTS_TOO_CLOSE`.
+    """
+    joint = asked.rho_micro + sum(one.rho_micro for one in earlier if near(asked, one, minimum))
+    if joint > limit_rho_micro:
+        raise ReleaseRefusedError(
+            Refusal.COHORTS_TOO_CLOSE.name,
+            hint=f"with earlier releases over cohorts that differ by fewer than {minimum} subjects it would cost"
+            f" {joint} millionths of rho; {limit_rho_micro} are allowed",
+        )
+
+
+def joint_cost(
+    ledger: Ledger,
+    node: NodeContent,
+    bundle: FeatureBundle,
+    parameters: JobParameters,
+    *,
+    rho_micro: int,
+    requester: str,
+) -> int:
+    """What a job would be charged as one with its requester's own released jobs, millionths of rho.
+
+    The newest thousand releases count. Those of other partners count with the custodian, too, but what they asked is theirs.
+
+    Raises
+    ------
+    ContentError, IntegrityError, LedgerError
+    """
+    artifact = bundle.artifact
+    manifest, steward = bundle.manifest, bundle.steward
+
+    def of(asked: JobParameters, status_digest: bytes, cost: int) -> Asked:
+        block = node.get_record(Cid.from_digest(status_digest, Codec.DAG_CBOR), holder=steward)
+        mask = ConsentStatus.from_record(block).row_mask(manifest.row_subjects)
+        return Asked(
+            directions=directions(asked, manifest.shape),
+            subjects=subjects_of(manifest.row_subjects, mask),
+            rho_micro=cost,
+        )
+
+    now = of(
+        parameters, ledger.consent_epoch(artifact.steward, artifact.consent_scope).status_digest, rho_micro
+    )
+    total = rho_micro
+    for job in node.query("/jobs", state=JobState.RELEASED.name, limit=1000):
+        if job["requester"] == requester and job["artifact_id"] == bundle.artifact_id.hex():
+            cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
+            earlier = JobParameters.from_record(node.get_record(cid, holder=requester))
+            before = of(earlier, bytes.fromhex(job["status_digest"]), job["rho_micro"])
+            total += before.rho_micro if near(now, before, bundle.policy.min_cohort) else 0
+    return total
+
+
+def _column(feature: int, shape: BundleShape) -> bytes:
+    return _direction([int(i == feature) for i in range(shape.n_features)])
+
+
+def _direction(weights: Sequence[int]) -> bytes:
+    divisor = math.gcd(*weights) or 1
+    if next((weight for weight in weights if weight), 0) < 0:
+        divisor = -divisor
+    return _hash(b"direction", ",".join(str(weight // divisor) for weight in weights).encode("ascii"))
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.sha256(b"usufruct/question/1\0")
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()[:DIRECTION_BYTES]

@@ -1,0 +1,423 @@
+"""The custodian's custodian: no network, no second noise, nothing that ledger, consent or policy does not allow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from custodian_fixture import STEPS, Question, custodian_home, opened_by_partner, question
+
+from bundle_fixture import SmallBundle
+from chain_fixture import until
+from usufruct.content import dag
+from usufruct.errors import CustodianError, ForgottenReleasesError, ReleaseRefusedError
+from usufruct.home import Home
+from usufruct.ledger import Network
+from usufruct.ledger.abi import CONTRACTS
+from usufruct.records import FreezeState, GrantStatus, JobId, JobState, KeyStatus, org_id
+from usufruct_node.custodian import CustodianProcess, wire
+from usufruct_node.custodian import process as process_module
+
+NETWORK = Network(
+    profile="embedded",
+    chain_id=881812,
+    genesis_hash="0x" + "00" * 32,
+    rpc_urls=("http://127.0.0.1:1",),
+    address_book="0x" + "01" * 20,
+    contracts={name: f"0x{number:040x}" for number, name in enumerate(CONTRACTS, start=2)},
+    deployed_at_block=0,
+)
+DEAR = {"max_rho_micro_per_job": 10**12}
+"""So much budget that noise is next to nothing: what an attacker dreams of."""
+
+
+@pytest.fixture(scope="module")
+def home(bundle: SmallBundle, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return custodian_home(tmp_path_factory.mktemp("custodian") / ("long" * 30) / "north", bundle)
+
+
+@pytest.fixture(scope="module")
+def custodian(home: Home) -> Iterator[CustodianProcess]:
+    custodian = CustodianProcess(home)
+    custodian.start()
+    yield custodian
+    pid = custodian.pid
+    custodian.close()
+    assert pid is not None and not psutil.pid_exists(pid)
+
+
+@pytest.fixture
+def own(bundle: SmallBundle, tmp_path: Path) -> Iterator[CustodianProcess]:
+    """A custodian of one test's own."""
+    custodian = CustodianProcess(custodian_home(tmp_path / "north", bundle))
+    yield custodian
+    custodian.close()
+
+
+def reason_of(call: Callable[[], object]) -> str:
+    with pytest.raises(ReleaseRefusedError) as refused:
+        call()
+    return refused.value.reason
+
+
+# The custodian.
+
+
+def test_custodian_process_has_no_network_and_keeps_its_memory_to_itself(
+    custodian: CustodianProcess, home: Home, bundle: SmallBundle
+) -> None:
+    question(bundle, job_id=b"\x77" * 32).examine(custodian)
+    assert custodian.pid is not None
+    family = [psutil.Process(custodian.pid), *psutil.Process(custodian.pid).children(recursive=True)]
+    assert len(family) == 2, "the custodian and the worker that opens blocks"
+    for member in family:
+        assert member.net_connections(kind="inet") == []
+        told = Path(f"/proc/{member.pid}/status").read_text()
+        assert "Seccomp:\t2" in told and "NoNewPrivs:\t1" in told
+        assert member.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert member.rlimit(psutil.RLIMIT_AS)[0] <= 4 << 30
+        # What a process keeps to itself belongs to root, so no other process of its user reads or traces it.
+        assert Path(f"/proc/{member.pid}/mem").stat().st_uid == 0
+    place = home.root / wire.SOCKET_NAME
+    assert stat.S_ISSOCK(place.stat().st_mode) and stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("confined", [False, True])
+def test_confined_process_is_refused_every_socket_but_unix_ones(confined: bool) -> None:
+    """Positive control: the same program opens them all when it is not confined."""
+    script = (
+        "import socket; from usufruct_node.custodian.confine import confine\n"
+        f"if {confined}: confine()\n"
+        "socket.socket(socket.AF_UNIX).close()\n"
+        "for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n"
+        "    try: socket.socket(family, socket.SOCK_RAW if family == socket.AF_NETLINK else socket.SOCK_DGRAM).close()\n"
+        "    except PermissionError: print('refused')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["refused"] * 3 * confined
+
+
+def test_a_wrong_passphrase_or_a_missing_keystore_ends_the_process_before_it_listens(
+    bundle: SmallBundle, tmp_path: Path
+) -> None:
+    home = custodian_home(tmp_path / "north", bundle)
+    home.custodian_passphrase.write_text("another")
+    for custodian in (CustodianProcess(home), CustodianProcess(home, passphrase_file=tmp_path / "nowhere")):
+        with pytest.raises(CustodianError, match="code 4"):
+            custodian.start()
+        custodian.close()
+    assert not (home.root / wire.SOCKET_NAME).exists()
+
+
+def test_a_custodian_that_dies_is_started_again_by_the_next_question(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    question(bundle).examine(own)
+    first = own.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(lambda: own.pid is None)
+    question(bundle).examine(own)
+    assert own.pid not in (None, first)
+
+
+def test_bytes_that_are_no_request_close_their_connection_only(
+    custodian: CustodianProcess, home: Home, bundle: SmallBundle
+) -> None:
+    asked = question(bundle, job_id=b"\x66" * 32)
+    case = asked.case.to_record()
+    for hostile in (
+        b"\xff\xff\xff\xff",
+        (100).to_bytes(4, "little") + b"short",
+        framed(b"\xa0"),
+        framed(dag.encode([1])),
+        framed(dag.encode({"type": "usufruct/custodian/2", "ask": "state"})),
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "keys"})),
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {"job": 1}})) + framed(b"") * 5,
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {**case, "x": 1}}))
+        + framed(b"") * 5,
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {**case, "now": "1000000"}}))
+        + framed(b"") * 5,
+    ):
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(20)
+            channel.connect(path_of(home))
+            channel.sendall(hostile)
+            channel.shutdown(socket.SHUT_WR)
+            assert channel.recv(100) == b"", hostile[:40]
+    # Positive control: the case without its additions is answered.
+    asked.examine(custodian)
+    assert set(custodian.state()["keys"]) == {bundle.secret.key_id.hex()}
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "little") + body
+
+
+def path_of(home: Home) -> str:
+    """By way of an open directory, for the whole path is too long for a socket."""
+    return f"/proc/self/fd/{os.open(home.root, os.O_RDONLY)}/{wire.SOCKET_NAME}"
+
+
+# What it releases.
+
+
+def test_custodian_releases_an_opened_job_once_and_then_the_same_bytes(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    asked = question(bundle)
+    asked.examine(own)
+    made = asked.opened().release(own)
+    release = opened_by_partner(NETWORK, asked.opened(), made)
+    assert (
+        np.abs(release.values - bundle.truth(bundle.parameters())).max() <= 12 * release.sigma + release.grid
+    )
+    assert not (release.values % release.grid).any()
+    assert asked.opened().release(own) == made
+    # Whatever the node says later: what was made is not made again.
+    assert asked.opened().altered(epoch_in_force=2).release(own) == made
+    assert own.state()["opened"] == {bundle.secret.key_id.hex(): 2}
+
+
+def test_nothing_is_decrypted_before_the_ledger_calls_it_opened(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    with pytest.raises(CustodianError):
+        question(bundle).release(own)
+    for state in (
+        JobState.COMMITTED,
+        JobState.REVEALING,
+        JobState.DISPUTED,
+        JobState.REFUTED,
+        JobState.EXPIRED,
+    ):
+        asked = question(bundle)
+        with pytest.raises(CustodianError):
+            asked.altered(job=replace(asked.case.job, state=state)).release(own)
+    assert own.state()["opened"] == {}
+    # Positive control.
+    question(bundle).opened().release(own)
+    assert own.state()["opened"] == {bundle.secret.key_id.hex(): 2}
+
+
+def _artifact(asked: Question, **changes: object) -> Question:
+    return asked.altered(artifact=replace(asked.case.artifact, **changes))
+
+
+def _grant(asked: Question, **changes: object) -> Question:
+    return asked.altered(grant=replace(asked.case.grant, **changes))
+
+
+def _terms(asked: Question, **changes: object) -> Question:
+    return _grant(asked, terms=replace(asked.case.grant.terms, **changes))
+
+
+def _request(asked: Question, **changes: object) -> Question:
+    job = asked.case.job
+    return asked.altered(job=replace(job, request=replace(job.request, **changes)))
+
+
+REFUSED: dict[str, tuple[Callable[[Question], Question], str]] = {
+    "frozen": (lambda q: _artifact(q, frozen=FreezeState.BY_STEWARD), "ARTIFACT_FROZEN"),
+    "retention": (lambda q: _artifact(q, retain_until=q.case.now), "RETENTION_PASSED"),
+    "another's bundle": (lambda q: _artifact(q, steward=org_id("south")), "ARTIFACT_MISMATCH"),
+    "retired key": (
+        lambda q: q.altered(domain=replace(q.case.domain, status=KeyStatus.RETIRED)),
+        "KEY_DOMAIN_NOT_ACTIVE",
+    ),
+    "requester gone": (lambda q: q.altered(requester_active=False), "REQUESTER_NOT_ACTIVE"),
+    "grant revoked": (lambda q: _grant(q, status=GrantStatus.REVOKED), "GRANT_REVOKED"),
+    "grant of another": (lambda q: _grant(q, grantee=org_id("rival")), "GRANTEE_MISMATCH"),
+    "other purpose": (lambda q: _grant(q, purpose=bytes(32)), "PURPOSE_NOT_GRANTED"),
+    "grant expired": (lambda q: _terms(q, expires_at=q.case.now), "GRANT_EXPIRED"),
+    "other kernel": (lambda q: _terms(q, kernels=(bytes(32),)), "KERNEL_NOT_GRANTED"),
+    "too few replicas": (lambda q: _terms(q, replicas=3), "LEVEL_TOO_LOW"),
+    "stale epoch": (lambda q: q.altered(epoch_in_force=2), "CONSENT_EPOCH_STALE"),
+    "consent expired": (lambda q: q.altered(now=q.case.now + 1000), "CONSENT_EPOCH_STALE"),
+    "stale policy": (lambda q: _artifact(q, policy_version=2), "POLICY_VERSION_STALE"),
+    "too dear for the policy": (lambda q: _request(q, rho_micro=1_000_001), "BUDGET_EXCEEDED"),
+    "too dear for the grant": (lambda q: _terms(q, rho_micro=1), "BUDGET_EXCEEDED"),
+    "cohort": (lambda q: _terms(q, min_cohort=23), "COHORT_TOO_SMALL"),
+    "one proof short": (lambda q: q.altered(possessions=q.case.possessions[:1]), "POSSESSION_UNPROVEN"),
+    "borrowed proofs": (
+        lambda q: q.altered(possessions=tuple((o, q.case.possessions[0][1]) for o, _ in q.case.possessions)),
+        "POSSESSION_UNPROVEN",
+    ),
+    "a result of another job": (lambda q: q.altered(job_id=JobId(b"\x01" * 32)), "RESULT_INVALID"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+@pytest.mark.parametrize("opened", [False, True])
+def test_custodian_checks_again_what_the_ledger_checked(
+    custodian: CustodianProcess, bundle: SmallBundle, change: str, opened: bool
+) -> None:
+    alter, reason = REFUSED[change]
+    asked = question(bundle, job_id=b"\x55" * 32)
+    if opened:
+        assert reason_of(lambda: alter(asked).opened().release(custodian)) == reason
+    else:
+        assert reason_of(lambda: alter(asked).examine(custodian)) == reason
+
+
+def test_records_and_blocks_that_the_ledger_does_not_name_are_not_opened(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    asked, other = question(bundle), question(bundle, withdrawn=(3,), min_cohort=2)
+    for name in ("manifest", "policy", "status", "parameters", "result"):
+        record = getattr(asked.records, name)
+        forged = replace(asked.records, **{name: record[:-1] + bytes([record[-1] ^ 1])})
+        with pytest.raises((CustodianError, ReleaseRefusedError)):
+            own.release(asked.opened().case, forged, asked.blocks)
+    for blocks in (asked.blocks[::-1], asked.blocks[:1], [*asked.blocks, asked.blocks[0]], other.blocks):
+        with pytest.raises(CustodianError):
+            own.release(asked.opened().case, asked.records, blocks)
+    assert own.state()["opened"] == {}
+    asked.opened().release(own)
+
+
+# Differencing, and keys that have opened enough.
+
+
+def test_query_differencing_isolates_a_subject_when_the_guard_is_off(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    """Positive control: two sums, of everybody and of everybody but one, give that one's row away."""
+    values = []
+    for job, withdrawn in ((b"\x01" * 32, (3,)), (b"\x02" * 32, (3, 20))):
+        asked = question(bundle, job_id=job, rho_micro=6 * 10**11, withdrawn=withdrawn, min_cohort=1, **DEAR)
+        asked.examine(own)
+        values.append(opened_by_partner(NETWORK, asked.opened(), asked.opened().release(own)).values)
+    assert np.abs(values[0] - values[1] - bundle.features.values[20]).max() <= 1
+
+
+def test_query_differencing_cohorts_that_differ_by_fewer_than_the_minimum_are_charged_as_one(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    first = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
+    first.examine(own)
+    first.opened().release(own)
+    for number, parameters in enumerate(
+        (None, bundle.parameters("linear", output="sum", weights=[[-7, 0]], bias=[9])), 2
+    ):
+        near = question(
+            bundle, parameters, job_id=bytes([number]) * 32, rho_micro=6 * 10**11, withdrawn=(3, 20), **DEAR
+        )
+        assert reason_of(lambda q=near: q.examine(own)) == "COHORTS_TOO_CLOSE"
+        # Nor if the node claims that the ledger opened it.
+        assert reason_of(lambda q=near: q.opened().release(own)) == "COHORTS_TOO_CLOSE"
+    # What fits into one job's bound together, what is asked of the same people again, and another question are released.
+    for job, changes in (
+        (b"\x11" * 32, {"rho_micro": 10**11, "withdrawn": (3, 20)}),
+        (b"\x12" * 32, {"rho_micro": 6 * 10**11, "withdrawn": (3,), "max_rho_micro_per_job": 8 * 10**11}),
+        (b"\x13" * 32, {"rho_micro": 6 * 10**11, "withdrawn": tuple(range(3, 15))}),
+    ):
+        asked = question(bundle, job_id=job, **(DEAR | changes))
+        asked.examine(own)
+        asked.opened().release(own)
+    other = bundle.parameters("linear", output="sum", weights=[[2, 3]], bias=[0])
+    asked = question(bundle, other, job_id=b"\x14" * 32, rho_micro=6 * 10**11, withdrawn=(3, 20), **DEAR)
+    asked.examine(own)
+
+
+def test_places_of_jobs_that_ended_unopened_are_free_again(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    first = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
+    first.examine(own)
+    near = question(bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, **DEAR)
+    both = near.altered(under_way=(first.case.job_id, near.case.job_id))
+    assert reason_of(lambda: both.examine(own)) == "COHORTS_TOO_CLOSE"
+    near.examine(own)
+
+
+def test_a_restored_custodian_is_told_first_what_it_has_forgotten(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    lost = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
+    near = question(bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, **DEAR)
+    near = near.altered(released=bytes(lost.case.job_id))
+    with pytest.raises(ForgottenReleasesError) as forgotten:
+        near.examine(own)
+    assert forgotten.value.jobs == [lost.case.job_id]
+    own.remember(lost.case, replace(lost.records, policy=b"", parameters=b"", result=b""))
+    assert reason_of(lambda: near.examine(own)) == "COHORTS_TOO_CLOSE"
+
+
+def test_a_key_opens_as_many_blocks_as_it_may_and_no_more_also_after_a_restart(
+    bundle: SmallBundle, tmp_path: Path
+) -> None:
+    home = custodian_home(tmp_path / "north", bundle)
+    jobs = [question(bundle, job_id=bytes([number]) * 32) for number in (1, 2, 3)]
+    custodian = CustodianProcess(home, key_openings=5)
+    for job in jobs[:2]:
+        job.examine(custodian)
+        job.opened().release(custodian)
+    custodian.close()
+    custodian = CustodianProcess(home, key_openings=5)
+    try:
+        assert reason_of(lambda: jobs[2].examine(custodian)) == "KEY_EXHAUSTED"
+        assert reason_of(lambda: jobs[2].opened().release(custodian)) == "KEY_EXHAUSTED"
+        # What was released under it is still handed out.
+        jobs[0].opened().release(custodian)
+        assert custodian.state()["opened"] == {bundle.secret.key_id.hex(): 4}
+    finally:
+        custodian.close()
+
+
+# Crashes and replicas.
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_custodian_killed_at_every_step_never_shows_two_noises(
+    bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    home, asked = custodian_home(tmp_path / "north", bundle), question(bundle).opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(process_module, "_MODULE", "custodian_fixture")
+        patch.setenv("DIE", step)
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        dying = CustodianProcess(home)
+        with pytest.raises(CustodianError):
+            asked.release(dying)
+        dying.close()
+    after = CustodianProcess(home)
+    try:
+        made = asked.release(after)
+        assert asked.release(after) == made
+        openings = after.state()["opened"][bundle.secret.key_id.hex()]
+        # A decryption counts whether or not anything came of it; what was kept is not decrypted again.
+        lost = ("once it is counted", "once it is decrypted", "once noise is drawn", "once it is encrypted")
+        assert openings == (4 if step in lost else 2)
+    finally:
+        after.close()
+
+
+def test_two_custodian_replicas_racing_hand_out_the_same_release(bundle: SmallBundle, tmp_path: Path) -> None:
+    home, asked = custodian_home(tmp_path / "north", bundle), question(bundle).opened()
+    # The socket has the name of the process that came last; each replica is asked through a directory of its own.
+    replicas = []
+    for number in (1, 2):
+        place = tmp_path / f"replica-{number}"
+        place.mkdir(mode=0o700)
+        for name in ("organisation.json", "custodian.keys", "custodian.passphrase"):
+            (place / name).write_bytes((home.root / name).read_bytes())
+            (place / name).chmod(0o600)
+        (place / "custodian.db").symlink_to(home.root / "custodian.db")
+        replicas.append(CustodianProcess(Home.at(place)))
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(asked.release, replicas * 2))
+    for replica in replicas:
+        replica.close()
+    assert len(set(made)) == 1

@@ -1,0 +1,120 @@
+"""What a partner can make of releases that it asks for one after the other, each attack with its control off first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from usufruct.differencing import Asked, check_differencing, directions, near
+from usufruct.errors import PrivacyError, ReleaseRefusedError
+from usufruct.he.kernels import BundleShape, kernel_by_name
+from usufruct.he.parameters import BFV_LINEAR
+from usufruct.job import JobParameters
+from usufruct.privacy import (
+    MICRO,
+    discrete_gaussian,
+    grid_for,
+    linear_sensitivity,
+    round_to_grid,
+    sigma_for,
+)
+
+SCALE, FEATURES = 64, 32
+BUDGET = 5 * MICRO
+"""What the policy lets all releases on the bundle cost together."""
+SHAPE = BundleShape(key_id=bytes(32), parameters=BFV_LINEAR, n_rows=60, n_features=4, max_abs=64, max_l2=64)
+PEOPLE = np.arange(60)
+
+
+def template() -> npt.NDArray[np.int64]:
+    """A sealed row of norm 1 that the attacker wants to have."""
+    row = np.random.default_rng(11).normal(size=FEATURES)
+    return np.rint(row / np.linalg.norm(row) * SCALE).astype(np.int64)
+
+
+def climb(score: Callable[[npt.NDArray[np.int64]], int], queries: int) -> npt.NDArray[np.int64]:
+    """Keep whatever change of the query raises its score."""
+    dice = np.random.default_rng(12)
+    best = np.rint(dice.normal(size=FEATURES) * SCALE / np.sqrt(FEATURES)).astype(np.int64)
+    highest = score(best)
+    for _ in range(queries):
+        tried = best + np.rint(dice.normal(size=FEATURES) * SCALE / 12).astype(np.int64)
+        tried = np.rint(tried * SCALE / np.linalg.norm(tried)).astype(np.int64)
+        if (found := score(tried)) > highest:
+            best, highest = tried, found
+    return best
+
+
+def likeness(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+@pytest.mark.parametrize("queries", [50, 500])
+def test_match_oracle_hill_climbing_on_scores_stays_below_the_budget(queries: int) -> None:
+    """Even an attacker that knows which of the shuffled rows is its victim's learns next to nothing of it."""
+    target = template()
+    exact = climb(lambda query: int(query @ target), 2000)
+    assert likeness(exact, target) > 0.9, "positive control: exact scores give the template away"
+
+    def noised(query: npt.NDArray[np.int64]) -> int:
+        sensitivity = linear_sensitivity([query.tolist()], [0], SCALE, SCALE)
+        sigma = sigma_for(BUDGET // queries, sensitivity)
+        return round_to_grid(discrete_gaussian([int(query @ target)], sigma), grid_for(sigma))[0]
+
+    assert np.median([likeness(climb(noised, queries), target) for _ in range(5)]) < 0.4
+
+
+def asked(kernel: str, record: dict[str, object], without: int = 0, rho: int = MICRO) -> Asked:
+    found = kernel_by_name(kernel)
+    parameters = JobParameters(kernel=found, parameters=found.parse(record), result_scale=1.0)
+    return Asked(directions=directions(parameters, SHAPE), subjects=PEOPLE[without:], rho_micro=rho)
+
+
+def linear(*weights: list[int], bias: int = 0) -> dict[str, object]:
+    return {"output": "sum", "weights": list(weights), "bias": [bias] * len(weights)}
+
+
+def test_query_differencing_sees_through_factors_biases_and_other_kernels() -> None:
+    total = asked("sum", {})
+    for disguise in (
+        asked("sum", {}, 3),
+        asked("linear", linear([0, 5, 0, 0]), 3),
+        asked("linear", linear([0, 0, -2, 0], bias=40), 3),
+        asked("linear", linear([1, 2, 3, 4], [0, 0, 0, 1]), 3),
+        Asked(directions=None, subjects=PEOPLE[3:], rho_micro=MICRO),
+    ):
+        assert near(total, disguise, 20) and near(disguise, total, 20)
+    for harmless in (
+        asked("sum", {}),
+        asked("sum", {}, 20),
+        asked("linear", linear([1, 2, 3, 4]), 3),
+    ):
+        assert not near(total, harmless, 20)
+
+
+def test_query_differencing_charges_all_near_releases_together() -> None:
+    earlier = [asked("sum", {}, 0), asked("sum", {}, 1), asked("sum", {}, 30)]
+    check_differencing(asked("sum", {}, 2), earlier, minimum=10, limit_rho_micro=3 * MICRO)
+    with pytest.raises(ReleaseRefusedError) as refused:
+        check_differencing(asked("sum", {}, 2), earlier, minimum=10, limit_rho_micro=3 * MICRO - 1)
+    assert refused.value.reason == "COHORTS_TOO_CLOSE"
+    # Off: cohorts that differ by anybody count as different.
+    check_differencing(asked("sum", {}, 2), earlier, minimum=1, limit_rho_micro=MICRO)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "grid"), [(0.3, 1), (8.0, 1), (15.9, 1), (16.0, 2), (100.0, 8), (1e6, 65536)]
+)
+def test_the_grid_is_the_largest_power_of_two_that_adds_next_to_nothing(sigma: float, grid: int) -> None:
+    assert grid_for(sigma) == grid
+    assert round_to_grid([-grid, 0, grid, 3 * grid], grid) == [-grid, 0, grid, 3 * grid]
+
+
+def test_values_go_to_the_nearest_multiple_of_the_grid() -> None:
+    assert round_to_grid([-5, -4, -3, 3, 4, 5, 11], 8) == [-8, 0, 0, 0, 8, 8, 8]
+    for wrong in (0, -1, 1.0, True):
+        with pytest.raises(PrivacyError):
+            round_to_grid([1], wrong)  # type: ignore[arg-type]
