@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import eth_abi.abi
+import httpx
+import orjson
 
 from chain_fixture import Consortium, Vote, word
 from usufruct.ledger.abi import EventCodec, abi_type
@@ -28,6 +32,9 @@ from usufruct.ledger.series import event_codec, next_head, series_of
 from usufruct.records import ZERO_32, JobId, JobRequest, LedgerEvent, label
 
 SCOPE = label("bench")
+_SPAN = 2_000
+"""Blocks asked for at once, as an index does."""
+
 _OWN = ("jobId", "artifactId", "contentDigest", "resultDigest", "releaseDigest", "commitment", "possession")
 """Arguments whose values are another job's in every copy."""
 
@@ -184,6 +191,35 @@ def _words(value: Any) -> bytes:
 
 def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value.values())) if isinstance(value, dict) else value
+
+
+def bare_copy(url: str, history: History, path: Path) -> float:
+    """Seconds to read a served history and put its logs, as they are, into one table: less no index can do in this language."""
+    begun = time.perf_counter()
+    with closing(sqlite3.connect(path)) as db, httpx.Client(timeout=60, trust_env=False) as client:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("CREATE TABLE log (block TEXT, place TEXT, address TEXT, topics TEXT, data TEXT)")
+        for first in range(history.first_block, history.last_block + 1, _SPAN):
+            last = min(first + _SPAN - 1, history.last_block)
+            query = {"fromBlock": hex(first), "toBlock": hex(last)}
+            call = {"jsonrpc": "2.0", "id": 1, "method": "eth_getLogs", "params": [query]}
+            logs = orjson.loads(client.post(url, json=call).content)["result"]
+            with db:
+                db.executemany(
+                    "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+                    [
+                        (
+                            log["blockNumber"],
+                            log["logIndex"],
+                            log["address"],
+                            "".join(log["topics"]),
+                            log["data"],
+                        )
+                        for log in logs
+                    ],
+                )
+    return time.perf_counter() - begun
 
 
 @contextmanager

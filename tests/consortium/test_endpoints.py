@@ -87,6 +87,31 @@ def test_a_transaction_stuck_at_too_low_a_fee_is_replaced_under_its_nonce(
     assert ledger.participant(member.id).endpoint == "/cheap"
 
 
+def test_an_idle_chain_that_lost_its_quorum_is_said_to_stand_still_within_five_block_intervals(
+    governed: GovernedConsortium,
+) -> None:
+    validators = governed.validators
+    ledger = Ledger.open(governed.network)
+    sent = ledger.health().waiting
+    until(lambda: ledger.finalised().number > 0 and not ledger.health().stalled)
+    try:
+        for number in (4, 5):
+            validators.kill(number)
+        begun = time.monotonic()
+        while not ledger.health().stalled:
+            ledger.finalised()
+            assert time.monotonic() - begun < 10 * ledger.network.chain.stall_after_s
+            time.sleep(0.2)
+        assert ledger.health().waiting == sent == 0, "a transaction waited: the chain was not idle"
+        with pytest.raises(ChainStalledError):
+            ledger.endpoint.watch.check()
+    finally:
+        validators.make_whole()
+    governed.open()
+    again = Ledger.open(governed.network)
+    until(lambda: again.finalised().number > 0 and not again.health().stalled)
+
+
 def test_a_chain_without_a_quorum_is_said_to_stand_still_and_work_goes_on_afterwards(
     governed: GovernedConsortium, tmp_path: Path
 ) -> None:
@@ -101,7 +126,7 @@ def test_a_chain_without_a_quorum_is_said_to_stand_still_and_work_goes_on_afterw
             while True:
                 say(ledger, "/waiting")
         assert caught.value.height <= ledger.finalised().number
-        assert time.monotonic() - begun > ledger.network.chain.stall_after_s
+        assert time.monotonic() - begun > ledger.network.chain.apart_after_s
         assert ledger.health().height is not None
     finally:
         validators.make_whole()

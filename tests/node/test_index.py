@@ -7,17 +7,20 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from ledger_story import ALL, HOSTILE_ENDPOINT, SCOPE, Story
 
 from chain_fixture import FAR, KERNEL, Consortium, word
+from rpc_door import Call, door_to
 from usufruct.errors import LedgerError, LedgerUnreachableError, MissingEventError, StaleLedgerError
-from usufruct.ledger import Head, Ledger
+from usufruct.ledger import Endpoints, Head, Ledger
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.records import (
@@ -339,6 +342,62 @@ def test_an_endpoint_that_tampers_with_a_series_is_refused_and_leaves_the_index_
     assert tables(path) == before
     built.advance(events[half:], head)
     built.close()
+
+
+def test_an_endpoint_that_is_stale_then_forges_logs_then_serves_another_chain_corrupts_no_index(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    """Each time the other endpoint takes over, and the index goes on to equal a fresh one."""
+    network = story.net.network
+    path, victim = tmp_path / "lied-to.db", "JobVerified"
+
+    def stale(call: Call, result: Any) -> Any:
+        return genesis if call["params"][:1] == ["finalized"] else result
+
+    def forged(call: Call, result: Any) -> Any:
+        if call["method"] != "eth_getLogs":
+            return result
+        topic = "0x" + topic_of(victim).hex()
+        return [log for log in result if log["topics"][0] != topic]
+
+    def foreign(call: Call, result: Any) -> Any:
+        return "0x1" if call["method"] == "eth_chainId" else result
+
+    with door_to(network.rpc_urls[0]) as liar, door_to(network.rpc_urls[0]) as honest:
+        genesis = Endpoint(network.rpc_urls[0]).call("eth_getBlockByNumber", "0x0", False)
+        for lie, said in (
+            (stale, "is at block 0"),
+            (forged, "left out an event"),
+            (foreign, "serves chain 1"),
+        ):
+            path.unlink(missing_ok=True)
+            liar.lie = lie
+            ledger = Ledger(
+                network,
+                Endpoints(
+                    (liar.url, honest.url),
+                    profile=network.chain,
+                    chain_id=network.chain_id,
+                    genesis_hash=network.genesis_hash,
+                ),
+            )
+            with closing(Index(path)) as built:
+                with nullcontext() if lie is not forged else pytest.raises(StaleLedgerError, match=said):
+                    catch_up(built, ledger)
+                if lie is forged:
+                    assert built.cursor() is None, "nothing of a forged span is kept"
+                    catch_up(built, ledger)
+                assert ledger.endpoint.url == honest.url
+                assert said in (ledger.health().endpoints[0].trouble or "")
+            assert without_cursor(path) == without_cursor(tmp_path / "index.db")
+
+
+def without_cursor(path: Path) -> dict[str, list[tuple]]:
+    return {name: rows for name, rows in tables(path).items() if name != "cursor"}
+
+
+def topic_of(name: str) -> bytes:
+    return event_codec("JobLedger", name).topic
 
 
 def series_after(events: list[LedgerEvent], place: int) -> list[LedgerEvent]:

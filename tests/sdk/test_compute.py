@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from usufruct.compute import CacheSettings, CarriedBlocks, WorkerPool, compute, work
+from usufruct.compute import CacheSettings, CarriedBlocks, WorkerPool, compute, execution, work
 from usufruct.compute.execution import TaskExecutor
 from usufruct.content import BlockFiles, Cid, EmbeddedBlockStore
 from usufruct.errors import (
@@ -105,6 +107,9 @@ class Inline:
         except Exception as error:
             future.set_exception(error)
         return future
+
+    def check(self) -> None:
+        """Nobody dies here."""
 
 
 def job(name: str, executor: TaskExecutor, files: object, **changes: object) -> Iterator[tuple[int, bytes]]:
@@ -228,6 +233,29 @@ def test_a_killed_worker_fails_the_job_with_a_typed_error_and_the_next_job_gets_
         assert not leases()
         assert dict(job("rows", pool, files)) == in_this_process("rows")
         assert pool.submit(os.getpid).result(60) != victim
+
+
+def die_while_writing() -> None:
+    """From now on this process is killed when half of a message is written."""
+
+    def half(connection: Connection, data: bytes) -> None:
+        os.write(connection.fileno(), struct.pack("!i", len(data)) + bytes(data)[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Connection._send_bytes = half
+
+
+def test_a_worker_killed_in_the_middle_of_a_result_fails_the_job_at_once_and_the_next_job_gets_new_workers(
+    files: BlockFiles,
+) -> None:
+    with WorkerPool(2, initializer=die_while_writing) as pool:
+        begun = time.monotonic()
+        with pytest.raises(WorkerError, match="died"):
+            list(job("rows", pool, files))
+        assert time.monotonic() - begun < execution.TASK_SECONDS / 10
+        assert not leases()
+        pool._initializer = None
+        assert dict(job("rows", pool, files)) == in_this_process("rows")
 
 
 def test_a_cancelled_job_ends_in_the_middle_of_a_task_and_leaves_nothing_behind(

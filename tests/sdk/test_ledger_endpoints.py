@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from coincurve import PrivateKey
 from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py_ecc.bls import G2ProofOfPossession as Scheme
 
 from chain_fixture import Consortium, running_chain, until
 from rpc_door import Door, door_to
@@ -36,8 +39,11 @@ from usufruct.errors import (
 )
 from usufruct.ledger import PROFILES, Endpoints, Head, Ledger, Sender
 from usufruct.ledger.endpoint import transaction_hash
+from usufruct.ledger.finality.fetch import cb58
+from usufruct.ledger.finality.witness import reaches_quorum
 from usufruct.ledger.health import ChainWatch
 from usufruct.ledger.journal import InFlight, Journal
+from usufruct.ledger.network import FinalityPin, Validator
 from usufruct.ledger.signing import sign_transaction
 
 EMBEDDED = PROFILES["embedded"]
@@ -262,13 +268,13 @@ def test_an_endpoint_that_contradicts_a_proven_block_is_refused(
 def test_of_two_that_differ_the_one_that_can_prove_its_block_is_believed(
     consortium: Consortium, doors: list[Door]
 ) -> None:
-    network = consortium.network
+    network, truth = consortium.network, consortium.reader.endpoint
     endpoints = Endpoints(
         [doors[0].url, doors[1].url],
         profile=QUICK,
         chain_id=network.chain_id,
         genesis_hash=network.genesis_hash,
-        arbiter=lambda endpoint, head: endpoint.url == doors[1].url,
+        arbiter=lambda asked, head: asked is endpoints and truth.block(head.number).hash == head.hash,
     )
     until(lambda: consortium.reader.finalised().number > 2)
     number = consortium.reader.finalised().number
@@ -280,6 +286,17 @@ def test_of_two_that_differ_the_one_that_can_prove_its_block_is_believed(
     doors[0].shut()
     until(lambda: endpoints.finalised().number > number)
     assert endpoints.block(number).hash == consortium.reader.endpoint.block(number).hash
+
+
+def test_an_endpoint_whose_answers_were_wrong_is_left_for_a_while(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:2], consortium)
+    ledger.finalised()
+    ledger.endpoint.leave(StaleLedgerError("it left out an event"))
+    ledger.finalised()
+    assert ledger.endpoint.url == doors[1].url
+    assert ledger.health().endpoints[0].trouble == "it left out an event"
 
 
 # Transactions over a change of endpoint.
@@ -570,6 +587,76 @@ def test_a_chain_without_empty_blocks_stands_still_only_while_something_waits() 
     assert watch.stalled_since() is not None
     watch.pooled(0)
     assert watch.stalled_since() is None
+
+
+def test_validators_that_do_not_reach_a_quorum_show_a_standstill_although_nothing_waits() -> None:
+    profile, clock = PROFILES["subnet-evm"], Clock()
+    watch = ChainWatch(profile, now=clock)
+    watch.observed(7)
+
+    def tell(reached: bool | None, seconds: float) -> None:
+        clock.at += seconds
+        watch.observed(7)
+        watch.quorum(reached)
+
+    tell(False, 1.0)
+    assert watch.stalled_since() is None, "one look says little"
+    tell(False, profile.apart_after_s)
+    assert clock.at < profile.stall_after_s
+    assert watch.stalled_since() is not None
+    with pytest.raises(ChainStalledError, match="block 7"):
+        watch.check()
+    tell(None, 1.0)
+    assert watch.stalled_since() is None, "nobody says so any more"
+    for _ in range(3):
+        tell(False, profile.apart_after_s)
+    tell(True, 1.0)
+    assert watch.stalled_since() is None
+    tell(False, 1.0)
+    tell(False, profile.stall_after_s + 1)  # Nobody looked meanwhile.
+    assert watch.stalled_since() is None
+    tell(False, profile.apart_after_s)
+    watch.observed(8)
+    assert watch.stalled_since() is None, "a block came"
+
+
+CHAIN = "0x" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("connected", "stalls"),
+    [((0.6, 0.4), True), ((0.6, 0.8), False), ((0.6, None), True), ((None, None), False), (("nonsense", 1), False)],
+    ids=["all apart", "one reaches a quorum", "one is silent", "all are silent", "rubbish"],
+)  # fmt: skip
+def test_an_idle_chain_is_said_to_stand_still_only_by_validators_none_of_whom_reaches_a_quorum(
+    consortium: Consortium, doors: list[Door], connected: tuple[Any, ...], stalls: bool
+) -> None:
+    key = "0x" + Scheme.SkToPk(7).hex()
+    pin = FinalityPin(network_id=1, chain=CHAIN, validators=(Validator(key=key, weight=1),))
+
+    def saying(share: Any) -> Callable[[list[dict[str, Any]]], bytes | None]:
+        checks = {cb58(bytes.fromhex(CHAIN[2:])): {"message": {"networking": {"percentConnected": share}}}}
+        told = {"jsonrpc": "2.0", "id": 0, "result": {"checks": checks if share is not None else {}}}
+        return lambda calls: json.dumps(told).encode() if calls[0]["method"] == "health.health" else None
+
+    for door, share in zip(doors, connected, strict=False):
+        door.before = saying(share)
+    profile = replace(PROFILES["subnet-evm"], block_interval_s=0.2)
+    endpoints = Endpoints(
+        [door.url for door in doors[:2]],
+        profile=profile,
+        chain_id=consortium.network.chain_id,
+        genesis_hash=consortium.network.genesis_hash,
+        census=partial(reaches_quorum, pin),
+    )
+    frozen = endpoints.call("eth_getBlockByNumber", "finalized", False)
+    for door in doors[:2]:
+        door.lie = lambda call, result: frozen if call["params"][:1] == ["finalized"] else result
+    deadline = time.monotonic() + (20 if stalls else 1.5)
+    while not endpoints.health().stalled and time.monotonic() < deadline:
+        endpoints.finalised()
+        time.sleep(0.05)
+    assert endpoints.health().stalled == stalls
 
 
 # The journal and the signer.

@@ -7,6 +7,7 @@ where its header was published.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from py_ecc.bls import G2ProofOfPossession as Scheme
 
 from chain_fixture import Consortium
+from rpc_door import door_to
 from usufruct.errors import (
     FinalityError,
     ForeignProofError,
@@ -48,6 +50,7 @@ from usufruct.ledger.finality import (
     fetch_finality,
     fetch_header,
     founding_version,
+    prove_block,
     prove_receipt,
     receipts_root,
     verify_finality,
@@ -635,6 +638,52 @@ def test_an_event_that_is_not_the_next_change_of_this_network_is_refused() -> No
     ):
         with pytest.raises(error):
             adopt(NETWORK, first, bad)
+
+
+def weighed_pin(**weights: int) -> FinalityPin:
+    """A pin of our validators `v1`, `v2` and so on with these weights."""
+    keys = {public(int(name[1:])): weight for name, weight in weights.items()}
+    ordered = sorted(keys, key=validator_order)
+    return PIN.model_copy(update={"validators": tuple(Validator(key=k, weight=keys[k]) for k in ordered)})
+
+
+def validator_door(stack: ExitStack, number: int, claims: int) -> Endpoint:
+    """Validator `number`, that says it has the key of validator `claims`."""
+    door = stack.enter_context(door_to("http://127.0.0.1:9"))
+    message = unsigned_message(PIN.network_id, bytes.fromhex(PIN.chain[2:]), BLOCK_HASH)
+    told = {
+        "warp_getBlockSignature": "0x" + Scheme.Sign(secret(number), message).hex(),
+        "info.getNodeID": {"nodePOP": {"publicKey": public(claims)}},
+    }
+    door.before = lambda calls: json.dumps(
+        {"jsonrpc": "2.0", "id": calls[0]["id"], "result": told[calls[0]["method"]]}
+    ).encode()
+    return Endpoint(door.url, patience=0.0)
+
+
+class Several(Endpoint):
+    def __init__(self, members: list[Endpoint]) -> None:
+        super().__init__(members[0].url)
+        self._several = members
+
+    def members(self) -> list[Endpoint]:
+        return self._several
+
+
+def test_a_validator_under_another_name_neither_spoils_a_proof_nor_counts_twice() -> None:
+    profile = PROFILES["subnet-evm"]
+    with ExitStack() as stack:
+        honest = [validator_door(stack, n, n) for n in (1, 2)]
+        liar = validator_door(stack, 3, 2)
+        enough = weighed_pin(v1=40, v2=40, v3=20)
+        _, signers = prove_block(Several([*honest, liar]), profile, enough, BLOCK_HASH)
+        assert set(signers.keys) == {public(1), public(2), public(3)}
+        with pytest.raises(ProofUnavailableError, match="only 2 of 3"):
+            prove_block(Several([honest[0], liar]), profile, enough, BLOCK_HASH)
+        _, signers = prove_block(
+            Several([honest[0], liar]), profile, weighed_pin(v1=60, v2=25, v3=15), BLOCK_HASH
+        )
+        assert set(signers.keys) == {public(1), public(3)}
 
 
 def test_a_network_without_pinned_validators_says_that_it_has_no_proofs(chain_url: str) -> None:

@@ -83,7 +83,7 @@ def _continue_series(step: Step, event: LedgerEvent, series: bytes) -> bytes:
     if row is None or row["length"] != number - 1:
         raise _gap_before(event)
     before: bytes = row["head"]
-    step.update("series", event.contract, series, length=number, head=head)
+    step.change("series", (event.contract, series), {"length": number, "head": head})
     return before
 
 
@@ -367,13 +367,14 @@ def _job_denied(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _set_job(step: Step, event: LedgerEvent, args: Args, **columns: object) -> None:
-    step.update("job", args["jobId"], **columns, changed_at=event.timestamp)
+    columns["changed_at"] = event.timestamp
+    step.change("job", (args["jobId"],), columns)
 
 
 def _count(step: Step, args: Args, column: str) -> None:
     job = step.get("job", args["jobId"])
     if job is not None:
-        step.update("job", args["jobId"], **{column: job[column] + 1})
+        step.change("job", (args["jobId"],), {column: job[column] + 1})
 
 
 def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:

@@ -25,7 +25,8 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
     Raises
     ------
     StaleLedgerError
-        If the endpoint shows an older chain, or another one, than was indexed.
+        If the endpoint shows an older chain, or another one, than was indexed, or events with a gap in a series; the ledger
+        then turns to another endpoint, where there is one.
     """
     head = ledger.finalised()
     cursor = index.cursor()
@@ -47,7 +48,11 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
             events, reached = coming.result()
             if following is not None:
                 coming = ahead.submit(read, following)
-            index.advance(events, reached)
+            try:
+                index.advance(events, reached)
+            except StaleLedgerError as exc:
+                ledger.endpoint.leave(exc)
+                raise
     return True
 
 

@@ -93,6 +93,10 @@ class Step:
 
     def update(self, table: str, *key: object, **changes: object) -> None:
         """Change columns of a row; nothing happens if there is none."""
+        self.change(table, key, changes)
+
+    def change(self, table: str, key: Key, changes: Row) -> None:
+        """As `update`, for what happens to many rows."""
         held = self._tables[table]
         row = held.rows.get(key) or self.get(table, *key)
         if row is not None:

@@ -79,7 +79,8 @@ class Conductor:
                 if action.is_fault:
                     self._strike(action)
                 else:
-                    self._watcher.told(action.kind, self._stage.perform(action))
+                    facts = self._stage.perform(action)
+                    self._watcher.told(action.kind, facts, height=self._stage.height())
                     self._report.done(action, "done")
             except UnexpectedOutcomeError as exc:
                 self._watcher.violated(f"action {action.number}, {action.kind}: {exc}")
@@ -113,6 +114,7 @@ class Conductor:
             if not _until(lambda name=name: watcher.is_indexed(name)):  # type: ignore[misc]
                 watcher.violated(f"the index of {name} stands still")
         watcher.round()
+        watcher.judge_doubts()
         for name in names:
             watcher.audit(name)
         watcher.audit_releases(CLINICS)

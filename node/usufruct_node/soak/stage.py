@@ -82,6 +82,7 @@ class Stage:
         self._posted: list[JobId] = []
         self._clients: dict[str, tuple[Client, _Place]] = {}
         self._opening = threading.Lock()
+        self._height = 0
         self._clinics: dict[str, Clinic] = {}
         self._values: dict[JobId, bytes] = {}
         self._acts: dict[str, Callable[[Action], list[Fact]]] = {
@@ -128,8 +129,19 @@ class Stage:
         place = home.node_address().url, Network.load(home.network_file).rpc_urls
         with self._opening:
             if self._clients.get(name, (None, None))[1] != place:
+                self._note_heights()
                 self._clients[name] = Client.open(home), place
             return self._clients[name][0]
+
+    def height(self) -> int:
+        """The newest final block that any client has seen."""
+        with self._opening:
+            self._note_heights()
+            return self._height
+
+    def _note_heights(self) -> None:
+        seen = [client.ledger.health().height or 0 for client, _ in self._clients.values()]
+        self._height = max([self._height, *seen])
 
     def actor(self, action: Action) -> str:
         """Organisation whose people do this; nobody's for faults."""

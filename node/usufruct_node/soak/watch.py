@@ -34,10 +34,6 @@ _GROWTH, _GROWTH_BYTES = 1.15, 16 << 20
 """Between the middle third of a process's life and its last third: both must be exceeded to count as growth."""
 
 
-_BEHIND_SECONDS = 30.0
-"""For so long the endpoint that is watched through may be behind the one that somebody was told by."""
-
-
 class Watcher:
     """Reads the chain with a client of its own. Violations are told once, as sentences."""
 
@@ -50,14 +46,20 @@ class Watcher:
         self._net = net
         self._ledger = ledger
         self._tell = tell
-        self._told: list[tuple[float, str, Fact]] = []
+        self._told: list[tuple[int, str, Fact]] = []
+        """Height at which the fact is on the ledger, who was told it, the fact."""
         self._lock = threading.Lock()
         self._reached: Head | None = None
 
-    def told(self, who: str, facts: Sequence[Fact]) -> None:
-        """Somebody was told that these are on the ledger."""
+    def told(self, who: str, facts: Sequence[Fact], *, height: int) -> None:
+        """Somebody was told that these are on the ledger, by a client that had seen blocks up to `height`, or by a node.
+
+        The endpoint that is watched through may be behind theirs: the facts are looked for once it shows the newest block that
+        any of them had seen.
+        """
+        at = max([height, *(self._indexed_height(member.name) for member in self._net.members)])
         with self._lock:
-            self._told += [(time.monotonic(), who, fact) for fact in facts]
+            self._told += [(at, who, fact) for fact in facts]
 
     def watch(self, stop: threading.Event) -> None:
         """Go round until told to stop."""
@@ -101,7 +103,7 @@ class Watcher:
         missing = [(at, who, fact) for at, who, fact in told if fact not in self.books.facts]
         self.checks["facts"] += len(told) - len(missing)
         for at, who, fact in missing:
-            if time.monotonic() - at > _BEHIND_SECONDS:
+            if head.number >= at:
                 self.violated(f"{who} was told of a {fact[0]} that is not on the ledger")
             else:
                 with self._lock:
@@ -142,6 +144,13 @@ class Watcher:
             if made.get(job) != [digest]:
                 self.violated(f"job {job.hex()[:12]} was not released exactly once, as the ledger has it")
 
+    def judge_doubts(self) -> None:
+        """Complain of what somebody was told and the watched endpoint never got to show."""
+        with self._lock:
+            told, self._told = self._told, []
+        for at, who, fact in told:
+            self.violated(f"{who} was told of a {fact[0]} in a block up to {at}, which never came")
+
     def judge_memory(self) -> None:
         """Complain of processes that grow."""
         for (name, pid), samples in self.memory.items():
@@ -153,6 +162,13 @@ class Watcher:
         """Whether a node has indexed the newest block of the last round."""
         cursor = _cursor(self._net.home(name).index_database)
         return cursor is not None and self._reached is not None and cursor.number >= self._reached.number
+
+    def _indexed_height(self, name: str) -> int:
+        try:
+            cursor = _cursor(self._net.home(name).index_database)
+        except sqlite3.Error:
+            return 0  # Being made: it has told nobody anything.
+        return 0 if cursor is None else cursor.number
 
     def open_jobs(self) -> list[JobId]:
         """Jobs that are not over."""

@@ -72,6 +72,9 @@ class ClusterExecutor:
         future: Future[Any] = self._executor.submit(function, *arguments)
         return future
 
+    def check(self) -> None:
+        """Nothing: the scheduler notices workers that die."""
+
     def close(self) -> None:
         """Let go of the scheduler."""
         self._executor.shutdown(wait=False)

@@ -41,6 +41,10 @@ class TaskExecutor(Protocol):
         """Call a function with plain data in a worker."""
         ...
 
+    def check(self) -> None:
+        """Have the futures of workers that died done, where they would not be by themselves; called while none is done."""
+        ...
+
 
 def compute(
     kernel: Kernel,
@@ -121,6 +125,8 @@ def compute(
             done, _ = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             if cancelled is not None and cancelled.is_set():
                 raise ComputationCancelledError("the computation was cancelled")
+            if not done:
+                executor.check()
             if not done and time.monotonic() - changed_at > TASK_SECONDS:
                 raise WorkerError(f"no task was done within {TASK_SECONDS:.0f} seconds")
             for future in done:
@@ -153,5 +159,4 @@ def _lease(pending: dict[Future[list[bytes]], Task]) -> Iterator[Path]:
         lease.unlink(missing_ok=True)
         for future in pending:
             future.cancel()
-        # A worker that was killed while it wrote its result leaves futures that CPython's pool never finishes.
         wait([future for future in pending if not future.cancelled()], timeout=_LEAVE_SECONDS)

@@ -131,6 +131,9 @@ class Endpoint:
         """Hand signed transactions over, in order; answers as in `batch`."""
         return self.batch([("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in raws])
 
+    def leave(self, trouble: LedgerError) -> None:
+        """What was read through this endpoint was found out to be wrong: use another, where there is one."""
+
     def health(self) -> ChainHealth:
         """What this process has seen of the chain; asks nobody."""
         height = self.watch.height
@@ -209,7 +212,11 @@ class Endpoint:
 
 
 class _Provider(HTTPProvider):
-    """Reads answers with orjson: an index is rebuilt out of gigabytes of them."""
+    """Writes and reads JSON with orjson: an index is rebuilt out of gigabytes of answers, batches have hundreds of requests."""
+
+    def encode_rpc_request(self, method: RPCEndpoint, params: Any) -> bytes:
+        request = {"jsonrpc": "2.0", "id": next(self.request_counter), "method": method, "params": params}
+        return orjson.dumps(request)
 
     @staticmethod
     def decode_rpc_response(raw_response: bytes) -> RPCResponse:

@@ -28,11 +28,18 @@ from usufruct.ledger.health import ChainHealth, EndpointHealth
 from usufruct.ledger.profile import ChainProfile
 
 Arbiter = Callable[[Endpoint, Head], bool]
-"""Whether an endpoint can prove to an outsider that this block is final; for endpoints that contradict each other."""
+"""Whether this block can be proven final to an outsider; for endpoints that contradict each other. It is given all of them and
+may ask their `members` only, since none may be in use."""
+
+Census = Callable[[Endpoint], bool | None]
+"""Whether the validator behind an endpoint reaches a quorum of the others; None if it does not say."""
 
 _PROBE_SECONDS = 5.0
 _LAG_BLOCKS = 3
 """Blocks that one endpoint may be behind another without being refused: news takes time to travel."""
+
+_LEFT_SECONDS = 30.0
+"""For so long an endpoint is not used whose answers were found out to be wrong."""
 
 _REMEMBERED = 4_096
 """Final blocks whose hashes are kept, to hold against what endpoints show later."""
@@ -70,12 +77,13 @@ class Endpoints(Endpoint):
         genesis_hash: str,
         patience: float = 30.0,
         arbiter: Arbiter | None = None,
+        census: Census | None = None,
     ) -> None:
         if not urls:
             raise ConfigurationError("a network needs at least one RPC endpoint")
         super().__init__(urls[0], patience=patience, profile=profile)
         self._chain_id, self._genesis_hash = chain_id, genesis_hash
-        self._arbiter = arbiter
+        self._arbiter, self._census = arbiter, census
         self._members = [_Member(Endpoint(url, patience=0.0, profile=profile)) for url in dict.fromkeys(urls)]
         # One that hangs must not hold up the others; where there are none, there is nothing else to wait for.
         self._probes = {
@@ -150,6 +158,10 @@ class Endpoints(Endpoint):
                 self._trust_anew(head)
                 raise contradiction
             self._remember(head)
+
+    def leave(self, trouble: LedgerError) -> None:
+        """What was read through the endpoint in use was found out to be wrong: use another for a while, where there is one."""
+        self._drop(self._current, trouble, wait_s=_LEFT_SECONDS)
 
     def health(self) -> ChainHealth:
         """What this process has seen of the chain and of each endpoint; asks nobody."""
@@ -313,8 +325,12 @@ class Endpoints(Endpoint):
                     current,
                     StaleLedgerError(f"{url} is at block {current.height}, another endpoint at {newest}"),
                 )
-        if not self.profile.empty_blocks and current is not None:
-            self._look_into_pool(self._probes[current.endpoint.url])
+        if not self.profile.empty_blocks:
+            if current is not None:
+                self._look_into_pool(self._probes[current.endpoint.url])
+            if self._census is not None:
+                answers = [self._census(member) for member in self.members()]
+                self.watch.quorum(True if True in answers else False if False in answers else None)
 
     def _look_into_pool(self, probe: Endpoint) -> None:
         try:
@@ -366,8 +382,8 @@ class Endpoints(Endpoint):
         return head
 
     def _contradicted(self, member: _Member, seen: Head, shown: Head) -> None:
-        """Two endpoints differ about a final block: the one that can prove its own is right, else the one that came first."""
-        if self._arbiter is not None and self._arbiter(member.endpoint, shown):
+        """Two endpoints differ about a final block: the one that is proven holds, else the one that came first."""
+        if self._arbiter is not None and self._arbiter(self, shown):
             with self._lock:
                 self._trust_anew(shown)
             return

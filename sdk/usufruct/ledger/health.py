@@ -34,21 +34,25 @@ class ChainHealth:
     height: int | None
     """Newest final block seen."""
     stalled_since: float | None
-    """Unix seconds at which the last block was seen to come, when the chain stands still; None while it moves."""
+    """Unix seconds since when the chain stands still; None while it moves, or could.
+
+    When the last block was seen to come; where none was due, when the validators were first seen apart.
+    """
     waiting: int
     """Transactions that wait for a block, as far as known."""
     endpoints: tuple[EndpointHealth, ...]
 
     @property
     def stalled(self) -> bool:
-        """Whether blocks are due and none comes."""
+        """Whether blocks are due and none comes, or none could come."""
         return self.stalled_since is not None
 
 
 class ChainWatch:
     """Decides whether a chain stands still from the heights that one process observes; thread-safe.
 
-    A block is due always where the engine makes empty ones, elsewhere while a transaction waits.
+    A block is due always where the engine makes empty ones, elsewhere while a transaction waits. While none is due, validators
+    that say of themselves that they do not reach a quorum show that none could come.
     """
 
     def __init__(self, profile: ChainProfile, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -61,6 +65,8 @@ class ChainWatch:
         self._due_since: float | None = now() if profile.empty_blocks else None
         self._ours: set[bytes] = set()
         self._pool = 0
+        self._apart: tuple[float, float, float] | None = None
+        """When the validators were first and last seen not to reach a quorum, and Unix seconds of the first."""
 
     def observed(self, height: int) -> None:
         """The newest final block, just read from the chain."""
@@ -71,6 +77,7 @@ class ChainWatch:
                 self._first_seen = now
             if height != self._height:
                 self._height, self._first_seen, self._advanced_at = height, now, time.time()
+                self._apart = None
             self._last_seen = now
 
     def sent(self, transaction: bytes) -> None:
@@ -91,6 +98,17 @@ class ChainWatch:
             self._pool = transactions
             self._mark()
 
+    def quorum(self, reached: bool | None) -> None:
+        """Whether any validator that was asked reaches a quorum of the others; None if none could say."""
+        with self._lock:
+            now = self._now()
+            if reached is not False:
+                self._apart = None
+            elif self._apart is None or now - self._apart[1] > self._profile.stall_after_s:
+                self._apart = now, now, time.time()
+            else:
+                self._apart = self._apart[0], now, self._apart[2]
+
     @property
     def height(self) -> int | None:
         """Newest final block observed."""
@@ -104,13 +122,18 @@ class ChainWatch:
             return max(len(self._ours), self._pool)
 
     def stalled_since(self) -> float | None:
-        """Unix seconds of the last block that was seen to come; None while the chain moves, or nothing is due."""
+        """Unix seconds since when the chain stands still; None while it moves, or could."""
         with self._lock:
-            if self._due_since is None:
-                return None
-            # The same height at both ends of the span: what was not looked at does not count as standing still.
-            span = self._last_seen - max(self._first_seen, self._due_since)
-            return self._advanced_at if span > self._profile.stall_after_s else None
+            if self._due_since is not None:
+                # The same height at both ends of the span: what was not looked at does not count as standing still.
+                span = self._last_seen - max(self._first_seen, self._due_since)
+                if span > self._profile.stall_after_s:
+                    return self._advanced_at
+            if self._apart is not None:
+                first, last, since = self._apart
+                if last - first >= self._profile.apart_after_s:
+                    return since
+            return None
 
     def check(self) -> None:
         """Raise if the chain stands still.

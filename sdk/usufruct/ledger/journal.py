@@ -55,7 +55,7 @@ class InFlight:
 
     @classmethod
     def signed(cls, raw: bytes, *, owner: str | None = None) -> InFlight:
-        """The intent of a transaction that this process just signed, or another one did.
+        """The intent of a signed transaction, taken out of its bytes.
 
         Raises
         ------
@@ -77,6 +77,21 @@ class InFlight:
             call=("0x" + to.hex() if to else None, data),
         )
 
+    @classmethod
+    def fresh(
+        cls, raw: bytes, *, nonce: int, gas_price: int, gas: int, to: str | None, data: bytes
+    ) -> InFlight:
+        """The intent of a transaction that this process just signed with these fields."""
+        return cls(
+            id=transaction_hash(raw),
+            raws=(raw,),
+            owner=_this_process(os.getpid()),
+            nonce=nonce,
+            gas_price=gas_price,
+            gas=gas,
+            call=(None if to is None else to.lower(), data),
+        )
+
     def replaced(self, raw: bytes) -> InFlight:
         """The same intent with another transaction for it."""
         newest = InFlight.signed(raw, owner=self.owner)
@@ -85,7 +100,7 @@ class InFlight:
     @property
     def hashes(self) -> list[bytes]:
         """Hashes of all that were signed."""
-        return [transaction_hash(raw) for raw in self.raws]
+        return [self.id, *map(transaction_hash, self.raws[1:])]
 
 
 class Journal:

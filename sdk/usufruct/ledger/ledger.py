@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
 from usufruct.ledger.compile import compare_runtime, identify_runtime, load_artifact
 from usufruct.ledger.endpoint import Endpoint, Head, well_formed
 from usufruct.ledger.endpoints import Endpoints
+from usufruct.ledger.finality.witness import is_final, reaches_quorum
 from usufruct.ledger.health import ChainHealth
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
@@ -75,12 +76,15 @@ class Ledger:
         ------
         WrongChainError, WrongContractCodeError, LedgerUnreachableError, StaleLedgerError
         """
+        pin = network.finality if network.chain.proof == "warp" else None
         endpoint = Endpoints(
             (*rpc_urls, *network.rpc_urls),
             profile=network.chain,
             chain_id=network.chain_id,
             genesis_hash=network.genesis_hash,
             patience=patience,
+            arbiter=None if pin is None else partial(is_final, network.chain, pin),
+            census=None if pin is None else partial(reaches_quorum, pin),
         )
         endpoint.check_chain(network.chain_id, network.genesis_hash)
         sender = (

@@ -24,12 +24,25 @@ _FORMATS = {
 }
 
 
+_VALUE_BITS = {"bytes32": 256, "bool": 1, "uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, _LIST: 64}
+"""Of a word; all above them are zero in what a contract writes."""
+
+
 class Packing:
     """Layout of one event. Its indexed arguments come first, so that topics and data, one after the other, are the words of all
     arguments in the order of their declaration.
     """
 
-    __slots__ = ("_covered", "_list", "_names", "_tuples", "_whole", "_whole_offset", "covered_bytes")
+    __slots__ = (
+        "_covered",
+        "_list",
+        "_names",
+        "_padding",
+        "_tuples",
+        "_whole",
+        "_whole_offset",
+        "covered_bytes",
+    )
 
     def __init__(self, inputs: Sequence[Mapping[str, Any]]) -> None:
         self._names = [entry["name"] for entry in inputs]
@@ -40,6 +53,10 @@ class Packing:
         ]
         self._list = next((place for place, entry in enumerate(inputs) if entry["type"] == _LIST), None)
         self._whole = struct.Struct(">" + "".join(_format(entry) for entry in inputs))
+        self._padding = 0
+        for entry in inputs:
+            for leaf in _leaves(entry):
+                self._padding = self._padding << 256 | (1 << 256) - (1 << _VALUE_BITS[leaf["type"]])
         self._covered = struct.Struct(">" + "".join(_format(entry) for entry in inputs[:-2]))
         self._whole_offset = self._whole.size - _WORD * sum(bool(entry["indexed"]) for entry in inputs)
         self.covered_bytes = None if self._list is not None else self._covered.size
@@ -71,9 +88,9 @@ class Packing:
             fixed = words[:size]
             if len(fixed) != size:
                 return None
-        found = self._whole.unpack(fixed)
-        if self._whole.pack(*found) != fixed:
+        if int.from_bytes(fixed, "big") & self._padding:
             return None
+        found = self._whole.unpack(fixed)
         if self._list is None and not self._tuples:
             return dict(zip(self._names, found, strict=True))
         values: list[Any] = list(found)

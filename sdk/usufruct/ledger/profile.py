@@ -20,6 +20,13 @@ STALL_INTERVALS = 5
 """Block intervals without a block, while one is due, after which a chain counts as standing still."""
 
 
+APART_INTERVALS = 2
+"""Block intervals without a quorum, after which a chain counts as standing still although no block is due.
+
+Less than the above by what it takes validators to notice that others are gone.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainProfile:
     """One kind of chain.
@@ -52,6 +59,11 @@ class ChainProfile:
     def stall_after_s(self) -> float:
         """Seconds without a block, while one is due, after which the chain counts as standing still."""
         return STALL_INTERVALS * self.block_interval_s
+
+    @property
+    def apart_after_s(self) -> float:
+        """Seconds without a quorum after which the chain counts as standing still, whether or not a block is due."""
+        return APART_INTERVALS * self.block_interval_s
 
 
 PROFILES = {

@@ -30,10 +30,15 @@ from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.journal import InFlight, Journal
 from usufruct.ledger.signing import sign_transaction
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.02, 0.1
+"""Between two looks whether a transaction is final: at first, and at most."""
+
 _GAS_MARGIN = 1.3
 _CHUNK = 100
-"""Transactions per JSON-RPC batch; while one is on its way the next is signed."""
+"""Transactions per JSON-RPC batch; while one is on its way the next is signed and written down."""
+
+_WHOLE_BLOCK = 20
+"""Receipts wanted from which on a block's are asked for all at once."""
 
 _RAISE_FEE_PERCENT = 125
 """Of the old fee; engines take a replacement from 110% on."""
@@ -156,27 +161,30 @@ class Sender:
             return []
         sent: list[Pending] = []
         on_its_way: Future[None] | None = None
+        unsent: list[InFlight] = []
         with self._journal.locked(), ThreadPoolExecutor(1) as courier:
             self._forget_unclaimed()
             price, first = self._gas_price(), self._next_nonce()
             try:
                 for at in range(0, len(calls), _CHUNK):
-                    chunk = [
-                        InFlight.signed(self._sign(to, data, gas, first + at + i, price))
-                        for i, (to, data) in enumerate(calls[at : at + _CHUNK])
+                    unsent = [
+                        self._intent(call, gas, first + at + i, price)
+                        for i, call in enumerate(calls[at : at + _CHUNK])
                     ]
+                    self._journal.add(unsent)
                     if on_its_way is not None:
                         on_its_way.result()
-                    self._journal.add(chunk)
-                    sent += [_pending(entry) for entry in chunk]
-                    on_its_way = courier.submit(self._broadcast, chunk)
+                    sent += [_pending(entry) for entry in unsent]
+                    on_its_way, unsent = courier.submit(self._broadcast, unsent), []
                 if on_its_way is not None:
                     on_its_way.result()
             except _Refused as exc:
+                self._journal.forget([entry.id for entry in unsent])
                 self._journal.forget(exc.ids)
                 self._journal.release([pending.transaction_hash for pending in sent])
                 raise exc.reason from exc
             except LedgerError:
+                self._journal.forget([entry.id for entry in unsent])
                 self._journal.release([pending.transaction_hash for pending in sent])
                 raise
         for pending in sent:
@@ -226,6 +234,11 @@ class Sender:
     def _message(self, to: str | None, data: bytes) -> dict[str, str]:
         message = {"from": self.address, "data": "0x" + data.hex()}
         return message if to is None else message | {"to": to}
+
+    def _intent(self, call: tuple[str | None, bytes], gas: int, nonce: int, gas_price: int) -> InFlight:
+        to, data = call
+        raw = self._sign(to, data, gas, nonce, gas_price)
+        return InFlight.fresh(raw, nonce=nonce, gas_price=gas_price, gas=gas, to=to, data=data)
 
     def _sign(self, to: str | None, data: bytes, gas: int, nonce: int, gas_price: int) -> bytes:
         return sign_transaction(
@@ -294,6 +307,7 @@ class Sender:
         """Wait until the highest nonce is used in a final block, and so all before it."""
         last = max(pending, key=lambda item: item.nonce)
         begun = time.monotonic()
+        poll, at_most = _POLL_SECONDS
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
         while not self._is_over(last):
@@ -308,7 +322,8 @@ class Sender:
                 look_after = now + pause
                 if self._look_after({item.transaction_hash for item in pending}) > last.nonce:
                     return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll)
+            poll = min(1.5 * poll, at_most)
 
     def _is_over(self, pending: Pending) -> bool:
         (receipt,) = self._receipts([pending])
@@ -336,19 +351,37 @@ class Sender:
         return self._endpoint.quantity("eth_getTransactionCount", self.address, profile.finality_tag)
 
     def _receipts(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
-        """The receipt of whichever transaction of each intent was included; None where none was."""
-        lookups = [
-            (position, transaction)
+        """The receipt of whichever transaction of each intent was included; None where none was.
+
+        One sender's transactions stand together: while many are missing, the whole block of the first is asked for. A block
+        that brings less than was missing from it, and what no block brought, is left to a lookup of each.
+        """
+        wanted = {
+            "0x" + transaction.hex(): position
             for position, item in enumerate(pending)
             for transaction in self._journal.hashes_of(item.transaction_hash)
-        ]
+        }
         found: list[dict[str, Any] | None] = [None] * len(pending)
-        for at in range(0, len(lookups), _CHUNK):
-            chunk = lookups[at : at + _CHUNK]
-            calls = [("eth_getTransactionReceipt", ("0x" + transaction.hex(),)) for _, transaction in chunk]
-            for (position, _), receipt in zip(chunk, self._endpoint.batch(calls), strict=True):
-                found[position] = found[position] or receipt
+        while len(wanted) >= _WHOLE_BLOCK:
+            (first,) = self._look_up([next(iter(wanted))])
+            if first is None:
+                break
+            with well_formed(self._endpoint.url):
+                block = self._endpoint.call("eth_getBlockReceipts", first["blockNumber"]) or []
+                brought = [receipt for receipt in block if receipt["transactionHash"] in wanted]
+            for receipt in brought:
+                found[wanted.pop(receipt["transactionHash"])] = receipt
+            if len(brought) < _WHOLE_BLOCK:
+                break
+        left = list(wanted)
+        for at in range(0, len(left), _CHUNK):
+            chunk = left[at : at + _CHUNK]
+            for transaction, receipt in zip(chunk, self._look_up(chunk), strict=True):
+                found[wanted[transaction]] = found[wanted[transaction]] or receipt
         return found
+
+    def _look_up(self, transactions: Sequence[str]) -> list[Any]:
+        return self._endpoint.batch([("eth_getTransactionReceipt", (hash_,)) for hash_ in transactions])
 
     def _receipts_anywhere(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
         """As `_receipts`, for nonces that are used: one endpoint's word is not enough to call a transaction replaced."""

@@ -1,4 +1,4 @@
-"""Asks endpoints for headers and finality proofs. What it gives is to be verified; it checks only what it needs to choose."""
+"""Asks endpoints for headers and finality proofs. What it gives is to be verified by whoever asks."""
 
 from __future__ import annotations
 
