@@ -32,7 +32,8 @@ def centred_binomial(size: int, source: Callable[[int], bytes] = operating_syste
     words = np.frombuffer(source(8 * size), dtype="<u8").astype(np.uint64, copy=False)
     # up - down = up + (21 - down) - 21, and 21 - down counts the upper bits that are not set.
     upper, both = np.uint64(_HALF << ERROR_BOUND), np.uint64(_HALF << ERROR_BOUND | _HALF)
-    return np.bitwise_count((words ^ upper) & both).astype(np.int64) - ERROR_BOUND
+    counted: NDArray[np.int64] = np.bitwise_count((words ^ upper) & both).astype(np.int64)
+    return counted - ERROR_BOUND
 
 
 def ternary(size: int, source: Callable[[int], bytes] = operating_system) -> NDArray[np.int64]:
