@@ -1,5 +1,5 @@
 """Fixtures that tests of the library and of the node share: a chain process, a network of five
-members, a running node, a small sealed bundle."""
+members, a running node, a running Kubo, a small sealed bundle."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
+from kubo_fixture import Kubo, new_kubo
 from node_fixture import found_home, running_node
 from usufruct.home import Home
 
@@ -49,3 +50,18 @@ def node_home(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = found_home(tmp_path_factory.mktemp("node") / "north", chain_url)
     with running_node(home):
         yield home
+
+
+@pytest.fixture(scope="session")
+def one_kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
+    made = new_kubo(tmp_path_factory.mktemp("kubo"))
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def kubo(one_kubo: Kubo) -> Iterator[Kubo]:
+    """The shared private daemon, empty before and after."""
+    one_kubo.forget()
+    yield one_kubo
+    one_kubo.forget()

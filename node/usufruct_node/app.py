@@ -24,11 +24,12 @@ from prometheus_client import CollectorRegistry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from usufruct.compute import CacheSettings
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid
 from usufruct.errors import (
+    BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
-    CustodyError,
+    CustodianError,
     NotAuthorisedError,
     PeerRefusedError,
     PortTakenError,
@@ -44,7 +45,7 @@ from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
 from usufruct_node.challenge_log import ChallengeLog
 from usufruct_node.config import NodeSettings
-from usufruct_node.custody import Custody
+from usufruct_node.custodian import CustodianProcess
 from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
@@ -68,12 +69,14 @@ from usufruct_node.roles.dispatch import Role as RoleLoop
 from usufruct_node.roles.keeper import Keeper
 from usufruct_node.roles.pinner import Pinner
 from usufruct_node.roles.retention import Retention
+from usufruct_node.storage import open_store
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 600.0
+_STORE_SECONDS = 5.0
 
 
 class Node:
@@ -90,10 +93,12 @@ class Node:
         self._home = home
         self._settings = settings
         self._stack = ExitStack()
-        self._custody: Custody | None = None
+        self._custodian: CustodianProcess | None = None
         if Role.CUSTODIAN in home.organisation().role_bits:
-            self._custody = Custody(home, passphrase_file=custodian_passphrase_file)
-            self._stack.callback(self._custody.close)
+            self._custodian = CustodianProcess(
+                home, passphrase_file=custodian_passphrase_file, key_openings=settings.key_openings
+            )
+            self._stack.callback(self._custodian.close)
         self.org = home.organisation().id
         keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
         self._signing_key, self._verdict_key = keys.ledger_key, keys.verdict_key
@@ -109,7 +114,8 @@ class Node:
         self.contracts = {**network.contracts, "AccessManager": authority}
         self._chain = ChainView(self.ledger)
         self.index = Index(home.index_database)
-        self.store = EmbeddedBlockStore(home.blocks, quota_bytes=settings.quota_bytes)
+        self.store = open_store(home, settings)
+        self._store_state = "ok"
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
         cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
@@ -185,6 +191,7 @@ class Node:
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
+                nursery.start_soon(self._watch_store)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -199,7 +206,7 @@ class Node:
             "identity": "ok"
             if elsewhere is None
             else f"another node runs as this organisation at {elsewhere}",
-            "store": "ok" if os.access(self._home.blocks, os.W_OK) else "not writable",
+            "store": self._store_state,
             "custodian": self._custodian_state(),
             "jobs": "ok" if not self._dispatcher.troubles else f"{len(self._dispatcher.troubles)} in trouble",
             "copies": "ok" if not self._keeper.troubles else f"{len(self._keeper.troubles)} in trouble",
@@ -207,19 +214,19 @@ class Node:
         return {"ok": all(state == "ok" for state in parts.values()), **parts}
 
     def _custodian_state(self) -> str:
-        if self._custody is None:
+        if self._custodian is None:
             return "ok"
-        if self._custody.pid is None:
+        if self._custodian.pid is None:
             return "not running; it is started again when a job needs it"
         return "ok"
 
     def _key_openings(self) -> dict[str, Any]:
         """Result blocks that each key has opened, and how many it may."""
-        if self._custody is None or self._custody.pid is None:
+        if self._custodian is None or self._custodian.pid is None:
             return {}
         try:
-            state = self._custody.state()
-        except CustodyError as exc:
+            state = self._custodian.state()
+        except CustodianError as exc:
             return {"trouble": str(exc)}
         return {"limit": state["limit"], "opened": state["opened"]}
 
@@ -268,7 +275,7 @@ class Node:
         """
         try:
             return await trio.to_thread.run_sync(self.store.get, cid)
-        except BlockNotFoundError:
+        except (BlockNotFoundError, BlockMismatchError):
             if holder == self.org:
                 raise
         if not self._membership.is_active():
@@ -307,8 +314,8 @@ class Node:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
             loops.append(Verifier(self._context, verdict_key=self._verdict_key))
-        if self._custody is not None:
-            loops.append(Custodian(self._context, custody=self._custody, signing_key=self._signing_key))
+        if self._custodian is not None:
+            loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         return loops
 
     def _custody_service(self) -> CustodyService:
@@ -356,9 +363,9 @@ class Node:
         return Keeper(pinner, challenger, retention, every_s=settings.custody_s)
 
     def _destroy_secret(self, key_id: KeyId) -> None:
-        if self._custody is None:
-            raise CustodyError("this node runs no custodian that could destroy a key")
-        self._custody.destroy(key_id)
+        if self._custodian is None:
+            raise CustodianError("this node runs no custodian that could destroy a key")
+        self._custodian.destroy(key_id)
 
     def _damaged(self, artifact_id: ArtifactId) -> None:
         self._keeper.damaged(artifact_id)
@@ -401,6 +408,15 @@ class Node:
                 _log.warning("cannot free what ended jobs left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
 
+    async def _watch_store(self) -> None:
+        while True:
+            try:
+                await trio.to_thread.run_sync(self.store.check)
+                self._store_state = "ok"
+            except UsufructError as exc:
+                self._store_state = str(exc)
+            await trio.sleep(_STORE_SECONDS)
+
     async def _keep_membership(self) -> None:
         seen = self.index.cursor()
         while True:
@@ -413,8 +429,8 @@ class Node:
 
     async def _unlock(self, unlocked: trio.Event) -> None:
         """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""
-        if self._custody is not None:
-            await trio.to_thread.run_sync(self._custody.start, abandon_on_cancel=True)
+        if self._custodian is not None:
+            await trio.to_thread.run_sync(self._custodian.start, abandon_on_cancel=True)  # type: ignore[call-arg]
         unlocked.set()
 
     async def _follow_registry(self) -> None:

@@ -42,7 +42,9 @@ from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.keys.sealed import PIECE_BYTES, SealedReader, SealedWriter
 from usufruct.ledger import Network
+from usufruct_node.config import NodeSettings
 from usufruct_node.peers import PeerIdentity
+from usufruct_node.storage import open_store
 
 Advance = Callable[[int], None]
 """Told how many more bytes are done."""
@@ -113,7 +115,7 @@ class Manifest:
 def size_of(home: Home) -> int:
     """Bytes that a backup of this home will read, for showing progress."""
     files = sum(path.stat().st_size for item in _ITEMS if (path := home.root / item.name).is_file())
-    with EmbeddedBlockStore(home.blocks) as store:
+    with closing(open_store(home, NodeSettings.load(home.root))) as store:
         return files + store.usage_bytes()
 
 
@@ -222,7 +224,7 @@ def _put_file(writer: SealedWriter, path: Path, name: str, manifest: Manifest, a
 
 
 def _put_blocks(writer: SealedWriter, home: Home, manifest: Manifest, advance: Advance) -> None:
-    with EmbeddedBlockStore(home.blocks) as store:
+    with closing(open_store(home, NodeSettings.load(home.root))) as store:
         for cid in store.cids():
             pins = sorted(store.pins(cid))
             if not pins:

@@ -33,6 +33,7 @@ from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import create_home
 from usufruct_node.peers_view import render_peers
+from usufruct_node.storage_cli import blocks_app, kubo_app
 
 app = typer.Typer(
     help="Run and look after a node of the Usufruct network.",
@@ -41,6 +42,8 @@ app = typer.Typer(
 )
 devnet_app = typer.Typer(help="A whole network on this machine, for development.", no_args_is_help=True)
 app.add_typer(devnet_app, name="devnet")
+app.add_typer(blocks_app, name="blocks")
+app.add_typer(kubo_app, name="kubo")
 out = Console()
 err = Console(stderr=True)
 

@@ -16,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from usufruct.content.kubo.rpc import check_address
 from usufruct.errors import ConfigurationError
 from usufruct_node.peers.quota import Quota
 
@@ -65,6 +66,13 @@ class NodeSettings(BaseSettings):
     """Bytes of blocks that one member is given in a day; no limit by default."""
     swarm_key_file: Path | None = None
     """File of mode 0600 in Kubo's `swarm.key` format, the same at all members; connections are hidden under it."""
+    kubo_address: str | None = None
+    """Multiaddr of the RPC of the Kubo daemon that holds the blocks, such as `/ip4/127.0.0.1/tcp/5001`; the embedded store
+    holds them by default."""
+    kubo_deadline_s: float = Field(default=60.0, gt=0, le=3600)
+    """How long one call to Kubo may take."""
+    kubo_swarm: tuple[str, ...] = ()
+    """Addresses on which that Kubo may talk to others that have its swarm key; none by default."""
     rpc_urls: tuple[str, ...] = ()
     """JSON-RPC endpoints of the chain to use before those of the network file, such as that of one's own validator."""
     key_openings: int = Field(default=1 << 20, ge=1)
@@ -108,6 +116,8 @@ class NodeSettings(BaseSettings):
             loaded: NodeSettings = HomeSettings()
         except ValueError as exc:
             raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc
+        if loaded.kubo_address is not None:
+            check_address(loaded.kubo_address)
         if loaded.announce is None and loaded.listen_host in ("0.0.0.0", "::", ""):  # noqa: S104
             raise ConfigurationError(
                 f"settings of {home}: nobody can dial {loaded.listen_host!r}",

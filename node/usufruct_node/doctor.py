@@ -16,6 +16,7 @@ from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
 from usufruct.records import MemberStatus, Role
 from usufruct_node.config import NodeSettings
+from usufruct_node.kubo import examine_kubo
 from usufruct_node.peers import PeerIdentity
 
 _LEAST_FREE_BYTES = 1 << 30
@@ -45,6 +46,7 @@ def examine(home: Home, node_passphrase: str) -> list[Finding]:
     check("node keys", lambda: _keys(home, node_passphrase))
     check("custodian", lambda: _custodian(home))
     check("disk", lambda: _disk(home))
+    check("block store", lambda: examine_kubo(home, NodeSettings.load(home.root)))
     check("chain and contracts", lambda: _chain(home))
     check("membership", lambda: _membership(home))
     check("node", lambda: _node(home))

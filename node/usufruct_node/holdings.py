@@ -9,7 +9,7 @@ Everything else is refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -100,6 +100,23 @@ class Holdings:
         """Forget a reason, for every block."""
         with self._lock, self._db:
             self._db.execute("DELETE FROM holding WHERE purpose = ? AND ref = ?", (purpose, ref))
+
+    def all(self, *purposes: Purpose) -> Iterator[tuple[Cid, Holding]]:
+        """Every block that is kept for one of these purposes, in pages: others may add meanwhile."""
+        after: tuple[bytes, str, bytes] = (b"", "", b"")
+        while True:
+            with self._lock:
+                rows = self._db.execute(
+                    "SELECT cid, purpose, ref FROM holding WHERE (cid, purpose, ref) > (?, ?, ?)"
+                    " ORDER BY cid, purpose, ref LIMIT 1000",
+                    after,
+                ).fetchall()
+            if not rows:
+                return
+            for cid, purpose, ref in rows:
+                if purpose in purposes:
+                    yield Cid.from_bytes(cid), Holding(Purpose(purpose), bytes(ref))
+            after = rows[-1]
 
     def count(self) -> int:
         """Number of (block, reason) pairs."""

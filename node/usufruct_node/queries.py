@@ -18,6 +18,7 @@ from usufruct.records import (
     GrantId,
     GrantTerms,
     JobId,
+    JobRequest,
     JobState,
     OrgId,
     Refusal,
@@ -261,6 +262,14 @@ class Queries:
             "budget": {"total": budget.total, "reserved": budget.reserved, "spent": budget.spent},
         }
 
+    def _status_digest(self, request: JobRequest) -> str:
+        """Digest, in hex, of the status block of the consent epoch that a job cites; empty when there is none."""
+        artifact = self._index.artifact(request.artifact_id)
+        if artifact is None:
+            return ""
+        epoch = self._index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
+        return "" if epoch is None else epoch.status_digest.hex()
+
     def _job(self, row: JobRow) -> dict[str, Any]:
         job, request = row.job, row.job.request
         return {
@@ -274,6 +283,7 @@ class Queries:
             "kernel": _kernel_name(request.kernel_id),
             "purpose": unlabel(request.purpose),
             "consent_epoch": request.consent_epoch,
+            "status_digest": self._status_digest(request),
             "policy_version": request.policy_version,
             "rho_micro": request.rho_micro,
             "row_level": request.row_level,

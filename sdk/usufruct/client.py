@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from usufruct import consent, job, lineage, register, release, rights
+from usufruct import consent, differencing, job, lineage, register, release, rights
 from usufruct.consent import ConsentBook, ConsentReceipt
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
@@ -333,12 +333,20 @@ class Client:
     def estimate(
         self, bundle: FeatureBundle, parameters: JobParameters | QuantisedModel, *, rho: float
     ) -> Estimate:
-        """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent."""
+        """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent.
+
+        Earlier releases that its cost is charged together with are those of this organisation.
+        """
         if isinstance(parameters, QuantisedModel):
             asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
         else:
             asked, error = parameters, 0.0
-        return job.estimate(bundle, asked, rho_micro=micro(rho), model_error=error)
+        cost = micro(rho)
+        joint = differencing.joint_cost(
+            self.ledger, self.content, bundle, asked, rho_micro=cost, requester=self.name
+        )
+        found = job.estimate(bundle, asked, rho_micro=cost, model_error=error)
+        return replace(found, joint_rho_micro=joint)
 
     def post(
         self,

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from usufruct.content import dag
+from usufruct.consent import ConsentStatus
+from usufruct.content import Cid, Codec, dag
+from usufruct.content.node import NodeContent
 from usufruct.errors import ReleaseRefusedError
 from usufruct.he.kernels import BundleShape, MomentsParameters, SumParameters, linear_form
-from usufruct.job import JobInputs, JobParameters
-from usufruct.records import Refusal
+from usufruct.job import FeatureBundle, JobInputs, JobParameters
+from usufruct.ledger import Ledger
+from usufruct.records import JobState, Refusal
 
 DIRECTION_BYTES = 16
 
@@ -103,6 +106,48 @@ def check_differencing(asked: Asked, earlier: Iterable[Asked], *, minimum: int, 
             hint=f"with earlier releases over cohorts that differ by fewer than {minimum} subjects it would cost"
             f" {joint} millionths of rho; {limit_rho_micro} are allowed",
         )
+
+
+def joint_cost(
+    ledger: Ledger,
+    node: NodeContent,
+    bundle: FeatureBundle,
+    parameters: JobParameters,
+    *,
+    rho_micro: int,
+    requester: str,
+) -> int:
+    """What a job would be charged as one with its requester's own released jobs, millionths of rho.
+
+    The newest thousand releases count. Those of other partners count with the custodian, too, but what they asked is theirs.
+
+    Raises
+    ------
+    ContentError, IntegrityError, LedgerError
+    """
+    artifact = bundle.artifact
+    manifest, steward = bundle.manifest, bundle.steward
+
+    def of(asked: JobParameters, status_digest: bytes, cost: int) -> Asked:
+        block = node.get_record(Cid.from_digest(status_digest, Codec.DAG_CBOR), holder=steward)
+        mask = ConsentStatus.from_record(block).row_mask(manifest.row_subjects)
+        return Asked(
+            directions=directions(asked, manifest.shape),
+            subjects=subjects_of(manifest.row_subjects, mask),
+            rho_micro=cost,
+        )
+
+    now = of(
+        parameters, ledger.consent_epoch(artifact.steward, artifact.consent_scope).status_digest, rho_micro
+    )
+    total = rho_micro
+    for job in node.query("/jobs", state=JobState.RELEASED.name, limit=1000):
+        if job["requester"] == requester and job["artifact_id"] == bundle.artifact_id.hex():
+            cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
+            earlier = JobParameters.from_record(node.get_record(cid, holder=requester))
+            before = of(earlier, bytes.fromhex(job["status_digest"]), job["rho_micro"])
+            total += before.rho_micro if near(now, before, bundle.policy.min_cohort) else 0
+    return total
 
 
 def _column(feature: int, shape: BundleShape) -> bytes:

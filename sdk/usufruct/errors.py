@@ -13,7 +13,7 @@ UsufructError
 │   ├── EnvelopeError     encrypted envelope that does not open
 │   └── ManifestError     malformed or truncated manifest
 ├── KeyStoreError         keystores, passphrases, key domains
-├── CustodyError          the custodian's process
+├── CustodianError        the custodian's process
 ├── ContentError          block stores and peers
 ├── LedgerError           chain, contracts, transactions
 ├── JobPendingError       a job is not over yet
@@ -185,14 +185,14 @@ class WrongKeyDomainError(KeyStoreError):
     """A ciphertext belongs to another key domain than the key at hand."""
 
 
-class CustodyError(UsufructError):
+class CustodianError(UsufructError):
     """The custodian's process does not run, does not answer, or is asked what no node asks."""
 
     exit_code = 4
     hint = "its log is that of the node; `usufruct-node doctor` looks at its keys"
 
 
-class ForgottenReleasesError(CustodyError):
+class ForgottenReleasesError(CustodianError):
     """A custodian, restored from an older backup, has to be told first of these released `jobs`."""
 
     def __init__(self, jobs: list[bytes]) -> None:
@@ -242,6 +242,36 @@ class PeerQuotaError(PeerError):
     """A peer has given us as much as its quota for one member allows in this time."""
 
     hint = "try again later, or ask the peer's operator for a larger quota"
+
+
+class KuboError(ContentError):
+    """The Kubo daemon that holds the blocks refuses, or answers with what no Kubo answers."""
+
+
+class KuboUnreachableError(KuboError):
+    """The Kubo daemon does not answer, or not in time."""
+
+    hint = "start it with `ipfs daemon`, and compare `kubo_address` in node.toml with its Addresses.API"
+
+
+class KuboRefusedError(KuboError):
+    """The Kubo daemon does not accept our credentials."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"Kubo at {address} does not accept the credentials in kubo.token",
+            hint="`usufruct-node kubo config` writes them into both places; restart Kubo after it",
+        )
+
+
+class KuboVersionError(KuboError):
+    """The Kubo daemon is too old to be run privately."""
+
+    def __init__(self, version: str, oldest: str) -> None:
+        self.version = version
+        self.oldest = oldest
+        super().__init__(f"Kubo {version} is older than {oldest}", hint="upgrade Kubo")
 
 
 class NodeUnreachableError(ContentError):

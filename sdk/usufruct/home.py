@@ -166,6 +166,16 @@ class Home:
         return self.root / "blocks"
 
     @property
+    def kubo_catalogue(self) -> Path:
+        """What the blocks in Kubo are kept for, where Kubo is the block store."""
+        return self.root / "kubo"
+
+    @property
+    def kubo_token(self) -> Path:
+        """Credentials for Kubo's RPC, `user:secret`."""
+        return self.root / "kubo.token"
+
+    @property
     def expansion_cache(self) -> Path:
         """Expanded seeds of blocks, kept from one job to the next; can be deleted at any time."""
         return self.root / "expansions"

@@ -257,6 +257,10 @@ class Estimate:
 
     result_bytes: int
 
+    joint_rho_micro: int
+    """What the custodian charges as one with this job, millionths of rho: its own cost, and that of the organisation's earlier
+    releases of the same question over nearly the same subjects. Above the policy's `max_rho_micro_per_job` it is refused."""
+
     gas: int
     """From posting to release, all parties together, with `VERIFIERS` verifiers."""
 
@@ -307,6 +311,7 @@ def estimate(
         seconds=cost.seconds,
         read_bytes=cost.input_bytes,
         result_bytes=cost.result_bytes,
+        joint_rho_micro=rho_micro,
         gas=job_gas(VERIFIERS),
     )
 

@@ -497,6 +497,10 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     # Positive control: under the epoch in force the same job goes through, without the row.
     release = network.university.wait(network.post())
     assert release.count == ROWS - len(clinic.withdrawn)
+    # Whoever asks again after the withdrawal is told that it counts together with what was released before.
+    network.indexed()
+    sums = network.university.parameters(clinic.bundle, "sum")
+    assert network.university.estimate(clinic.bundle, sums, rho=1.0).joint_rho_micro > MICRO
 
 
 # Peers and blocks.
@@ -749,7 +753,9 @@ def test_curious_compute_node_finds_no_secret_and_no_plaintext_in_its_memory_ima
     own = {"own": network.node_keys("compute-1").ledger_key}
     assert _found_in_memory(_family(network, "compute-1"), own) == {"own"}
     node, *below = _family(network, NORTH)
-    (custodian,) = [pid for pid in below if b"custody" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (custodian,) = [
+        pid for pid in below if b"usufruct_node.custodian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     secret = {what: value for what, value in hidden.items() if what.startswith(f"secret key of {NORTH}")}
     assert f"secret key of {NORTH}, as numbers" in _found_in_memory([custodian], secret)
     # Not even the custodian's own node holds it.

@@ -84,7 +84,7 @@ def test_at_the_end_of_retention_all_holders_erase_and_sign_also_one_that_was_aw
 ) -> None:
     clinic = network.clinics["clinic-north"]
     home = network.net.home("clinic-north")
-    keys = KeyStore.open(home.node_keystore, read_passphrase(home.node_passphrase))
+    keys = KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase))
     secret, public = he_keys.create_key_domain()
     he_keys.store_secret(keys, secret)
     clinic.client.register_key_domain(public)

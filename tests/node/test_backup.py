@@ -45,6 +45,8 @@ LEFT_OUT = {
     "api.token",
     "authority.passphrase",
     "authority.transactions.lock",
+    "custodian.passphrase",
+    "custodian.sock",
     "node.lock",
     "node.log",
     "node.passphrase",

@@ -25,6 +25,16 @@ def test_the_file_overrides_defaults_and_the_environment_the_file(
     assert (settings.workers, settings.listen_port) == (5, 4001)
 
 
+def test_what_one_member_may_take_is_a_setting(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("peer_streams = 2\npeer_bytes_per_s = 1e6\npeer_bytes_per_day = 7\n")
+    quota = NodeSettings.load(tmp_path).quota()
+    assert (quota.streams, quota.bytes_per_s, quota.bytes_per_day) == (2, 1e6, 7)
+    for wrong in ("peer_streams = 0", "peer_blocks_per_s = 0", "peer_bytes_per_day = -1"):
+        (tmp_path / "node.toml").write_text(wrong)
+        with pytest.raises(ConfigurationError):
+            NodeSettings.load(tmp_path)
+
+
 def test_settings_of_two_homes_do_not_mix(tmp_path: Path) -> None:
     for name, workers in (("one", 2), ("two", 4)):
         (tmp_path / name).mkdir()

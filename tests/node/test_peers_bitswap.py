@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import httpx
 import pytest
 import trio
+from foreign_helia import running_helia
 from foreign_ipfs import Kubo, running_kubo
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +137,31 @@ def test_kubo_and_one_of_ours_share_a_fetch(kubo: Kubo) -> None:
         assert await fetch(client, holders, CIDS) == HELD
 
     in_network(scenario)
+
+
+def test_helia_and_we_fetch_from_each_other(tmp_path: Path) -> None:
+    theirs = made_blocks(40, 50_000)
+    with running_helia(tmp_path) as helia:
+        for cid, block in theirs.items():
+            helia.put(cid, block)
+
+        async def scenario(network: Network) -> None:
+            network.members.add(helia.peer_id)
+            forbidden = CIDS[200]
+            ours = await network.start(
+                0, read_block=HELD.get, authorise=lambda peer_id, cid: cid != forbidden
+            )
+            await trio.to_thread.run_sync(helia.connect, ours.multiaddr)
+            for cid in CIDS[:50]:
+                assert await trio.to_thread.run_sync(helia.get, cid) == HELD[cid]
+            with pytest.raises(AssertionError):
+                await trio.to_thread.run_sync(lambda: helia.get(forbidden, seconds=2))
+            assert ours.refusal_counts()["not authorised"] >= 1
+            client = await network.start(1)
+            holder = Holder(helia.peer_id, helia.multiaddr)
+            assert await fetch(client, [holder], list(theirs)) == theirs
+
+        in_network(scenario)
 
 
 def test_two_of_ours_fall_back_to_bitswap() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from block_homes import BlockHome, EmbeddedHome
+from kubo_fixture import Kubo
 from usufruct.content import MAX_BLOCK_BYTES, BlockStore, Cid, Codec
 from usufruct.errors import (
     BlockMismatchError,
@@ -25,9 +27,12 @@ def block(number: int, size_bytes: int = BLOCK_BYTES) -> bytes:
     return random.Random(number).randbytes(size_bytes)
 
 
-@pytest.fixture(params=["embedded"])
-def home(request: pytest.FixtureRequest, tmp_path) -> BlockHome:
-    return EmbeddedHome(tmp_path / "store")
+@pytest.fixture(params=["embedded", "kubo"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> BlockHome:
+    if request.param == "embedded":
+        return EmbeddedHome(tmp_path / "store")
+    kubo: Kubo = request.getfixturevalue("kubo")
+    return kubo
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from usufruct.he import tensor
 from usufruct.he.parameters import BGV_MOMENTS, BGV_PAIRS
-from usufruct.he.tensor import Stack, Sums
+from usufruct.he.tensor import Stack, Sums, sums_of_each
 
 PRIMES = (97, 2147352577)
 PER_PRIME = 32
@@ -109,3 +110,30 @@ def test_what_does_not_fit_is_refused() -> None:
     for pair in ((1, 0), (0, 1), (-1, 0)):
         with pytest.raises(ValueError, match="row"):
             Sums([pair], PRIMES, RESIDUES).add(stack, stack)
+
+
+def test_sums_of_each_pair_are_those_of_all_together() -> None:
+    rng = np.random.default_rng(6)
+    left, right = random_residues(rng, 3, 5), random_residues(rng, 2, 5)
+    pairs = [(2, 0), (0, 1), (0, 0)]
+    together = Sums(pairs, PRIMES, RESIDUES)
+    together.add(stack_of(left), stack_of(right))
+    apart = sums_of_each(pairs, stack_of(left), stack_of(right), PRIMES)
+    for one, all_, (i, j) in zip(apart, together.results(), pairs, strict=True):
+        assert np.array_equal(one, all_) and np.array_equal(one, expected(left[i], right[j]))
+
+
+def test_words_at_both_ends_are_reduced_exactly() -> None:
+    """Multiples of a prime and their neighbours, up to the largest word."""
+    top = (1 << 64) - 1
+    for primes in (PRIMES, BGV_PAIRS.primes[:2], (2, 3)):
+        words = []
+        for prime in primes:
+            some = [0, 1, prime - 1, prime, prime + 1, 2 * prime - 1, 2 * prime, 3 * prime, 4 * prime - 1]
+            some += [1 << 32, (1 << 32) - 1, top, top - 1, top // prime * prime, top // prime * prime - 1]
+            words.append([*some, top // 3])
+        sums = np.repeat(np.array(words, dtype=np.uint64)[:, None], 3, axis=1)
+        found = tensor._reduced(sums, primes)
+        assert found[0].tolist() == [
+            word % prime for row, prime in zip(words, primes, strict=True) for word in row
+        ]

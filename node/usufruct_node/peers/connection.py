@@ -21,8 +21,10 @@ from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import (
+    DEFAULT_WINDOW_SIZE,
     FLAG_SYN,
     HEADER_SIZE,
     TYPE_DATA,
@@ -46,6 +48,9 @@ STREAM_READ_BYTES: Final = 256 * 1024
 NEGOTIATION_READ_BYTES: Final = 1024
 """The same while protocols are negotiated; libp2p gives up after a hundred reads for one message."""
 
+FRAME_BYTES: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE
+"""What is written at once: a frame that fills one Noise message. A byte more would make two of it."""
+
 MAX_STREAMS: Final = 64
 """Streams open at once on one connection, both directions together; a peer that opens more is cut off."""
 
@@ -53,7 +58,7 @@ MAX_STRAY_BYTES: Final = 256 * 1024
 """Longest frame for a stream that is already closed: the window that a new stream starts with."""
 
 _CLOSE_SECONDS: Final = 1.0
-_START_SECONDS: Final = 5.0
+_START_SECONDS: Final = 30.0
 
 
 class TcpStream:
@@ -147,27 +152,36 @@ class MemberStream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._read_bytes = STREAM_READ_BYTES
+        self._window_bytes = DEFAULT_WINDOW_SIZE
+        self._unreleased_bytes = 0
 
     async def widen(self, window_bytes: int) -> None:
-        """Let the peer have so much under way to us; the library would find the size by doubling, up to 16 MiB.
+        """Let the peer have so much under way to us, instead of the 256 KiB that a stream begins with.
 
         Raises
         ------
         PeerError
             If the connection is gone.
         """
-        self._stream.target_recv_window = window_bytes
+        more, self._window_bytes = window_bytes - self._window_bytes, window_bytes
         try:
-            await self._stream._auto_tune_and_send_window_update()
-        except (BaseLibp2pError, KeyError) as exc:
+            await self._release(more)
+        except BaseLibp2pError as exc:
             raise PeerError("the peer broke off the stream") from exc
 
     async def read(self, n: int) -> bytes:
         """Return 1 to `n` bytes, none when the stream has ended, orderly or not."""
+        stream = self._stream
         try:
-            return bytes(await self._stream.read(min(n, self._read_bytes)))
+            data = bytes(await stream.conn.read_stream(stream.stream_id, min(n, self._read_bytes)))
+            self._unreleased_bytes += len(data)
+            # The library would send a message for every read.
+            if self._unreleased_bytes >= self._window_bytes // 2 and not stream.recv_closed:
+                released, self._unreleased_bytes = self._unreleased_bytes, 0
+                await self._release(released)
         except (BaseLibp2pError, KeyError):
             return b""
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`.
@@ -180,11 +194,17 @@ class MemberStream:
             If the peer has ended the stream or the connection.
         """
         try:
-            await self._stream.write(data)
+            for at in range(0, len(data), FRAME_BYTES):
+                await self._stream.write(data[at : at + FRAME_BYTES])
         except (BaseLibp2pError, KeyError) as exc:
             if not self._stream.closed:
                 raise PeerTooSlowError("the peer does not take what is sent") from exc
             raise PeerError("the peer broke off the stream") from exc
+
+    async def _release(self, size_bytes: int) -> None:
+        """Let the peer send so much more."""
+        self._stream.recv_window += size_bytes
+        await self._stream.send_window_update(size_bytes)
 
     async def finish(self) -> None:
         """Say that nothing more will be written; raises PeerError if the connection is gone."""
@@ -283,7 +303,6 @@ class Connection:
                             stream = await self._muxer.accept_stream()
                         except MuxedConnUnavailable:
                             break
-                        stream._apply_autotune_epoch = _keep_window
                         nursery.start_soon(answer, self.peer_id, MemberStream(stream))
                     nursery.cancel_scope.cancel()
         finally:
@@ -330,13 +349,7 @@ class Connection:
             stream = await self._muxer.open_stream()
         except BaseLibp2pError as exc:
             raise PeerError("the connection is gone") from exc
-        stream._apply_autotune_epoch = _keep_window
         return MemberStream(stream)
-
-
-def _keep_window(buffered: int) -> int:
-    """Leave a stream the window that we gave it; the library would double it to 16 MiB at the peer's pace."""
-    return 0
 
 
 def raw_connection(stream: TcpStream | PrivateWire, *, initiator: bool) -> Any:

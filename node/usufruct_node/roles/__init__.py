@@ -3,7 +3,7 @@
 `executor`, `verifier` and `custodian` each say which jobs want them and do one step at a time; `dispatch` runs them, `context`
 is what they share, `compute` runs kernels in worker processes, `journal` remembers what must survive a crash.
 
-**Invariant:** no role holds a homomorphic secret; `usufruct_node.custody` does, in a process of its own.
+**Invariant:** no role holds a homomorphic secret; `usufruct_node.custodian` does, in a process of its own.
 """
 
 from usufruct_node.roles.context import RoleContext

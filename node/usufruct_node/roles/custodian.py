@@ -26,7 +26,7 @@ from usufruct.errors import (
 from usufruct.records import JobId, JobState, MemberStatus, OrgId, Refusal, Role
 from usufruct.release import sign_release
 from usufruct.verify import ResultManifest
-from usufruct_node.custody import Case, Custody, Records, Sealed
+from usufruct_node.custodian import Case, CustodianProcess, Records, Sealed
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, job_pin, log, overdue, result_pin
@@ -47,9 +47,9 @@ class _Question:
 class Custodian:
     """Role of a member whose key domains others compute on."""
 
-    def __init__(self, context: RoleContext, *, custody: Custody, signing_key: bytes) -> None:
+    def __init__(self, context: RoleContext, *, process: CustodianProcess, signing_key: bytes) -> None:
         self._context = context
-        self._custody = custody
+        self._process = process
         self._signing_key = signing_key
         self._withheld: set[JobId] = set()
         """Opened, and then refused: consent or rights have gone since. They expire."""
@@ -129,10 +129,10 @@ class Custodian:
                     await self._remind(JobId(job))
 
     def _examine(self, question: _Question) -> None:
-        self._custody.examine(question.case, question.records, self._blocks(question))
+        self._process.examine(question.case, question.records, self._blocks(question))
 
     def _decrypt(self, question: _Question) -> Sealed:
-        return self._custody.release(question.case, question.records, self._blocks(question))
+        return self._process.release(question.case, question.records, self._blocks(question))
 
     def _blocks(self, question: _Question) -> Iterator[bytes]:
         return (self._context.store.get(cid) for cid in question.blocks)
@@ -146,7 +146,7 @@ class Custodian:
         manifest = await self._record(case.artifact.content_digest, self._context.org, pin)
         status = await self._record(case.cited_epoch.status_digest, self._context.org, pin)
         records = Records(manifest=manifest, policy=b"", status=status, parameters=b"", result=b"")
-        await trio.to_thread.run_sync(self._custody.remember, case, records)
+        await trio.to_thread.run_sync(self._process.remember, case, records)
 
     async def _question(self, row: JobRow) -> _Question:
         """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""

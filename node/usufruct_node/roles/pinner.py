@@ -207,9 +207,14 @@ class Pinner:
         if self._whole.get(artifact_id) == (artifact.policy_digest, status):
             return
         sources = context.sources(artifact_id)
-        manifest = read_manifest(await context.fetch_record(artifact.content_digest, *sources, pin=pin))
-        _check_manifest(artifact_id, artifact, manifest)
-        await trio.to_thread.run_sync(self._check_room, artifact_id, _size_of(manifest))
+        record = await context.fetch_record(artifact.content_digest, *sources, pin=pin)
+        try:
+            manifest = read_manifest(record)
+            _check_manifest(artifact_id, artifact, manifest)
+            await trio.to_thread.run_sync(self._check_room, artifact_id, _size_of(manifest))
+        except UsufructError:
+            await trio.to_thread.run_sync(self._forget, artifact_id)
+            raise
         blocks = list(dict.fromkeys(manifest.blocks))
         records = [
             Cid.from_digest(digest, Codec.DAG_CBOR)

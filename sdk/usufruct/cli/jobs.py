@@ -29,7 +29,7 @@ from usufruct.errors import InputError
 from usufruct.he.kernels import KERNELS
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
-from usufruct.records import ArtifactId, JobId, JobState
+from usufruct.records import REFUSAL_HINTS, ArtifactId, JobId, JobState, Refusal
 
 job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
 
@@ -120,6 +120,8 @@ def job_estimate(
     if as_json:
         print_json(found)
         return
+    if found["joint_rho_micro"] > bundle.policy.max_rho_micro_per_job:
+        out.print(f"[red]it will be refused: {REFUSAL_HINTS[Refusal.COHORTS_TOO_CLOSE]}[/red]")
     for key, value in found.items():
         out.print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value:,}", highlight=False)
 

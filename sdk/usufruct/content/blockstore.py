@@ -107,6 +107,15 @@ class BlockStore(Protocol):
     def quota_bytes(self) -> int | None:
         """Upper bound on `usage_bytes`, None for no bound but the disk's."""
 
+    def check(self) -> None:
+        """Look whether blocks can be stored now.
+
+        Raises
+        ------
+        ContentError
+            Saying why not.
+        """
+
     def close(self) -> None:
         """Release files and connections; closing twice is harmless."""
 

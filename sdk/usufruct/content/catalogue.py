@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -36,6 +36,8 @@ _SCHEMA = (
     "CREATE INDEX pins_by_reason ON pins (reason, cid)",
     "CREATE TABLE holds (cid BLOB NOT NULL, session TEXT NOT NULL, hold TEXT NOT NULL,"
     " PRIMARY KEY (cid, hold)) WITHOUT ROWID",
+    "CREATE TABLE identity (name TEXT NOT NULL)",
+    "INSERT INTO identity VALUES (lower(hex(randomblob(8))))",
     "CREATE TABLE usage (total_bytes INTEGER NOT NULL)",
     "INSERT INTO usage VALUES (0)",
     "CREATE TRIGGER block_kept AFTER INSERT ON blocks BEGIN"
@@ -114,6 +116,12 @@ class Catalogue:
 
     # Reading.
 
+    @property
+    def identity(self) -> str:
+        """Random name that this catalogue was given when it was made."""
+        with translated("the catalogue cannot be read"), self._lock:
+            return str(self._db.execute("SELECT name FROM identity").fetchone()[0])
+
     def has(self, cid: Cid) -> bool:
         """Say whether the block has a row."""
         return self._row("SELECT 1 FROM blocks WHERE cid = ?", cid) is not None
@@ -154,19 +162,20 @@ class Catalogue:
 
     # Writing.
 
-    def check_room(self, size_bytes: int, cid: Cid) -> None:
-        """Raise StoreFullError if a block that is not here would exceed the quota."""
-        if self.quota_bytes is None or self.has(cid):
+    def check_room(self, sizes: Mapping[Cid, int]) -> None:
+        """Raise StoreFullError if those of these blocks that are not here would exceed the quota."""
+        if self.quota_bytes is None:
             return
+        added = sum(size for cid, size in sizes.items() if not self.has(cid))
         used = self.usage_bytes()
-        if used + size_bytes > self.quota_bytes:
+        if added and used + added > self.quota_bytes:
             raise StoreFullError(
-                f"a block of {size_bytes} bytes does not fit: {used} of {self.quota_bytes} bytes are in use"
+                f"{added} more bytes do not fit: {used} of {self.quota_bytes} bytes are in use"
             )
 
     def record(self, cid: Cid, size_bytes: int) -> None:
         """Note a block; inside a transaction."""
-        self.check_room(size_bytes, cid)
+        self.check_room({cid: size_bytes})
         self._db.execute("INSERT OR IGNORE INTO blocks VALUES (?, ?)", (bytes(cid), size_bytes))
 
     def record_pins(self, cids: Iterable[Cid], reason: str) -> None:

@@ -19,7 +19,7 @@ from usufruct.content.catalogue import Catalogue, check_reason
 from usufruct.content.cid import Cid, Codec
 from usufruct.content.durable import make_directory, sync_directory, translated
 from usufruct.content.files import BlockFiles
-from usufruct.errors import BlockMismatchError, BlockNotFoundError, CidError
+from usufruct.errors import BlockMismatchError, BlockNotFoundError, CidError, ContentError
 
 
 class EmbeddedBlockStore:
@@ -87,12 +87,12 @@ class EmbeddedBlockStore:
         cids = [Cid.of(data, codec) for data in blocks]
         wanted = dict(zip(cids, blocks, strict=True))
         staged: dict[Cid, Path] = {}
+        self._catalogue.check_room({cid: len(data) for cid, data in wanted.items()})
         with translated("the blocks could not be stored"):
             try:
                 while True:
                     for cid, data in wanted.items():
                         if cid not in staged and not self._is_intact(cid, data):
-                            self._catalogue.check_room(len(data), cid)
                             staged[cid] = self._stage(data)
                     if self._commit(wanted, staged, pin):
                         return cids
@@ -166,6 +166,12 @@ class EmbeddedBlockStore:
     def quota_bytes(self) -> int | None:
         """Upper bound on `usage_bytes`, None for no bound but the disk's."""
         return self._catalogue.quota_bytes
+
+    def check(self) -> None:
+        """Look whether blocks can be stored now; see `BlockStore.check`."""
+        if not os.access(self._blocks, os.R_OK | os.W_OK | os.X_OK):
+            raise ContentError(f"{self._blocks} is not writable")
+        self.usage_bytes()
 
     def _stage(self, data: bytes) -> Path:
         path = self._catalogue.session_directory / secrets.token_hex(8)

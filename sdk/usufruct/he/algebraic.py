@@ -25,7 +25,6 @@ from usufruct.errors import KernelParameterError, VerificationError
 from usufruct.he import packed
 from usufruct.he.container import Form, parse
 from usufruct.he.kernels import (
-    KERNELS,
     SUM,
     BundleShape,
     Collector,
@@ -37,6 +36,7 @@ from usufruct.he.kernels import (
     chunk_mask,
     execute,
     features_by_chunk,
+    kernel_by_name,
     linear_form,
 )
 from usufruct.he.pace import Pace, measured_pace
@@ -105,12 +105,14 @@ def verify(
     ------
     VerificationError
         If a result is wrong, or missing; other errors as `check_linear` and `kernels.execute`.
+    UnknownKernelError
+        If a restricted kernel would have to be executed.
     """
     first = tasks[0]
     if challenge is not None and is_cheaper(first):
         check_linear(tasks, inputs, results, mask, challenge)
         return ALGEBRAIC
-    kernel = KERNELS[first.kernel]
+    kernel = kernel_by_name(first.kernel)
     collector = Collector(kernel, first.parameters, first.shape, mask, tasks)
     made = [block for task in tasks for _, block in collector.add(task, execute(task, inputs, mask))]
     if made != list(results):

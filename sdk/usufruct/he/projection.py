@@ -65,11 +65,14 @@ def project(residues: Residues, vectors: NDArray[np.uint64], modulus: int) -> Re
     if vectors.shape[1] != length:
         raise ValueError(f"vectors of {vectors.shape[1]} entries for rows of {length}")
     n_vectors = vectors.shape[0]
-    missing = -length % _LANES
-    padded = np.pad(vectors.astype(np.uint64), ((0, -n_vectors % _TOGETHER), (0, missing)))
-    rows = np.pad(residues, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(residues)
+    odd, missing = -n_vectors % _TOGETHER, -length % _LANES
+    padded, rows = vectors.astype(np.uint64, copy=False), residues
+    if odd or missing:
+        padded = np.pad(padded, ((0, odd), (0, missing)))
+    if missing:
+        rows = np.pad(rows, ((0, 0), (0, missing)))
     made = np.empty((rows.shape[0], padded.shape[0]), dtype=np.uint64)
-    _routine()(rows, padded, made, modulus)
+    _routine()(np.ascontiguousarray(rows), np.ascontiguousarray(padded), made, modulus)
     return made[:, :n_vectors]
 
 
@@ -91,7 +94,7 @@ def _routine() -> Callable[..., None]:
     @njit(  # type: ignore[untyped-decorator]
         types.void(
             types.Array(types.uint64, 2, "C", readonly=True),
-            types.uint64[:, ::1],
+            types.Array(types.uint64, 2, "C", readonly=True),
             types.uint64[:, ::1],
             types.uint64,
         ),

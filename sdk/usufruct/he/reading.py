@@ -7,8 +7,7 @@ that of `container`: every block is checked before one of its residues is used.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from usufruct.he.residues import Residues
 
 BlockKey = tuple[int, int]
 """(chunk, feature)."""
-
-_Loaded = tuple[list[bytes], Residues]
-"""Blocks, and the expansions of their seeds."""
 
 GROUP_BLOCKS = 8
 _COMPILED_BITS = 33
@@ -51,7 +47,7 @@ def read_sealed(
     Parameters
     ----------
     inputs :
-        Each of `keys` is looked up once, in order, by a thread that reads while the blocks before are used.
+        Each of `keys` is looked up once, in order.
     parameters, key_id :
         That every block has to have.
     compiled :
@@ -62,17 +58,15 @@ def read_sealed(
     ContainerError, WrongKeyDomainError
         If a block is not a sealed one of these parameters and this key domain.
     """
-    groups = [keys[first : first + GROUP_BLOCKS] for first in range(0, len(keys), GROUP_BLOCKS)]
-
-    def load(group: Sequence[BlockKey]) -> _Loaded:
+    for first in range(0, len(keys), GROUP_BLOCKS):
+        group = keys[first : first + GROUP_BLOCKS]
         blocks = [inputs[key] for key in group]
         # Whatever the last bytes of a malformed block are, they expand, and `parse` refuses it.
         seeds = [block[-SEED_BYTES:].ljust(SEED_BYTES, b"\0") for block in blocks]
         if isinstance(inputs, ExpandingInputs):
-            return blocks, inputs.expansions(group, seeds, parameters, key_id)
-        return blocks, expand_seeds(seeds, parameters, key_id, compiled=compiled)
-
-    for blocks, expanded in _one_ahead(load, groups):
+            expanded = inputs.expansions(group, seeds, parameters, key_id)
+        else:
+            expanded = expand_seeds(seeds, parameters, key_id, compiled=compiled)
         for block, c1 in zip(blocks, expanded, strict=True):
             yield parse(
                 block,
@@ -82,19 +76,6 @@ def read_sealed(
                 unpacker=packed.unpack if compiled else None,
                 expansion=c1,
             )
-
-
-def _one_ahead(
-    load: Callable[[Sequence[BlockKey]], _Loaded], groups: Sequence[Sequence[BlockKey]]
-) -> Iterator[_Loaded]:
-    """Load groups in order, each while the one before it is used; none is begun once the iterator is closed."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-sealed") as reader:
-        coming = reader.submit(load, groups[0]) if groups else None
-        for following in [*groups[1:], None]:
-            if coming is not None:
-                loaded = coming.result()
-                coming = reader.submit(load, following) if following is not None else None
-                yield loaded
 
 
 def expand_seeds(

@@ -7,7 +7,7 @@ the node tells about one job, `vault` what the custodian remembers, `confine` wh
 user, and hands out nothing but refusals and noised values that are encrypted to the partner.
 """
 
-from usufruct_node.custody.case import Case, Records
-from usufruct_node.custody.process import Custody, Sealed
+from usufruct_node.custodian.case import Case, Records
+from usufruct_node.custodian.process import CustodianProcess, Sealed
 
-__all__ = ["Case", "Custody", "Records", "Sealed"]
+__all__ = ["Case", "CustodianProcess", "Records", "Sealed"]

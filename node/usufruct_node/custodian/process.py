@@ -10,17 +10,20 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from usufruct.content.dag import DagValue
-from usufruct.errors import CustodyError, ForgottenReleasesError, ReleaseRefusedError
+from usufruct.errors import CustodianError, ForgottenReleasesError, ReleaseRefusedError
 from usufruct.home import Home
 from usufruct.records import KeyId, Refusal
-from usufruct_node.custody import wire
-from usufruct_node.custody.case import Case, Records
+from usufruct_node.custodian import wire
+from usufruct_node.custodian.case import Case, Records
+
+KEY_OPENINGS: Final = 1 << 20
+"""Unless the node's settings say otherwise."""
 
 _ANSWER_SECONDS = 600.0
-_MODULE = "usufruct_node.custody"
+_MODULE = "usufruct_node.custodian"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Sealed:
     sigma_micro: int
 
 
-class Custody:
+class CustodianProcess:
     """A running custodian process. A context manager; `start` has to come first.
 
     Parameters
@@ -41,10 +44,15 @@ class Custody:
         Whose keystore it opens.
     passphrase_file :
         Of that keystore; by default the one in the home, or else it asks at the terminal.
+    key_openings :
+        Result blocks that one key may open in its life.
     """
 
-    def __init__(self, home: Home, *, passphrase_file: Path | None = None) -> None:
+    def __init__(
+        self, home: Home, *, passphrase_file: Path | None = None, key_openings: int = KEY_OPENINGS
+    ) -> None:
         self._home = home
+        self._key_openings = key_openings
         self._passphrase_file = passphrase_file
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -62,15 +70,15 @@ class Custody:
 
         Raises
         ------
-        CustodyError
+        CustodianError
             If it ends instead; what it wrote to the log says why.
         """
         with self._lock:
             if self._closed:
-                raise CustodyError("the custodian has been stopped")
+                raise CustodianError("the custodian has been stopped")
             if self._process is not None and self._process.poll() is None:
                 return
-            words = ["--home", str(self._home.root)]
+            words = ["--home", str(self._home.root), "--key-openings", str(self._key_openings)]
             if self._passphrase_file is not None:
                 words += ["--passphrase-file", str(self._passphrase_file)]
             self._process = subprocess.Popen(
@@ -82,7 +90,7 @@ class Custody:
             assert self._process.stdout is not None
             if self._process.stdout.readline() != b"ready\n":
                 code = self._process.wait()
-                raise CustodyError(f"the custodian's process ended with code {code} before it was ready")
+                raise CustodianError(f"the custodian's process ended with code {code} before it was ready")
 
     def close(self) -> None:
         """Stop the process and wait for it."""
@@ -102,7 +110,7 @@ class Custody:
         process.stdout.close()
 
     def state(self) -> dict[str, DagValue]:
-        """Key domains whose secrets it has, blocks that each key has opened, and how many it may; raises CustodyError."""
+        """Key domains whose secrets it has, blocks that each key has opened, and how many it may; raises CustodianError."""
         return _accepted(self._ask({"ask": "state"}, ()))
 
     def examine(self, case: Case, records: Records, blocks: Iterable[bytes]) -> None:
@@ -111,7 +119,7 @@ class Custody:
         Raises
         ------
         ReleaseRefusedError
-        ForgottenReleasesError, CustodyError
+        ForgottenReleasesError, CustodianError
         """
         _accepted(self._ask({"ask": "examine", "case": case.to_record()}, _frames(records, blocks)))
 
@@ -121,21 +129,21 @@ class Custody:
         Raises
         ------
         ReleaseRefusedError
-        ForgottenReleasesError, CustodyError
+        ForgottenReleasesError, CustodianError
         """
         answer = _accepted(self._ask({"ask": "release", "case": case.to_record()}, _frames(records, blocks)))
         sealed, noise = answer.get("sealed"), answer.get("sigma_micro")
         if not isinstance(sealed, bytes) or type(noise) is not int or noise < 1:
-            raise CustodyError("the custodian answered something that is no release")
+            raise CustodianError("the custodian answered something that is no release")
         return Sealed(sealed=sealed, sigma_micro=noise)
 
     def remember(self, case: Case, records: Records) -> None:
-        """Tell it of a release that it has forgotten; raises ReleaseRefusedError, CustodyError."""
+        """Tell it of a release that it has forgotten; raises ReleaseRefusedError, CustodianError."""
         frames = (getattr(records, name) for name in Records.names())
         _accepted(self._ask({"ask": "remember", "case": case.to_record()}, frames))
 
     def destroy(self, key_id: KeyId) -> None:
-        """Have a key domain's secret deleted, if it is there: what was sealed under it stays closed. Raises CustodyError."""
+        """Have a key domain's secret deleted, if it is there: what was sealed under it stays closed. Raises CustodianError."""
         _accepted(self._ask({"ask": "destroy", "key": bytes(key_id)}, ()))
 
     def _ask(self, request: dict[str, object], frames: Iterable[bytes]) -> dict[str, Any]:
@@ -147,7 +155,7 @@ class Custody:
                 wire.send(channel, frame)
             answer = wire.receive_record(channel)
         if answer is None:
-            raise CustodyError("the custodian closed the connection without an answer")
+            raise CustodianError("the custodian closed the connection without an answer")
         return answer
 
     def _connect(self) -> socket.socket:
@@ -158,7 +166,7 @@ class Custody:
             channel.connect(f"/proc/self/fd/{self._directory}/{wire.SOCKET_NAME}")
         except OSError as exc:
             channel.close()
-            raise CustodyError(f"the custodian does not listen: {exc.strerror}") from exc
+            raise CustodianError(f"the custodian does not listen: {exc.strerror}") from exc
         return channel
 
 
@@ -178,4 +186,4 @@ def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
     reason = str(answer.get("reason"))
     if status == "refused" and reason in Refusal.__members__ and Refusal[reason] != Refusal.NONE:
         raise ReleaseRefusedError(reason, hint=message)
-    raise CustodyError(message or "the custodian answered something that is no answer")
+    raise CustodianError(message or "the custodian answered something that is no answer")

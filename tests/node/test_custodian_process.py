@@ -1,4 +1,4 @@
-"""The custodian's process: no network, no second noise, nothing that ledger, consent or policy does not allow."""
+"""The custodian's custodian: no network, no second noise, nothing that ledger, consent or policy does not allow."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from custody_fixture import STEPS, Question, custodian_home, opened_by_partner, question
+from custodian_fixture import STEPS, Question, custodian_home, opened_by_partner, question
 
 from bundle_fixture import SmallBundle
 from chain_fixture import until
 from usufruct.content import dag
-from usufruct.errors import CustodyError, ForgottenReleasesError, ReleaseRefusedError
+from usufruct.errors import CustodianError, ForgottenReleasesError, ReleaseRefusedError
 from usufruct.home import Home
 from usufruct.ledger import Network
 from usufruct.ledger.abi import CONTRACTS
 from usufruct.records import FreezeState, GrantStatus, JobId, JobState, KeyStatus, org_id
-from usufruct_node.custody import Custody, process, wire
+from usufruct_node.custodian import CustodianProcess, wire
+from usufruct_node.custodian import process as process_module
 
 NETWORK = Network(
     profile="embedded",
@@ -47,21 +48,21 @@ def home(bundle: SmallBundle, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def custody(home: Home) -> Iterator[Custody]:
-    custody = Custody(home)
-    custody.start()
-    yield custody
-    pid = custody.pid
-    custody.close()
+def custodian(home: Home) -> Iterator[CustodianProcess]:
+    custodian = CustodianProcess(home)
+    custodian.start()
+    yield custodian
+    pid = custodian.pid
+    custodian.close()
     assert pid is not None and not psutil.pid_exists(pid)
 
 
 @pytest.fixture
-def own(bundle: SmallBundle, tmp_path: Path) -> Iterator[Custody]:
+def own(bundle: SmallBundle, tmp_path: Path) -> Iterator[CustodianProcess]:
     """A custodian of one test's own."""
-    custody = Custody(custodian_home(tmp_path / "north", bundle))
-    yield custody
-    custody.close()
+    custodian = CustodianProcess(custodian_home(tmp_path / "north", bundle))
+    yield custodian
+    custodian.close()
 
 
 def reason_of(call: Callable[[], object]) -> str:
@@ -70,15 +71,15 @@ def reason_of(call: Callable[[], object]) -> str:
     return refused.value.reason
 
 
-# The process.
+# The custodian.
 
 
 def test_custodian_process_has_no_network_and_keeps_its_memory_to_itself(
-    custody: Custody, home: Home, bundle: SmallBundle
+    custodian: CustodianProcess, home: Home, bundle: SmallBundle
 ) -> None:
-    question(bundle, job_id=b"\x77" * 32).examine(custody)
-    assert custody.pid is not None
-    family = [psutil.Process(custody.pid), *psutil.Process(custody.pid).children(recursive=True)]
+    question(bundle, job_id=b"\x77" * 32).examine(custodian)
+    assert custodian.pid is not None
+    family = [psutil.Process(custodian.pid), *psutil.Process(custodian.pid).children(recursive=True)]
     assert len(family) == 2, "the custodian and the worker that opens blocks"
     for member in family:
         assert member.net_connections(kind="inet") == []
@@ -96,7 +97,7 @@ def test_custodian_process_has_no_network_and_keeps_its_memory_to_itself(
 def test_confined_process_is_refused_every_socket_but_unix_ones(confined: bool) -> None:
     """Positive control: the same program opens them all when it is not confined."""
     script = (
-        "import socket; from usufruct_node.custody.confine import confine\n"
+        "import socket; from usufruct_node.custodian.confine import confine\n"
         f"if {confined}: confine()\n"
         "socket.socket(socket.AF_UNIX).close()\n"
         "for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):\n"
@@ -112,15 +113,15 @@ def test_a_wrong_passphrase_or_a_missing_keystore_ends_the_process_before_it_lis
 ) -> None:
     home = custodian_home(tmp_path / "north", bundle)
     home.custodian_passphrase.write_text("another")
-    for custody in (Custody(home), Custody(home, passphrase_file=tmp_path / "nowhere")):
-        with pytest.raises(CustodyError, match="code 4"):
-            custody.start()
-        custody.close()
+    for custodian in (CustodianProcess(home), CustodianProcess(home, passphrase_file=tmp_path / "nowhere")):
+        with pytest.raises(CustodianError, match="code 4"):
+            custodian.start()
+        custodian.close()
     assert not (home.root / wire.SOCKET_NAME).exists()
 
 
 def test_a_custodian_that_dies_is_started_again_by_the_next_question(
-    own: Custody, bundle: SmallBundle
+    own: CustodianProcess, bundle: SmallBundle
 ) -> None:
     question(bundle).examine(own)
     first = own.pid
@@ -132,7 +133,7 @@ def test_a_custodian_that_dies_is_started_again_by_the_next_question(
 
 
 def test_bytes_that_are_no_request_close_their_connection_only(
-    custody: Custody, home: Home, bundle: SmallBundle
+    custodian: CustodianProcess, home: Home, bundle: SmallBundle
 ) -> None:
     asked = question(bundle, job_id=b"\x66" * 32)
     case = asked.case.to_record()
@@ -141,7 +142,7 @@ def test_bytes_that_are_no_request_close_their_connection_only(
         (100).to_bytes(4, "little") + b"short",
         framed(b"\xa0"),
         framed(dag.encode([1])),
-        framed(dag.encode({"type": "usufruct/custody/2", "ask": "state"})),
+        framed(dag.encode({"type": "usufruct/custodian/2", "ask": "state"})),
         framed(dag.encode({"type": wire.PROTOCOL, "ask": "keys"})),
         framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {"job": 1}})) + framed(b"") * 5,
         framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {**case, "x": 1}}))
@@ -156,8 +157,8 @@ def test_bytes_that_are_no_request_close_their_connection_only(
             channel.shutdown(socket.SHUT_WR)
             assert channel.recv(100) == b"", hostile[:40]
     # Positive control: the case without its additions is answered.
-    asked.examine(custody)
-    assert set(custody.state()["keys"]) == {bundle.secret.key_id.hex()}
+    asked.examine(custodian)
+    assert set(custodian.state()["keys"]) == {bundle.secret.key_id.hex()}
 
 
 def framed(body: bytes) -> bytes:
@@ -173,7 +174,7 @@ def path_of(home: Home) -> str:
 
 
 def test_custodian_releases_an_opened_job_once_and_then_the_same_bytes(
-    own: Custody, bundle: SmallBundle
+    own: CustodianProcess, bundle: SmallBundle
 ) -> None:
     asked = question(bundle)
     asked.examine(own)
@@ -189,8 +190,10 @@ def test_custodian_releases_an_opened_job_once_and_then_the_same_bytes(
     assert own.state()["opened"] == {bundle.secret.key_id.hex(): 2}
 
 
-def test_nothing_is_decrypted_before_the_ledger_calls_it_opened(own: Custody, bundle: SmallBundle) -> None:
-    with pytest.raises(CustodyError):
+def test_nothing_is_decrypted_before_the_ledger_calls_it_opened(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    with pytest.raises(CustodianError):
         question(bundle).release(own)
     for state in (
         JobState.COMMITTED,
@@ -200,7 +203,7 @@ def test_nothing_is_decrypted_before_the_ledger_calls_it_opened(own: Custody, bu
         JobState.EXPIRED,
     ):
         asked = question(bundle)
-        with pytest.raises(CustodyError):
+        with pytest.raises(CustodianError):
             asked.altered(job=replace(asked.case.job, state=state)).release(own)
     assert own.state()["opened"] == {}
     # Positive control.
@@ -258,27 +261,27 @@ REFUSED: dict[str, tuple[Callable[[Question], Question], str]] = {
 @pytest.mark.parametrize("change", REFUSED)
 @pytest.mark.parametrize("opened", [False, True])
 def test_custodian_checks_again_what_the_ledger_checked(
-    custody: Custody, bundle: SmallBundle, change: str, opened: bool
+    custodian: CustodianProcess, bundle: SmallBundle, change: str, opened: bool
 ) -> None:
     alter, reason = REFUSED[change]
     asked = question(bundle, job_id=b"\x55" * 32)
     if opened:
-        assert reason_of(lambda: alter(asked).opened().release(custody)) == reason
+        assert reason_of(lambda: alter(asked).opened().release(custodian)) == reason
     else:
-        assert reason_of(lambda: alter(asked).examine(custody)) == reason
+        assert reason_of(lambda: alter(asked).examine(custodian)) == reason
 
 
 def test_records_and_blocks_that_the_ledger_does_not_name_are_not_opened(
-    own: Custody, bundle: SmallBundle
+    own: CustodianProcess, bundle: SmallBundle
 ) -> None:
     asked, other = question(bundle), question(bundle, withdrawn=(3,), min_cohort=2)
     for name in ("manifest", "policy", "status", "parameters", "result"):
         record = getattr(asked.records, name)
         forged = replace(asked.records, **{name: record[:-1] + bytes([record[-1] ^ 1])})
-        with pytest.raises((CustodyError, ReleaseRefusedError)):
+        with pytest.raises((CustodianError, ReleaseRefusedError)):
             own.release(asked.opened().case, forged, asked.blocks)
     for blocks in (asked.blocks[::-1], asked.blocks[:1], [*asked.blocks, asked.blocks[0]], other.blocks):
-        with pytest.raises(CustodyError):
+        with pytest.raises(CustodianError):
             own.release(asked.opened().case, asked.records, blocks)
     assert own.state()["opened"] == {}
     asked.opened().release(own)
@@ -288,7 +291,7 @@ def test_records_and_blocks_that_the_ledger_does_not_name_are_not_opened(
 
 
 def test_query_differencing_isolates_a_subject_when_the_guard_is_off(
-    own: Custody, bundle: SmallBundle
+    own: CustodianProcess, bundle: SmallBundle
 ) -> None:
     """Positive control: two sums, of everybody and of everybody but one, give that one's row away."""
     values = []
@@ -300,7 +303,7 @@ def test_query_differencing_isolates_a_subject_when_the_guard_is_off(
 
 
 def test_query_differencing_cohorts_that_differ_by_fewer_than_the_minimum_are_charged_as_one(
-    own: Custody, bundle: SmallBundle
+    own: CustodianProcess, bundle: SmallBundle
 ) -> None:
     first = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
     first.examine(own)
@@ -328,7 +331,9 @@ def test_query_differencing_cohorts_that_differ_by_fewer_than_the_minimum_are_ch
     asked.examine(own)
 
 
-def test_places_of_jobs_that_ended_unopened_are_free_again(own: Custody, bundle: SmallBundle) -> None:
+def test_places_of_jobs_that_ended_unopened_are_free_again(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
     first = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
     first.examine(own)
     near = question(bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, **DEAR)
@@ -337,7 +342,9 @@ def test_places_of_jobs_that_ended_unopened_are_free_again(own: Custody, bundle:
     near.examine(own)
 
 
-def test_a_restored_custodian_is_told_first_what_it_has_forgotten(own: Custody, bundle: SmallBundle) -> None:
+def test_a_restored_custodian_is_told_first_what_it_has_forgotten(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
     lost = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
     near = question(bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, **DEAR)
     near = near.altered(released=bytes(lost.case.job_id))
@@ -352,22 +359,21 @@ def test_a_key_opens_as_many_blocks_as_it_may_and_no_more_also_after_a_restart(
     bundle: SmallBundle, tmp_path: Path
 ) -> None:
     home = custodian_home(tmp_path / "north", bundle)
-    (home.root / "node.toml").write_text("key_openings = 5\n")
     jobs = [question(bundle, job_id=bytes([number]) * 32) for number in (1, 2, 3)]
-    custody = Custody(home)
+    custodian = CustodianProcess(home, key_openings=5)
     for job in jobs[:2]:
-        job.examine(custody)
-        job.opened().release(custody)
-    custody.close()
-    custody = Custody(home)
+        job.examine(custodian)
+        job.opened().release(custodian)
+    custodian.close()
+    custodian = CustodianProcess(home, key_openings=5)
     try:
-        assert reason_of(lambda: jobs[2].examine(custody)) == "KEY_EXHAUSTED"
-        assert reason_of(lambda: jobs[2].opened().release(custody)) == "KEY_EXHAUSTED"
+        assert reason_of(lambda: jobs[2].examine(custodian)) == "KEY_EXHAUSTED"
+        assert reason_of(lambda: jobs[2].opened().release(custodian)) == "KEY_EXHAUSTED"
         # What was released under it is still handed out.
-        jobs[0].opened().release(custody)
-        assert custody.state()["opened"] == {bundle.secret.key_id.hex(): 4}
+        jobs[0].opened().release(custodian)
+        assert custodian.state()["opened"] == {bundle.secret.key_id.hex(): 4}
     finally:
-        custody.close()
+        custodian.close()
 
 
 # Crashes and replicas.
@@ -379,14 +385,14 @@ def test_custodian_killed_at_every_step_never_shows_two_noises(
 ) -> None:
     home, asked = custodian_home(tmp_path / "north", bundle), question(bundle).opened()
     with monkeypatch.context() as patch:
-        patch.setattr(process, "_MODULE", "custody_fixture")
+        patch.setattr(process_module, "_MODULE", "custodian_fixture")
         patch.setenv("DIE", step)
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        dying = Custody(home)
-        with pytest.raises(CustodyError):
+        dying = CustodianProcess(home)
+        with pytest.raises(CustodianError):
             asked.release(dying)
         dying.close()
-    after = Custody(home)
+    after = CustodianProcess(home)
     try:
         made = asked.release(after)
         assert asked.release(after) == made
@@ -409,7 +415,7 @@ def test_two_custodian_replicas_racing_hand_out_the_same_release(bundle: SmallBu
             (place / name).write_bytes((home.root / name).read_bytes())
             (place / name).chmod(0o600)
         (place / "custodian.db").symlink_to(home.root / "custodian.db")
-        replicas.append(Custody(Home.at(place)))
+        replicas.append(CustodianProcess(Home.at(place)))
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(asked.release, replicas * 2))
     for replica in replicas:

@@ -8,9 +8,9 @@ import struct
 
 from usufruct.content import MAX_BLOCK_BYTES, dag
 from usufruct.content.dag import DagValue
-from usufruct.errors import CustodyError, ManifestError
+from usufruct.errors import CustodianError, ManifestError
 
-PROTOCOL = "usufruct/custody/1"
+PROTOCOL = "usufruct/custodian/1"
 SOCKET_NAME = "custodian.sock"
 """In the home."""
 
@@ -19,11 +19,11 @@ _PEER = struct.Struct("3i")
 
 
 def send(channel: socket.socket, body: bytes) -> None:
-    """Send one frame; raises CustodyError if the other side is gone."""
+    """Send one frame; raises CustodianError if the other side is gone."""
     try:
         channel.sendall(_LENGTH.pack(len(body)) + body)
     except OSError as exc:
-        raise CustodyError(f"the other side does not read: {exc.strerror or exc}") from exc
+        raise CustodianError(f"the other side does not read: {exc.strerror or exc}") from exc
 
 
 def receive(channel: socket.socket) -> bytes | None:
@@ -31,20 +31,20 @@ def receive(channel: socket.socket) -> bytes | None:
 
     Raises
     ------
-    CustodyError
+    CustodianError
         If the frame is longer, or breaks off, or does not come in time.
     """
     head = _exactly(channel, _LENGTH.size)
     if not head:
         return None
     if len(head) < _LENGTH.size:
-        raise CustodyError("a frame broke off")
+        raise CustodianError("a frame broke off")
     (length,) = _LENGTH.unpack(head)
     if length > MAX_BLOCK_BYTES:
-        raise CustodyError(f"a frame of {length} bytes")
+        raise CustodianError(f"a frame of {length} bytes")
     body = _exactly(channel, length)
     if len(body) < length:
-        raise CustodyError("a frame broke off")
+        raise CustodianError("a frame broke off")
     return body
 
 
@@ -54,21 +54,21 @@ def send_record(channel: socket.socket, record: object) -> None:
 
 
 def receive_record(channel: socket.socket) -> dict[str, DagValue] | None:
-    """One record; None at the end. Raises CustodyError for anything that is none."""
+    """One record; None at the end. Raises CustodianError for anything that is none."""
     body = receive(channel)
     if body is None:
         return None
     try:
         return dag.decode_map(body)
     except ManifestError as exc:
-        raise CustodyError(f"a frame is no record: {exc}") from exc
+        raise CustodianError(f"a frame is no record: {exc}") from exc
 
 
 def check_peer(channel: socket.socket) -> None:
-    """Let in processes of this user only; raises CustodyError."""
+    """Let in processes of this user only; raises CustodianError."""
     _, user, _ = _PEER.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     if user != os.geteuid():
-        raise CustodyError(f"a process of user {user} is at the other end")
+        raise CustodianError(f"a process of user {user} is at the other end")
 
 
 def _exactly(channel: socket.socket, length: int) -> bytes:
@@ -77,7 +77,7 @@ def _exactly(channel: socket.socket, length: int) -> bytes:
         try:
             part = channel.recv(min(1 << 20, length - len(parts)))
         except OSError as exc:
-            raise CustodyError(f"the other side does not answer: {exc.strerror or exc}") from exc
+            raise CustodianError(f"the other side does not answer: {exc.strerror or exc}") from exc
         if not part:
             break
         parts += part

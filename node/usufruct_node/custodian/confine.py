@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Final
 
-from usufruct.errors import CustodyError
+from usufruct.errors import CustodianError
 from usufruct.he.isolated import keep_memory_private
 
 MEMORY_BYTES: Final = 4 << 30
@@ -34,7 +34,7 @@ def confine() -> None:
 
     Raises
     ------
-    CustodyError
+    CustodianError
         If the kernel does not do it: then there is no custodian.
     """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -42,7 +42,7 @@ def confine() -> None:
         keep_memory_private()
         _deny_networks()
     except OSError as exc:
-        raise CustodyError(f"the custodian cannot be confined on this machine: {exc}") from exc
+        raise CustodianError(f"the custodian cannot be confined on this machine: {exc}") from exc
 
 
 def _deny_networks() -> None:

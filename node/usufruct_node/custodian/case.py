@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
-from usufruct.errors import CustodyError, IntegrityError, ReleaseRefusedError, VerificationError
+from usufruct.errors import CustodianError, IntegrityError, ReleaseRefusedError, VerificationError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.publish import read_manifest
 from usufruct.records import (
@@ -68,13 +68,13 @@ class Case:
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> Case:
-        """Parse strictly: what it parses to has to have the same bytes again; raises CustodyError."""
+        """Parse strictly: what it parses to has to have the same bytes again; raises CustodianError."""
         try:
             found = _ADAPTER.validate_python(record)
         except ValidationError as exc:
-            raise CustodyError(f"a case has {exc.error_count()} fields that are wrong") from exc
+            raise CustodianError(f"a case has {exc.error_count()} fields that are wrong") from exc
         if dag.encode(found.to_record()) != dag.encode(record):
-            raise CustodyError("a case has fields that belong to none")
+            raise CustodianError("a case has fields that belong to none")
         return found
 
     @property
@@ -122,7 +122,7 @@ def check_case(case: Case, records: Records, org: OrgId, state: JobState) -> tup
     if reason != Refusal.NONE:
         raise ReleaseRefusedError(reason.name)
     if case.job.state != state:
-        raise CustodyError(f"the job is {case.job.state.name}, not {state.name}")
+        raise CustodianError(f"the job is {case.job.state.name}, not {state.name}")
     if len(dict(case.possessions)) < case.job.replicas:
         raise VerificationError(f"{len(case.possessions)} verifiers agreed; {case.job.replicas} are needed")
     request = case.job.request

@@ -20,7 +20,7 @@ from usufruct.content.dag import DagValue
 from usufruct.differencing import Asked, subjects_of
 from usufruct.errors import (
     BlockMismatchError,
-    CustodyError,
+    CustodianError,
     InputError,
     IntegrityError,
     ReleaseRefusedError,
@@ -37,9 +37,9 @@ from usufruct.publish import read_manifest
 from usufruct.records import JobState, KeyId
 from usufruct.release import add_noise, decrypt_result, seal_payload, sigma_micro
 from usufruct.verify import check_possessions
-from usufruct_node.custody import wire
-from usufruct_node.custody.case import Case, Records, check_case
-from usufruct_node.custody.vault import Entry, Kept, Vault
+from usufruct_node.custodian import wire
+from usufruct_node.custodian.case import Case, Records, check_case
+from usufruct_node.custodian.vault import Entry, Kept, Vault
 
 MOST_MISSING: Final = 64
 """Forgotten releases that are asked for at a time."""
@@ -80,7 +80,7 @@ class Service:
 
     def _answer(self, channel: socket.socket, request: dict[str, DagValue]) -> dict[str, object]:
         if request.get("type") != wire.PROTOCOL:
-            raise CustodyError("a request of another protocol")
+            raise CustodianError("a request of another protocol")
         try:
             match request.get("ask"):
                 case "state":
@@ -93,8 +93,8 @@ class Service:
                     return self._remember(channel, request)
                 case "destroy":
                     return self._destroy(request)
-            raise CustodyError(f"nothing is called {request.get('ask')!r}")
-        except CustodyError:
+            raise CustodianError(f"nothing is called {request.get('ask')!r}")
+        except CustodianError:
             raise
         except ReleaseRefusedError as exc:
             return {"status": "refused", "reason": exc.reason, "message": exc.hint or str(exc)}
@@ -118,7 +118,7 @@ class Service:
         """Forget a secret for good, in the keystore and in the worker that opens with it."""
         key_id = request.get("key")
         if set(request) != {"type", "ask", "key"} or not isinstance(key_id, bytes):
-            raise CustodyError("a request without a key id")
+            raise CustodianError("a request without a key id")
         with self._opening:
             if (opener := self._openers.pop(KeyId(key_id), None)) is not None:
                 opener.__exit__(None, None, None)
@@ -231,7 +231,7 @@ class _Spool(Sequence[bytes]):
         for cid in cids:
             block = wire.receive(channel)
             if not block:
-                raise CustodyError("the result blocks broke off")
+                raise CustodianError("the result blocks broke off")
             try:
                 cid.check(block)
             except UsufructError as exc:
@@ -239,7 +239,7 @@ class _Spool(Sequence[bytes]):
             self._file.write(block)
             self._ends.append(self._file.tell())
         if wire.receive(channel) != b"":
-            raise CustodyError("more result blocks than the manifest names")
+            raise CustodianError("more result blocks than the manifest names")
         if wrong is not None:
             raise wrong
 
@@ -267,9 +267,9 @@ class _Spool(Sequence[bytes]):
 def _read_case(channel: socket.socket, request: dict[str, DagValue]) -> tuple[Case, Records]:
     told = request.get("case")
     if set(request) != {"type", "ask", "case"} or not isinstance(told, dict):
-        raise CustodyError("a request without a case")
+        raise CustodianError("a request without a case")
     bodies = {name: wire.receive(channel) for name in Records.names()}
     if None in bodies.values():
-        raise CustodyError("the records broke off")
+        raise CustodianError("the records broke off")
     records = Records(**{name: body or b"" for name, body in bodies.items()})
     return Case.from_record(told), records

@@ -40,7 +40,7 @@ from usufruct.records import (
 )
 from usufruct.release import Release, open_envelope, sign_release
 from usufruct.verify import ResultManifest, possession
-from usufruct_node.custody import Case, Custody, Records, Sealed
+from usufruct_node.custodian import Case, CustodianProcess, Records, Sealed
 from usufruct_node.enrol import create_home_with_passphrase_files
 
 NOW = 1_000_000
@@ -65,11 +65,11 @@ class Question:
         """The same with another word of the ledger."""
         return replace(self, case=replace(self.case, **changes))
 
-    def examine(self, custody: Custody) -> None:
-        custody.examine(self.case, self.records, self.blocks)
+    def examine(self, process: CustodianProcess) -> None:
+        process.examine(self.case, self.records, self.blocks)
 
-    def release(self, custody: Custody) -> Sealed:
-        return custody.release(self.case, self.records, self.blocks)
+    def release(self, process: CustodianProcess) -> Sealed:
+        return process.release(self.case, self.records, self.blocks)
 
 
 def question(
@@ -210,7 +210,7 @@ STEPS = {
 
 
 def _run_and_die(step: str) -> int:
-    from usufruct_node.custody import __main__, service
+    from usufruct_node.custodian import __main__, service
 
     path, how = STEPS[step]
     owner: Any = service

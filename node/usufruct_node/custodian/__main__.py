@@ -1,7 +1,7 @@
 """The custodian's process: unlocks the keystore of homomorphic secrets, gives up the network, answers its node.
 
-Started by the node, with the home as its only argument beside the name of a passphrase file; without such a file it asks at
-the terminal itself: the node never sees the passphrase. It ends when its standard input does: then its node is gone.
+Started by the node. It reads its passphrase from the file that is named to it, or asks at the terminal itself: the node never
+sees it. It ends when its standard input does: then its node is gone. It loads no library of the peers' network.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from pathlib import Path
 from usufruct.errors import UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
-from usufruct_node.config import NodeSettings
-from usufruct_node.custody import wire
-from usufruct_node.custody.confine import confine
-from usufruct_node.custody.service import Service
+from usufruct_node.custodian import wire
+from usufruct_node.custodian.confine import confine
+from usufruct_node.custodian.service import Service
 
-_log = logging.getLogger("usufruct_node.custody")
+_log = logging.getLogger("usufruct_node.custodian")
 _REQUEST_SECONDS = 120.0
 
 
-def run(home: Home, passphrase_file: Path | None) -> None:
+def run(home: Home, passphrase_file: Path | None, *, key_openings: int) -> None:
     """Serve until the standard input ends."""
     # A terminal sends it to the whole group: the node decides when its custodian ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -37,7 +36,7 @@ def run(home: Home, passphrase_file: Path | None) -> None:
         passphrase_file or default, prompt=f"Passphrase of {home.custodian_keystore}: "
     )
     keystore = KeyStore.open(home.custodian_keystore, passphrase)
-    service = Service(home, keystore, key_openings=NodeSettings.load(home.root).key_openings)
+    service = Service(home, keystore, key_openings=key_openings)
     listener = _listen(home)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout.write("ready\n")
@@ -82,15 +81,16 @@ def _end_with_parent() -> None:
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="usufruct_node.custody")
+    parser = argparse.ArgumentParser(prog="usufruct_node.custodian")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--passphrase-file", type=Path)
+    parser.add_argument("--key-openings", type=int, required=True)
     given = parser.parse_args()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        run(Home.at(given.home), given.passphrase_file)
+        run(Home.at(given.home), given.passphrase_file, key_openings=given.key_openings)
     except UsufructError as exc:
         sys.stderr.write(f"custodian: {exc}\n")
         return exc.exit_code

@@ -1,0 +1,278 @@
+"""The Kubo store beyond what every store promises: what daemons that are wrong, slow, old or lying do to it."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from kubo_fixture import Kubo
+from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec, dag
+from usufruct.content.kubo import Credentials, KuboBlockStore, KuboRpc
+from usufruct.errors import (
+    BlockMismatchError,
+    BlockNotFoundError,
+    ConfigurationError,
+    KuboError,
+    KuboRefusedError,
+    KuboUnreachableError,
+    KuboVersionError,
+    StoreFullError,
+)
+
+SECRET = Credentials("node", "a secret that nobody guesses")
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def impostor(answer: Answer) -> Iterator[KuboRpc]:
+    """Something else than Kubo at Kubo's address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    rpc = KuboRpc(f"/ip4/127.0.0.1/tcp/{server.server_port}", SECRET, deadline_s=2)
+    try:
+        yield rpc
+    finally:
+        rpc.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def says(body: bytes, status: int = 200) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def test_a_block_that_kubo_swaps_or_grows_is_never_handed_out(tmp_path: Path) -> None:
+    cid = Cid.of(b"right")
+    replies = {
+        "/version": json.dumps({"Version": "0.39.0"}).encode(),
+        "/block/put": json.dumps({"Key": str(cid), "Size": 5}).encode(),
+        "/pin/add": b'{"Pins": []}',
+        "/block/get": b"wrong",
+    }
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path.split("?")[0].removeprefix("/api/v0")
+        says(replies[path])(handler)
+
+    with impostor(answer) as rpc, KuboBlockStore(tmp_path / "kubo", rpc) as store:
+        assert store.put(b"right") == cid
+        for lie in (b"wrong", b"righ", b"right!", b""):
+            replies["/block/get"] = lie
+            with pytest.raises(BlockMismatchError):
+                store.get(cid)
+        replies["/block/get"] = b"right"
+        assert store.get(cid) == b"right"
+
+
+def test_kubo_that_stores_another_block_than_it_was_given_is_caught(tmp_path: Path) -> None:
+    other = json.dumps({"Key": str(Cid.of(b"other")), "Size": 5, "Version": "0.39.0"}).encode()
+    with impostor(says(other)) as rpc, KuboBlockStore(tmp_path / "kubo", rpc) as store:
+        with pytest.raises(BlockMismatchError):
+            store.put(b"right")
+        assert list(store.cids()) == []
+
+
+def test_an_answer_without_end_is_cut_off_at_the_blocks_length() -> None:
+    sent = 0
+
+    def flood(handler: BaseHTTPRequestHandler) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while sent < 1 << 30:
+                handler.wfile.write(bytes(1 << 16))
+                sent += 1 << 16
+        except OSError:
+            return
+
+    with impostor(flood) as rpc:
+        assert len(rpc.get_block(Cid.of(b""), 1000)) == 1001
+    assert sent < 64 << 20
+
+
+@pytest.mark.parametrize("dribbles", [False, True])
+def test_an_answer_that_does_not_end_in_time_is_given_up(dribbles: bool) -> None:
+    over = threading.Event()
+
+    def dawdle(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not over.wait(0.05):
+            if dribbles:
+                try:
+                    handler.wfile.write(b"x")
+                    handler.wfile.flush()
+                except OSError:
+                    return
+
+    with impostor(dawdle) as rpc:
+        with pytest.raises(KuboUnreachableError):
+            rpc.get_block(Cid.of(b""), MAX_BLOCK_BYTES)
+        over.set()
+
+
+def test_nobody_at_the_address_is_unreachable_and_says_what_to_start() -> None:
+    rpc = KuboRpc("/ip4/127.0.0.1/tcp/1", SECRET)
+    with pytest.raises(KuboUnreachableError) as caught:
+        rpc.check()
+    assert "ipfs daemon" in caught.value.hint
+    assert SECRET.secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["0.22.0", "0.36.9", "", "nonsense"])
+def test_a_kubo_that_cannot_be_private_is_too_old(version: str) -> None:
+    with impostor(says(json.dumps({"Version": version}).encode())) as rpc:
+        with pytest.raises(KuboVersionError, match=r"older than 0\.37"):
+            rpc.check()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[1, 2]", b"1", b'{"a": 1}{"b": 2}', b""])
+def test_something_else_than_kubo_is_told_apart(body: bytes) -> None:
+    with impostor(says(body)) as rpc, pytest.raises(KuboError):
+        rpc.check()
+
+
+def test_a_full_disk_of_kubo_is_a_full_store() -> None:
+    body = json.dumps({"Message": "write /blocks/x: no space left on device", "Code": 0, "Type": "error"})
+    with impostor(says(body.encode(), 500)) as rpc, pytest.raises(StoreFullError):
+        rpc.put_blocks([b"data"], Codec.RAW)
+
+
+def test_a_redirect_takes_the_credentials_nowhere() -> None:
+    with impostor(says(b"")) as elsewhere:
+
+        def redirect(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(307)
+            handler.send_header("Location", f"http://127.0.0.1:{elsewhere.address.rsplit('/', 1)[1]}/")
+            handler.end_headers()
+
+        with impostor(redirect) as rpc, pytest.raises(KuboUnreachableError):
+            rpc.check()
+
+
+def test_a_wrong_secret_is_refused_and_not_shown(kubo: Kubo) -> None:
+    rpc = KuboRpc(kubo.address, Credentials("node", "sixteen or more wrong"))
+    with pytest.raises(KuboRefusedError) as caught:
+        rpc.check()
+    rpc.close()
+    assert "sixteen or more wrong" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/ip4/10.0.0.1/tcp/5001", "/dns/kubo.example/tcp/5001", "/ip4/127.0.0.1/udp/5001", "127.0.0.1:5001", ""],
+)
+def test_an_address_that_would_carry_the_secret_in_the_clear_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError):
+        KuboRpc(address, SECRET)
+
+
+def test_credentials_are_read_from_a_file_of_the_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "kubo.token"
+    file.write_text("node:a secret that nobody guesses\n")
+    file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="by others"):
+        Credentials.load(file)
+    file.chmod(0o600)
+    assert Credentials.load(file) == SECRET
+    assert SECRET.secret not in repr(SECRET)
+    for wrong in (
+        "",
+        "node",
+        ":secretsecretsecret",
+        "node:short",
+        "node:" + "x" * 2000,
+        "node:sixteen or more\nx",
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ConfigurationError):
+            Credentials.load(file)
+
+
+def test_a_record_whose_links_are_elsewhere_is_stored_without_asking_for_them(kubo: Kubo) -> None:
+    record = dag.encode({"links": [Cid.of(b"not here"), Cid.of(b"nor here")]})
+    with kubo.open() as store:
+        cid = store.put(record, Codec.DAG_CBOR, pin="bundle")
+        assert store.get(cid) == record
+        kubo.ipfs("repo", "gc")
+        assert store.get(cid) == record
+
+
+def test_kubos_own_collector_takes_nothing_of_ours(kubo: Kubo) -> None:
+    with kubo.open() as store:
+        loose, kept = store.put(b"loose"), store.put(b"kept", pin="bundle")
+        kubo.ipfs("repo", "gc")
+        assert store.get(loose) == b"loose"
+        assert store.get(kept) == b"kept"
+
+
+def test_gc_leaves_what_an_operator_pinned(kubo: Kubo) -> None:
+    foreign = kubo.ipfs("block", "put", "--pin=true", stdin=b"of the operator").decode().strip()
+    shared = kubo.ipfs("block", "put", "--pin=true", stdin=b"of both").decode().strip()
+    with kubo.open() as store:
+        assert str(store.put(b"of both")) == shared
+        assert store.gc() == 1
+    assert {foreign, shared} == {str(cid) for cid in kubo.at_rest()}
+
+
+def test_what_a_crash_left_in_kubo_goes_with_the_next_gc(kubo: Kubo) -> None:
+    with kubo.open() as store:
+        kept = store.put(b"kept", pin="bundle")
+        name = store._name  # type: ignore[attr-defined]
+        rpc = kubo.rpc()
+        rpc.put_blocks([b"sent, not recorded"], Codec.RAW)
+        rpc.pin([Cid.of(b"sent, not recorded")], name)
+        rpc.close()
+        assert len(kubo.at_rest()) == 2
+        assert store.gc() == 0
+        assert kubo.at_rest() == {kept}
+
+
+def test_a_store_of_blocks_is_put_in_batches_and_read_by_threads(kubo: Kubo) -> None:
+    blocks = [random.Random(n).randbytes(1 << 20) for n in range(20)]
+    with kubo.open() as store:
+        cids = store.put_many(blocks, pin="bundle")
+        found: dict[int, bytes] = {}
+
+        def read(number: int) -> None:
+            for index in range(number, 20, 4):
+                found[index] = store.get(cids[index])
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found[index] for index in range(20)] == blocks
+
+
+def test_a_block_that_was_never_put_is_not_looked_for_elsewhere(kubo: Kubo) -> None:
+    rpc = kubo.rpc(deadline_s=5)
+    with pytest.raises(BlockNotFoundError):
+        rpc.get_block(Cid.of(b"nowhere"), 100)
+    rpc.close()
