@@ -12,14 +12,16 @@ from usufruct.carry import CarDestination, export_bundle, import_bundle
 from usufruct.cli.steward import read_features
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
+    CopiesOption,
+    CustodianPassphraseOption,
+    HolderOption,
     HomeOption,
     JsonOption,
-    NodePassphraseOption,
     PassphraseOption,
+    custodian_keystore,
     done,
     err,
     guarded,
-    node_keystore,
     read_text,
 )
 from usufruct.client import Client, micro, open_authority_keystore
@@ -30,6 +32,7 @@ from usufruct.keys import he_keys, identity
 from usufruct.publish import publish_bundle
 from usufruct.records import ArtifactId, parse_id
 from usufruct.register import Policy
+from usufruct.replication import Replication
 from usufruct.seal import seal_features
 
 bundle_app = typer.Typer(help="Bundles as CAR files, for machines without a network.", no_args_is_help=True)
@@ -49,7 +52,7 @@ def bundle_seal(
     key_domain: Annotated[str, typer.Option(help="Id of the key domain.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
-    node_passphrase_file: NodePassphraseOption = None,
+    custodian_passphrase_file: CustodianPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Steps 1 to 3 without a network: check and seal a feature matrix into a file; needs neither node nor ledger."""
@@ -64,7 +67,7 @@ def bundle_seal(
     )
     positions = [book.receipt(name, scope=scope).position for name in names]
     secret = he_keys.load_secret(
-        node_keystore(place, node_passphrase_file), parse_id(key_domain, "key domain")
+        custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
     )
     destination = CarDestination(file)
     try:
@@ -117,6 +120,8 @@ def bundle_import(
     max_rho: Annotated[float, typer.Option(help="Most privacy that one job may spend (rho).")] = 1.0,
     budget_rho: Annotated[float, typer.Option(help="Privacy budget over all partners (rho).")] = 10.0,
     retain_days: Annotated[float, typer.Option(help="Days after which the bundle is unusable.")] = 365,
+    copies: CopiesOption = 1,
+    holder: HolderOption = None,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -136,6 +141,7 @@ def bundle_import(
         min_cohort=min_cohort,
         row_level=row_level,
         max_rho_micro_per_job=micro(max_rho),
+        replication=Replication(copies=copies, holders=tuple(holder or ())),
     )
     artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
     answer = {
