@@ -92,9 +92,10 @@ class Kubo(BlockHome):
     def forget(self) -> None:
         """Empty the daemon and the home's catalogue between tests."""
         shutil.rmtree(self.home.kubo_catalogue, ignore_errors=True)
-        pins = self.ipfs("pin", "ls", "--quiet").decode().split()
-        if pins:
-            self.ipfs("pin", "rm", *pins)
+        for kind in ("direct", "recursive"):
+            pins = self.ipfs("pin", "ls", "--quiet", f"--type={kind}").decode().split()
+            if pins:
+                self.ipfs("pin", "rm", *pins)
         self.ipfs("repo", "gc", "--silent")
 
     def _file(self, cid: Cid) -> Path:

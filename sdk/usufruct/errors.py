@@ -7,6 +7,7 @@ UsufructError
 │   ├── PrivacyError      budgets and noise scales
 │   └── ConfigurationError
 ├── IntegrityError        bytes are not what they claim to be
+│   ├── CarError          malformed or incomplete CAR archive
 │   ├── CidError          malformed content identifier
 │   ├── ContainerError    malformed ciphertext container
 │   ├── ContributionRefusedError
@@ -131,6 +132,10 @@ class IntegrityError(UsufructError):
 
 class CidError(IntegrityError):
     """A content identifier is malformed or of a kind that this network does not use."""
+
+
+class CarError(IntegrityError):
+    """A CAR archive is malformed, cut, or does not hold exactly what it is said to hold; nothing of it was kept for good."""
 
 
 class ContainerError(IntegrityError):

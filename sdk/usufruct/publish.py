@@ -5,14 +5,14 @@ Takes sealed features only; plaintext has no way in. The manifest's CID identifi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec
-from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, ManifestError
 from usufruct.features import FeatureSchema
 from usufruct.he.kernels import BundleShape
@@ -27,6 +27,16 @@ _ROOM_BYTES = MAX_BLOCK_BYTES - (256 << 10)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+class Destination(Protocol):
+    """What a bundle is handed to: the organisation's node (`NodeContent`), or a file that is carried to it."""
+
+    def stage(self, blocks: Iterable[bytes]) -> Iterator[Cid]:
+        """Take ciphertext blocks; yields their CIDs in order."""
+
+    def put_record(self, kind: str, record: object) -> Cid:
+        """Take the record that links them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +73,7 @@ class PublishedBundle:
 
 def publish_bundle(
     sealed: SealedFeatures,
-    node: NodeContent,
+    node: Destination,
     *,
     scope: str,
     row_subjects: Sequence[int],

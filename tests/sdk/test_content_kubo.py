@@ -70,7 +70,7 @@ def test_a_block_that_kubo_swaps_or_grows_is_never_handed_out(tmp_path: Path) ->
     replies = {
         "/version": json.dumps({"Version": "0.39.0"}).encode(),
         "/block/put": json.dumps({"Key": str(cid), "Size": 5}).encode(),
-        "/pin/add": b'{"Pins": []}',
+        "/pin/add": json.dumps({"Pins": [str(cid)]}).encode(),
         "/block/get": b"wrong",
     }
 
@@ -212,6 +212,14 @@ def test_credentials_are_read_from_a_file_of_the_owner_alone(tmp_path: Path) -> 
         file.write_text(wrong)
         with pytest.raises(ConfigurationError):
             Credentials.load(file)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, (1 << 18) - 1, 1 << 18])
+def test_kubo_adds_a_file_of_one_chunk_under_the_cid_that_we_give_its_bytes(
+    kubo: Kubo, size_bytes: int
+) -> None:
+    data = random.Random(size_bytes).randbytes(size_bytes)
+    assert kubo.ipfs("add", "--quieter", stdin=data).decode().strip() == str(Cid.of(data))
 
 
 def test_a_record_whose_links_are_elsewhere_is_stored_without_asking_for_them(kubo: Kubo) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from block_homes import BlockHome, EmbeddedHome
 from kubo_fixture import Kubo
-from usufruct.content import MAX_BLOCK_BYTES, BlockStore, Cid, Codec
+from usufruct.content import MAX_BLOCK_BYTES, BlockStore, Cid, Codec, catalogue
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
@@ -85,9 +85,12 @@ def test_all_is_there_after_reopening(home: BlockHome) -> None:
     store.close()
 
 
-def test_the_listing_pages_through_more_blocks_than_one_query_returns(store: BlockStore) -> None:
-    put = store.put_many([n.to_bytes(4) for n in range(1100)], pin="bundle")
-    assert len(list(store.cids())) == 1100
+def test_the_listing_pages_through_more_blocks_than_one_query_returns(
+    store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_PAGE", 10)
+    put = store.put_many([n.to_bytes(4) for n in range(40)], pin="bundle")
+    assert len(list(store.cids())) == 40
     assert set(store.cids()) == set(store.pinned("bundle")) == set(put)
 
 

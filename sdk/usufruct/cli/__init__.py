@@ -6,6 +6,7 @@ Errors go to stderr: what happened, and what to do. Exit codes: 2 input, 3 integ
 
 import typer
 
+from usufruct.cli.bundle import bundle_app
 from usufruct.cli.chain import members_refuel, network_propose_validators, network_recovery
 from usufruct.cli.founding import network_init
 from usufruct.cli.jobs import (
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(key_domain_app, name="key-domain")
 app.command("features")(features_command)
 app.command("publish")(publish)
+app.add_typer(bundle_app, name="bundle")
 app.command("freeze")(freeze)
 app.add_typer(replication_app, name="replication")
 app.add_typer(consent_app, name="consent")

@@ -39,7 +39,7 @@ key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_
 consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
 
 
-def _read_features(matrix: Path, schema: Path) -> Features:
+def read_features(matrix: Path, schema: Path) -> Features:
     """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
     try:
         declared = FeatureSchema.from_dict(json.loads(read_text(schema)))
@@ -130,7 +130,7 @@ def features_command(
     matrix: Path, schema: Annotated[Path, typer.Option()], as_json: JsonOption = False
 ) -> None:
     """Step 1: check a feature matrix against its schema; sends nothing."""
-    features = _read_features(matrix, schema)
+    features = read_features(matrix, schema)
     answer = {"rows": features.n_rows, "features": features.n_features, "max_abs": features.max_abs}
     done(f"{features.n_rows} rows of {features.n_features} features fit the schema", answer, as_json=as_json)
 
@@ -158,7 +158,7 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Steps 1 to 4: check, seal, publish and register a feature matrix as one stream; no ciphertext waits on disk."""
-    features = _read_features(matrix, schema)
+    features = read_features(matrix, schema)
     place = Home.at(home)
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
     client = Client.open(place, passphrase_file=passphrase_file)

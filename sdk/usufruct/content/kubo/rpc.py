@@ -21,7 +21,10 @@ from typing import Any, Final
 
 import ipfshttpclient.exceptions as foreign
 import requests
+import urllib3
 from ipfshttpclient import multipart
+from ipfshttpclient.encoding import get_encoding
+from ipfshttpclient.http_common import map_args_to_params
 from ipfshttpclient.http_requests import ClientSync
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -174,15 +177,8 @@ class KuboRpc:
         BlockMismatchError
             If Kubo sees for itself that they are not the block.
         """
-        parts: list[bytes] = []
-        left = limit_bytes + 1
-        with self._stream("/block/get", [str(cid)], decoder="none", opts={"offline": "true"}) as pieces:
-            for piece in pieces:
-                parts.append(piece[:left])
-                left -= len(parts[-1])
-                if not left:
-                    break
-        return b"".join(parts)
+        with self._stream("/block/get", [str(cid)], {"offline": "true"}, limit_bytes) as pieces:
+            return b"".join(pieces)
 
     def remove_blocks(self, cids: Sequence[Cid]) -> None:
         """Remove blocks; those that are not there are as removed, and those that somebody else pinned stay."""
@@ -209,7 +205,9 @@ class KuboRpc:
         opts = {"recursive": "false", "name": name, "offline": "true"}
         for some in _portions(cids):
             try:
-                self._json("/pin/add", [str(cid) for cid in some], opts=opts)
+                answer = self.one("/pin/add", [str(cid) for cid in some], **opts)
+                if len(answer.get("Pins") or ()) != len(some):
+                    raise KuboError(f"Kubo pinned fewer than {len(some)} blocks")
             except KuboError as exc:
                 if not _KEPT.search(str(exc)):
                     raise
@@ -241,35 +239,51 @@ class KuboRpc:
     def _json(
         self, path: str, args: Sequence[str] = (), *, opts: dict[str, str] | None = None, **sent: Any
     ) -> list[dict[str, Any]]:
-        with self._stream(path, args, decoder="json", opts=opts or {}, **sent) as answers:
-            found = list(answers)
-        if not all(isinstance(answer, dict) for answer in found):
-            raise KuboError(f"what answers {path} at {self.address} is no Kubo")
+        parser = get_encoding("json")
+        found: list[Any] = []
+        with self._stream(path, args, opts or {}, _JSON_BYTES, **sent) as pieces:
+            for piece in pieces:
+                found += parser.parse_partial(piece)
+            found += parser.parse_finalize()
+            if not all(isinstance(answer, dict) for answer in found):
+                raise KuboError(f"what answers {path} at {self.address} is no Kubo")
+            for answer in found:
+                # An error that came up after the status was sent.
+                if answer.get("Type") == "error":
+                    raise foreign.ErrorResponse(str(answer.get("Message")), None)
         return found
 
     @contextmanager
-    def _stream(self, path: str, args: Sequence[str] = (), **options: Any) -> Iterator[Iterator[Any]]:
-        started = time.monotonic()
+    def _stream(
+        self, path: str, args: Sequence[str], opts: dict[str, str], limit_bytes: int, **sent: Any
+    ) -> Iterator[Iterator[bytes]]:
+        """The body of an answer as it comes, cut off one byte after its limit and given up after the deadline."""
         with self._translated(path):
-            answer = self._client().request(
+            # The library's own iterators read a whole body before they give any of it.
+            closables, _ = self._client()._request(
+                "POST",
                 path,
-                list(args),
-                stream=True,
+                map_args_to_params(list(args), opts),
+                auth=None,
+                data=sent.get("data"),
+                headers=sent.get("headers"),
                 timeout=(min(10.0, self._deadline_s), self._deadline_s),
-                **options,
+                chunk_size=1,
             )
-            with answer:
-                yield self._bounded(path, answer, started)
+            try:
+                yield self._pieces(path, closables[0].raw, limit_bytes)
+            finally:
+                for closable in closables:
+                    closable.close()
 
-    def _bounded(self, path: str, answer: Iterator[Any], started: float) -> Iterator[Any]:
-        received = 0
-        for item in answer:
-            received += len(item) if isinstance(item, bytes) else 64
-            if received > _JSON_BYTES:
-                raise KuboError(f"Kubo's answer to {path} has no end")
-            if time.monotonic() - started > self._deadline_s:
+    def _pieces(self, path: str, body: Any, limit_bytes: int) -> Iterator[bytes]:
+        ends = time.monotonic() + self._deadline_s
+        left = limit_bytes + 1
+        while left and (piece := body.read1(min(left, 1 << 18))):
+            left -= len(piece)
+            yield piece
+            if time.monotonic() > ends:
                 raise KuboUnreachableError(f"Kubo's answer to {path} took longer than {self._deadline_s:g} s")
-            yield item
 
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
@@ -289,7 +303,7 @@ class KuboRpc:
             if status in (401, 403):
                 raise KuboRefusedError(self.address) from exc
             raise KuboError(f"what answers {path} at {self.address} is no Kubo: HTTP {status}") from exc
-        except (foreign.Error, requests.RequestException, OSError) as exc:
+        except (foreign.Error, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise KuboUnreachableError(
                 f"Kubo at {self.address} does not answer {path}: {_brief(exc)}"
             ) from exc

@@ -1,0 +1,146 @@
+"""Commands that carry a bundle in a file: `usufruct bundle seal|export|import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from usufruct.carry import CarDestination, export_bundle, import_bundle
+from usufruct.cli.steward import read_features
+from usufruct.cli.terminal import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    NodePassphraseOption,
+    PassphraseOption,
+    done,
+    err,
+    guarded,
+    node_keystore,
+    read_text,
+)
+from usufruct.client import Client, micro, open_authority_keystore
+from usufruct.consent import ConsentBook
+from usufruct.content import Cid, Codec
+from usufruct.home import Home
+from usufruct.keys import he_keys, identity
+from usufruct.publish import publish_bundle
+from usufruct.records import ArtifactId, parse_id
+from usufruct.register import Policy
+from usufruct.seal import seal_features
+
+bundle_app = typer.Typer(help="Bundles as CAR files, for machines without a network.", no_args_is_help=True)
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+@bundle_app.command("seal")
+@guarded
+def bundle_seal(
+    matrix: Path,
+    file: Annotated[Path, typer.Argument(help="CAR file to make; nothing is overwritten.")],
+    schema: Annotated[Path, typer.Option(help="JSON schema of the features.")],
+    scope: Annotated[str, typer.Option(help="Purpose that the subjects consented to.")],
+    subjects: Annotated[
+        Path, typer.Option(help="One subject per line, in row order; needs recorded consents.")
+    ],
+    key_domain: Annotated[str, typer.Option(help="Id of the key domain.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    node_passphrase_file: NodePassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps 1 to 3 without a network: check and seal a feature matrix into a file; needs neither node nor ledger."""
+    features = read_features(matrix, schema)
+    place = Home.at(home)
+    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    keys = identity.load_authority_keys(open_authority_keystore(place, passphrase_file))
+    book = ConsentBook(
+        place.consent_database,
+        steward=place.organisation().id,
+        pseudonym_key=keys.consent_pseudonym_key,
+    )
+    positions = [book.receipt(name, scope=scope).position for name in names]
+    secret = he_keys.load_secret(
+        node_keystore(place, node_passphrase_file), parse_id(key_domain, "key domain")
+    )
+    destination = CarDestination(file)
+    try:
+        with Progress(*_COLUMNS, console=err, transient=True) as bar:
+            task = bar.add_task("sealing")
+            published = publish_bundle(
+                seal_features(features, secret),
+                destination,
+                scope=scope,
+                row_subjects=positions,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    finally:
+        destination.discard()
+    answer = {"manifest": str(published.cid), "size_bytes": published.size_bytes}
+    done(f"manifest {published.cid} in {file}", answer, as_json=as_json)
+
+
+@bundle_app.command("export")
+@guarded
+def bundle_export(
+    bundle: Annotated[str, typer.Argument(help="Id of a registered bundle.")],
+    file: Annotated[Path, typer.Argument(help="CAR file to make; nothing is overwritten.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an own bundle into a CAR file that every IPFS tool reads; ciphertext only."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    artifact = client.ledger.artifact(ArtifactId(client.find_id("artifact", bundle)))
+    cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
+    with Progress(*_COLUMNS, console=err, transient=True) as bar:
+        task = bar.add_task("exporting")
+        size = export_bundle(
+            cid,
+            lambda block: client.content.get(block, holder=client.name),
+            file,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    done(f"{file}: {size} bytes, root {cid}", {"manifest": str(cid), "size_bytes": size}, as_json=as_json)
+
+
+@bundle_app.command("import")
+@guarded
+def bundle_import(
+    file: Annotated[Path, typer.Argument(help="CAR file that `seal` or `export` made.")],
+    kernel: Annotated[list[str], typer.Option(help="Kernel that the policy allows; may be repeated.")],
+    min_cohort: Annotated[int, typer.Option(help="Fewest consenting subjects of a release.")] = 20,
+    row_level: Annotated[bool, typer.Option(help="Whether per-row results may be released.")] = False,
+    max_rho: Annotated[float, typer.Option(help="Most privacy that one job may spend (rho).")] = 1.0,
+    budget_rho: Annotated[float, typer.Option(help="Privacy budget over all partners (rho).")] = 10.0,
+    retain_days: Annotated[float, typer.Option(help="Days after which the bundle is unusable.")] = 365,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps 3 and 4 of a carried bundle: verify it block by block, hand it to the node, register it."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    with Progress(*_COLUMNS, console=err, transient=True) as bar:
+        task = bar.add_task("importing")
+        published = import_bundle(
+            file,
+            client.content,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    policy = Policy(
+        purposes=(published.manifest.scope,),
+        kernels=tuple(kernel),
+        min_cohort=min_cohort,
+        row_level=row_level,
+        max_rho_micro_per_job=micro(max_rho),
+    )
+    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
+    answer = {
+        "artifact_id": artifact_id.hex(),
+        "manifest": str(published.cid),
+        "size_bytes": published.size_bytes,
+    }
+    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
