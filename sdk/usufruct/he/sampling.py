@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 ERROR_BOUND: Final = 21
@@ -23,6 +22,9 @@ def operating_system(size: int) -> bytes:
 
     Source: NIST SP 800-38A, section 6.5; a fresh key for every call, so that no counter is ever used twice.
     """
+    # Processes that compute read this module's bounds and draw nothing.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
     return stream.update(bytes(size))
 
