@@ -7,7 +7,6 @@ the lost part was sent again. So a loss is a chunk, and all behind it, held back
 from __future__ import annotations
 
 import random
-from contextlib import suppress
 from typing import Literal
 
 import trio
@@ -75,7 +74,7 @@ class FaultProxy:
                     await trio.sleep(0.02)
                 await sink.send_all(data)
 
-        with suppress(*_BROKEN):
+        try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(deliver)
                 async with send:
@@ -83,7 +82,6 @@ class FaultProxy:
                         lost = self._random.random() < self.loss
                         late = self.delay_s + (RETRANSMISSION_SECONDS + 2 * self.delay_s if lost else 0.0)
                         await send.send((trio.current_time() + late, bytes(data)))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
         scope.cancel()
-
-
-_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, ExceptionGroup)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
+from kubo_fixture import require_kubo
 from usufruct.content import Cid, Codec
 
-_BUILT = Path(__file__).parents[2] / ".kubo" / "build" / "ipfs"
-_MISSING = "no Kubo, neither `ipfs` on the PATH nor a build in .kubo/build: nothing was tested against it"
 _START_SECONDS = 120.0
-
-
-def require_ipfs() -> Path:
-    """Kubo's program, or a skipped test and a warning."""
-    found = shutil.which("ipfs")
-    program = Path(found) if found else _BUILT
-    if not program.is_file():
-        warnings.warn(_MISSING, stacklevel=2)
-        pytest.skip(_MISSING)
-    return program
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ class Kubo:
 @contextmanager
 def running_kubo(root: Path, *, swarm_key: str | None = None) -> Iterator[Kubo]:
     """A daemon that knows nobody and listens on loopback TCP only, until the block ends."""
-    program = require_ipfs()
+    program = require_kubo()
     repository = root / "kubo"
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("IPFS_", "LIBP2P_"))}
     environment = {**kept, "IPFS_PATH": str(repository)}

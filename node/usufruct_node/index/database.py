@@ -9,7 +9,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,35 +16,35 @@ from zlib import crc32
 
 from usufruct.errors import InputError, LedgerError, StaleLedgerError
 from usufruct.ledger import Head
-from usufruct.ledger.abi import args_to_json
-from usufruct.ledger.series import event_codec
 from usufruct.records import (
     Artifact,
     ArtifactId,
     ArtifactKind,
     BudgetAccount,
     ConsentEpoch,
-    FreezeState,
     GrantId,
-    GrantStatus,
     GrantTerms,
-    Job,
     JobId,
-    JobRequest,
     JobState,
     KeyDomain,
     KeyId,
     KeyStatus,
     LedgerEvent,
-    Level,
-    MemberStatus,
     OrgId,
     Participant,
-    Refusal,
-    Role,
     UsageGrant,
 )
 from usufruct_node.index.apply import apply_events, from_signed
+from usufruct_node.index.rows import (
+    JobRow,
+    Verdict,
+    artifact_of,
+    event_of,
+    grant_of,
+    job_of,
+    participant_of,
+    terms_of,
+)
 
 MAX_GRAPH_EDGES = 100_000
 _CACHE_KIB = 32_768
@@ -62,28 +61,6 @@ class GraphTooLargeError(InputError):
     """A lineage has more edges than one answer holds; a partial one would look complete."""
 
     hint = "ask for the lineage of a single job's release instead"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRow:
-    """A job with its id and the block times of posting and of its last change."""
-
-    job_id: JobId
-    job: Job
-    posted_at: int
-    changed_at: int
-    sigma_micro: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What one verifier committed and, once opened, revealed."""
-
-    verifier: OrgId
-    commitment: bytes
-    result_digest: bytes | None
-    possession: bytes | None
-    agrees: bool | None
 
 
 class Index:
@@ -166,17 +143,17 @@ class Index:
 
     def participants(self) -> list[Participant]:
         """Every organisation ever admitted."""
-        return [_participant(row) for row in self._all("SELECT * FROM participant ORDER BY org_id")]
+        return [participant_of(row) for row in self._all("SELECT * FROM participant ORDER BY org_id")]
 
     def participant(self, org: OrgId) -> Participant | None:
         """One organisation."""
         row = self._one("SELECT * FROM participant WHERE org_id = ?", org)
-        return None if row is None else _participant(row)
+        return None if row is None else participant_of(row)
 
     def participant_by_peer(self, peer_id: bytes) -> Participant | None:
         """The organisation whose node has this libp2p identity."""
         row = self._one("SELECT * FROM participant WHERE peer_id = ?", peer_id)
-        return None if row is None else _participant(row)
+        return None if row is None else participant_of(row)
 
     # Records.
 
@@ -197,12 +174,12 @@ class Index:
     def artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """A bundle, result or release."""
         row = self._one("SELECT * FROM artifact WHERE artifact_id = ?", artifact_id)
-        return None if row is None else _artifact(row)
+        return None if row is None else artifact_of(row)
 
     def artifacts(self, kind: ArtifactKind) -> list[tuple[ArtifactId, Artifact]]:
         """All artifacts of a kind, oldest first."""
         rows = self._all("SELECT * FROM artifact WHERE kind = ? ORDER BY registered_at, artifact_id", kind)
-        return [(ArtifactId(row["artifact_id"]), _artifact(row)) for row in rows]
+        return [(ArtifactId(row["artifact_id"]), artifact_of(row)) for row in rows]
 
     def artifact_job(self, artifact_id: ArtifactId) -> JobId | None:
         """The job that left a result or release behind."""
@@ -252,7 +229,7 @@ class Index:
     def grant(self, grant_id: GrantId) -> UsageGrant | None:
         """A grant; terms empty until granted, as on the ledger."""
         row = self._one("SELECT * FROM usage_grant WHERE grant_id = ?", grant_id)
-        return None if row is None else _grant(row)
+        return None if row is None else grant_of(row)
 
     def grants(
         self, *, grantee: OrgId | None = None, steward: OrgId | None = None
@@ -265,7 +242,7 @@ class Index:
             grantee,
             steward,
         )
-        return [(GrantId(r["grant_id"]), _grant(r), _terms(json.loads(r["asked"]))) for r in rows]
+        return [(GrantId(r["grant_id"]), grant_of(r), terms_of(json.loads(r["asked"]))) for r in rows]
 
     def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
         """Privacy account of a bundle."""
@@ -278,7 +255,7 @@ class Index:
     def job(self, job_id: JobId) -> JobRow | None:
         """One job."""
         row = self._one("SELECT * FROM job WHERE job_id = ?", job_id)
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def jobs(self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = -1) -> list[JobRow]:
         """Jobs in any of these states (all when none is given), oldest first; a negative limit is none."""
@@ -289,7 +266,7 @@ class Index:
             artifact_id,
             limit,
         )
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def job_count(self, state: JobState) -> int:
         """Number of jobs in a state."""
@@ -298,7 +275,7 @@ class Index:
 
     def jobs_with_parameters(self, digest: bytes) -> list[JobRow]:
         """Jobs whose parameters block has this digest."""
-        return [_job(row) for row in self._all("SELECT * FROM job WHERE parameters_digest = ?", digest)]
+        return [job_of(row) for row in self._all("SELECT * FROM job WHERE parameters_digest = ?", digest)]
 
     def verdicts(self, job_id: JobId) -> list[Verdict]:
         """What the verifiers of a job committed and revealed."""
@@ -340,7 +317,7 @@ class Index:
     def events_of_series(self, contract: str, series: bytes) -> list[dict[str, Any]]:
         """Events of one series in order, as JSON-able dicts."""
         return [
-            _event(row)
+            event_of(row)
             for row in self._all(
                 "SELECT * FROM event WHERE contract = ? AND series = ? ORDER BY block_number, log_index",
                 contract,
@@ -356,7 +333,7 @@ class Index:
                 "SELECT * FROM event WHERE name IN ('JobDenied', 'UsageDenied', 'JobEnded')"
                 " ORDER BY block_number DESC, log_index DESC"
             )
-            for event in map(_event, rows):
+            for event in map(event_of, rows):
                 if len(found) == limit:
                     break
                 if event["args"]["reason"]:
@@ -372,7 +349,7 @@ class Index:
             *names,
             limit,
         )
-        return [_event(row) for row in rows]
+        return [event_of(row) for row in rows]
 
     def ids(self, prefix: str, *, limit: int = 20) -> list[tuple[str, bytes]]:
         """(kind, id) of artifacts, jobs and grants whose id begins with these hex digits."""
@@ -414,114 +391,3 @@ def _translated() -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         raise LedgerError(f"the index cannot be read or written: {exc}") from exc
-
-
-def _participant(row: sqlite3.Row) -> Participant:
-    return Participant(
-        id=OrgId(row["org_id"]),
-        account=row["account"],
-        node_account=row["node_account"],
-        roles=Role(row["roles"]),
-        status=MemberStatus(row["status"]),
-        hpke_key=row["hpke_key"],
-        peer_id=row["peer_id"],
-        endpoint=row["endpoint"],
-    )
-
-
-def _artifact(row: sqlite3.Row) -> Artifact:
-    return Artifact(
-        kind=ArtifactKind(row["kind"]),
-        steward=OrgId(row["steward"]),
-        key_id=KeyId(row["key_id"]),
-        content_digest=row["content_digest"],
-        policy_digest=row["policy_digest"],
-        policy_version=row["policy_version"],
-        consent_scope=row["consent_scope"],
-        retain_until=from_signed(row["retain_until"]),
-        registered_at=row["registered_at"],
-        frozen=FreezeState(row["frozen"]),
-    )
-
-
-_NO_TERMS = GrantTerms(
-    kernels=(), uses=0, expires_at=0, rho_micro=0, min_cohort=0, level=Level.NONE, replicas=0
-)
-
-
-def _terms(given: dict[str, Any] | None) -> GrantTerms:
-    if given is None:
-        return _NO_TERMS
-    return GrantTerms(
-        kernels=tuple(bytes.fromhex(kernel[2:]) for kernel in given["kernels"]),
-        uses=given["uses"],
-        expires_at=given["expiresAt"],
-        rho_micro=given["rhoMicro"],
-        min_cohort=given["minCohort"],
-        level=Level(given["level"]),
-        replicas=given["replicas"],
-        row_level=given["rowLevel"],
-    )
-
-
-def _grant(row: sqlite3.Row) -> UsageGrant:
-    return UsageGrant(
-        artifact_id=ArtifactId(row["artifact_id"]),
-        grantee=OrgId(row["grantee"]),
-        purpose=row["purpose"],
-        status=GrantStatus(row["status"]),
-        used=row["used"],
-        terms=_terms(None if row["terms"] is None else json.loads(row["terms"])),
-    )
-
-
-def _job(row: sqlite3.Row) -> JobRow:
-    request = JobRequest(
-        artifact_id=ArtifactId(row["artifact_id"]),
-        grant_id=GrantId(row["grant_id"]),
-        kernel_id=row["kernel_id"],
-        parameters_digest=row["parameters_digest"],
-        purpose=row["purpose"],
-        consent_epoch=from_signed(row["consent_epoch"]),
-        policy_version=row["policy_version"],
-        rho_micro=from_signed(row["rho_micro"]),
-        row_level=bool(row["row_level"]),
-        nonce=from_signed(row["nonce"]),
-    )
-    job = Job(
-        state=JobState(row["state"]),
-        requester=OrgId(row["requester"]),
-        executor=OrgId(row["executor"]),
-        key_id=KeyId(row["key_id"]),
-        deadline=row["deadline"],
-        replicas=row["replicas"],
-        asked=row["asked"],
-        commits=row["commits"],
-        agreeing=row["agreeing"],
-        dissenting=row["dissenting"],
-        refusal=Refusal(row["refusal"]),
-        result_digest=row["result_digest"],
-        release_digest=row["release_digest"],
-        request=request,
-    )
-    return JobRow(
-        job_id=JobId(row["job_id"]),
-        job=job,
-        posted_at=row["posted_at"],
-        changed_at=row["changed_at"],
-        sigma_micro=from_signed(row["sigma_micro"]),
-    )
-
-
-def _event(row: sqlite3.Row) -> dict[str, Any]:
-    codec = event_codec(row["contract"], row["name"])
-    return {
-        "contract": row["contract"],
-        "name": row["name"],
-        "args": args_to_json(codec.decode(row["words"])),
-        "block_number": row["block_number"],
-        "block_hash": "0x" + row["block_hash"].hex(),
-        "block_time": row["block_time"],
-        "transaction_hash": "0x" + row["transaction_hash"].hex(),
-        "log_index": row["log_index"],
-    }

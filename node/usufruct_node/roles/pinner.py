@@ -332,7 +332,7 @@ class Pinner:
         context = self._context
         noted = context.holdings.cids(Purpose.HELD, artifact_id)
         context.store.unpin_all(held_pin(artifact_id))
-        context.store.gc()
+        context.tidy()
         check_gone(context.store.has, noted)
         return len(noted)
 

@@ -82,7 +82,7 @@ class Retention:
         record = context.store.get(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR))
         blocks = list(dict.fromkeys(read_manifest(dag.decode_map(record)).blocks))
         context.store.unpin_all(f"bundle:{artifact.content_digest.hex()}")
-        context.store.gc()
+        context.tidy()
         check_gone(context.store.has, blocks)
         context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
         return len(blocks)

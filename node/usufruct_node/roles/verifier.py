@@ -23,7 +23,7 @@ from usufruct.errors import (
 from usufruct.records import JobState, Role
 from usufruct.verify import possession, verdict_commitment
 from usufruct_node.index import JobRow
-from usufruct_node.index.database import Verdict
+from usufruct_node.index.rows import Verdict
 from usufruct_node.roles.context import RoleContext, log, overdue
 from usufruct_node.roles.journal import OwnVerdict
 

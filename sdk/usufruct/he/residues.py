@@ -79,7 +79,8 @@ def _widest_row(weights: NDArray[np.int64]) -> int:
     if peak * weights.shape[1] < 1 << 63:
         return int(np.abs(weights).sum(axis=1).max(initial=0))
     # Python integers: a row of extreme weights must not wrap before the bound sees it.
-    return max(sum(abs(w) for w in row) for row in weights.tolist())
+    widest: int = max(sum(abs(w) for w in row) for row in weights.tolist())
+    return widest
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

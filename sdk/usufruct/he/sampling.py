@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 ERROR_BOUND: Final = 21
@@ -23,6 +22,9 @@ def operating_system(size: int) -> bytes:
 
     Source: NIST SP 800-38A, section 6.5; a fresh key for every call, so that no counter is ever used twice.
     """
+    # Processes that compute read this module's bounds and draw nothing.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
     return stream.update(bytes(size))
 
@@ -32,7 +34,8 @@ def centred_binomial(size: int, source: Callable[[int], bytes] = operating_syste
     words = np.frombuffer(source(8 * size), dtype="<u8").astype(np.uint64, copy=False)
     # up - down = up + (21 - down) - 21, and 21 - down counts the upper bits that are not set.
     upper, both = np.uint64(_HALF << ERROR_BOUND), np.uint64(_HALF << ERROR_BOUND | _HALF)
-    return np.bitwise_count((words ^ upper) & both).astype(np.int64) - ERROR_BOUND
+    counted: NDArray[np.int64] = np.bitwise_count((words ^ upper) & both).astype(np.int64)
+    return counted - ERROR_BOUND
 
 
 def ternary(size: int, source: Callable[[int], bytes] = operating_system) -> NDArray[np.int64]:
