@@ -215,7 +215,7 @@ def test_a_record_larger_than_a_block_is_refused_both_ways() -> None:
         "\ud800",
         bytearray(1),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_encoded_is_a_manifest_error(value: object) -> None:
     with pytest.raises(ManifestError):
