@@ -25,9 +25,11 @@ def key_text(key: bytes) -> str:
     return f"/key/swarm/psk/1.0.0/\n/base16/\n{key.hex()}\n"
 
 
-async def fetch(client: PeerHost, holder: Holder) -> None:
+async def fetch(client: PeerHost, holder: Holder, *, patience_s: float = 0.2) -> None:
     kept: dict[object, bytes] = {}
-    await fetch_blocks(client, [holder], HELD, missing=list, keep=kept.update, patience_s=0.2, stall_s=20)
+    await fetch_blocks(
+        client, [holder], HELD, missing=list, keep=kept.update, patience_s=patience_s, stall_s=20
+    )
     assert kept == HELD
 
 
@@ -96,7 +98,7 @@ def test_a_private_kubo_and_we_fetch_from_each_other(tmp_path: Path) -> None:
         async def scenario(network: Network) -> None:
             network.members.add(kubo.peer_id)
             ours = await network.start(0, read_block=own.get, swarm_key=KEY)
-            await fetch(ours, Holder(kubo.peer_id, kubo.multiaddr))
+            await fetch(ours, Holder(kubo.peer_id, kubo.multiaddr), patience_s=30)
             for cid, block in own.items():
                 assert await trio.to_thread.run_sync(kubo.get, cid) == block
             wrong = await network.start(1, swarm_key=OTHER_KEY, deadlines=QUICK)
