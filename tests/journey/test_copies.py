@@ -12,7 +12,7 @@ import pytest
 from organisations import Consortium, error_of, processes_below, register, run_cli
 
 from usufruct.content import Cid, Codec, EmbeddedBlockStore
-from usufruct.errors import ContentError, NotAuthorisedError, PeerError
+from usufruct.errors import ContentError, JobDeniedError, NotAuthorisedError, PeerError
 from usufruct.job import FeatureBundle
 from usufruct.keys import he_keys
 from usufruct.keys.keystore import KeyStore, read_passphrase
@@ -129,8 +129,8 @@ def test_at_the_end_of_retention_all_holders_erase_and_sign_also_one_that_was_aw
         assert blocks_at(network, "auditor", bundle) == everything
         assert secret.key_id not in he_keys.key_ids(keys)
         assert clinic.secret.key_id in he_keys.key_ids(keys), "a key whose bundles are retained stays"
-        job = network.ledger.job(partner.post(bundle, "sum", rho=1.0, grant_id=grant))
-        assert (job.state, job.refusal) == (JobState.DENIED, Refusal.RETENTION_PASSED)
+        denied = error_of(lambda: partner.post(bundle, "sum", rho=1.0, grant_id=grant))
+        assert isinstance(denied, JobDeniedError) and denied.reason == Refusal.RETENTION_PASSED.name
 
     auditor = network.clients["auditor"]
 
