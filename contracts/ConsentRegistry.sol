@@ -63,6 +63,12 @@ contract ConsentRegistry is IConsentRegistry {
     }
 
     /// @inheritdoc IConsentRegistry
+    function inForce(OrgId steward, bytes32 scope) external view returns (uint64 epoch, uint32 cohortFloor) {
+        ConsentEpoch storage current = _epochs[steward][scope];
+        return (current.epoch, current.cohortFloor);
+    }
+
+    /// @inheritdoc IConsentRegistry
     function seriesHead(OrgId steward, bytes32 scope) external view returns (uint64 length, bytes32 head) {
         return _series[steward][scope].end();
     }

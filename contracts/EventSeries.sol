@@ -20,9 +20,20 @@ library EventSeries {
         bytes memory payload
     ) internal returns (uint64 sequence, bytes32 head) {
         sequence = series.length + 1;
-        head = keccak256(abi.encode(series.head, sequence, topic, keccak256(payload)));
+        head = link(series.head, sequence, topic, keccak256(payload));
         series.length = sequence;
         series.head = head;
+    }
+
+    /// @notice Head after event number `sequence`, from the head before it: for contracts that keep number and head
+    /// where it costs them least, and for whoever shows what led to a head.
+    function link(
+        bytes32 previousHead,
+        uint64 sequence,
+        bytes32 topic,
+        bytes32 payloadHash
+    ) internal pure returns (bytes32) {
+        return keccak256(abi.encode(previousHead, sequence, topic, payloadHash));
     }
 
     /// @notice Number of events so far and head after the last; both 0 before the first.

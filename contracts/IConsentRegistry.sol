@@ -51,6 +51,9 @@ interface IConsentRegistry {
     /// @notice The epoch in force; `epoch` is 0 when none was anchored.
     function currentEpoch(OrgId steward, bytes32 scope) external view returns (ConsentEpoch memory);
 
+    /// @notice Number and cohort floor of the epoch in force; both 0 when none was anchored.
+    function inForce(OrgId steward, bytes32 scope) external view returns (uint64 epoch, uint32 cohortFloor);
+
     /// @notice Length of the steward's series for `scope` and head after its last event; both 0 while there is none.
     /// Whoever holds the events up to a block has all of them only if they end in what this says at that block.
     function seriesHead(OrgId steward, bytes32 scope) external view returns (uint64 length, bytes32 head);

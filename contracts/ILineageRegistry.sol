@@ -5,6 +5,8 @@ import {OrgId, ArtifactId, KeyId, JobId, Refusal} from "./Ids.sol";
 
 /// @title ILineageRegistry
 /// @notice The graph of artifacts: bundles that stewards register, results and releases that jobs leave behind.
+/// @dev Results and releases have ids here and nothing else: the job ledger's events say all about them. A `JobVerified`
+/// makes a result, whose parent is the job's bundle; a `JobReleased` makes a release, whose parent is the result.
 interface ILineageRegistry {
     enum ArtifactKind {
         None,
@@ -21,17 +23,17 @@ interface ILineageRegistry {
 
     struct Artifact {
         ArtifactKind kind;
-        /// Who answers for it: the bundle's steward; for results the compute node; for releases the custodian.
+        /// Who answers for it.
         OrgId steward;
         KeyId keyId;
         /// sha2-256 digest of the manifest's block (DAG-CBOR); the CID follows from it.
         bytes32 contentDigest;
-        /// sha2-256 digest of the policy's block; zero for results and releases.
+        /// sha2-256 digest of the policy's block.
         bytes32 policyDigest;
         uint32 policyVersion;
-        /// Purpose whose consent series governs the rows; zero for results and releases.
+        /// Purpose whose consent series governs the rows.
         bytes32 consentScope;
-        /// Unix seconds; the artifact is unusable at and after this time; 0 for results and releases.
+        /// Unix seconds; the artifact is unusable at and after this time.
         uint64 retainUntil;
         uint64 registeredAt;
         FreezeState frozen;
@@ -51,18 +53,6 @@ interface ILineageRegistry {
         ArtifactId indexed artifactId,
         OrgId indexed steward,
         BundleRegistration registration,
-        uint64 sequence,
-        bytes32 head
-    );
-    /// @notice A job left a result (parent: the bundle) or a release (parent: the result); first event of its series.
-    event DerivedRecorded(
-        ArtifactId indexed artifactId,
-        JobId indexed jobId,
-        ArtifactKind kind,
-        OrgId steward,
-        KeyId keyId,
-        bytes32 contentDigest,
-        ArtifactId[] parents,
         uint64 sequence,
         bytes32 head
     );
@@ -111,33 +101,34 @@ interface ILineageRegistry {
     /// @return artifactId `keccak256(abi.encode(steward, contentDigest))`.
     function registerBundle(BundleRegistration calldata registration) external returns (ArtifactId artifactId);
 
-    /// @notice Records what a job left behind; job ledger only; `kind` is `Result` or `Release`.
-    /// @return artifactId `derivedIdOf(jobId, kind)`, which is `keccak256(abi.encode(jobId, kind))`.
-    function recordDerived(
-        ArtifactKind kind,
-        JobId jobId,
-        OrgId steward,
-        KeyId keyId,
-        bytes32 contentDigest,
-        ArtifactId parent
-    ) external returns (ArtifactId artifactId);
-
     /// @notice Replaces the policy of a bundle; steward only; the version grows by one.
     function setPolicy(ArtifactId artifactId, bytes32 policyDigest) external;
 
     /// @notice Freezes or thaws; by the steward, or by the council. Each lifts its own freeze only: a steward's freeze
-    /// outlasts the council's, and while the council's lasts, the steward may freeze but not thaw.
+    /// outlasts the council's, and while the council's lasts, the steward may freeze but not thaw. What is no bundle,
+    /// such as a job's result (`derivedIdOf`), only the council freezes; a frozen result is never decrypted.
     function setFrozen(ArtifactId artifactId, bool frozen) external;
 
     /// @notice The id that what a job leaves behind has or would have.
     function derivedIdOf(JobId jobId, ArtifactKind kind) external pure returns (ArtifactId);
 
-    /// @notice The artifact's record; all fields empty when it is not registered.
+    /// @notice The bundle's record; but for `frozen`, all fields are empty when no bundle has this id.
     function artifact(ArtifactId artifactId) external view returns (Artifact memory);
 
     /// @notice `None` when jobs may use the bundle now. Checks, in this order: a bundle (`ArtifactMismatch`), not frozen,
     /// retained, steward active and still in that role, key usable.
     function usability(ArtifactId artifactId) external view returns (Refusal);
+
+    /// @notice What a job asks about its bundle: `usability`, and whose rows it holds, under which consent and policy.
+    function bundle(
+        ArtifactId artifactId
+    ) external view returns (Refusal refusal, OrgId steward, bytes32 consentScope, uint32 policyVersion);
+
+    /// @notice Who answers for a bundle; zero when no bundle has this id.
+    function stewardOf(ArtifactId artifactId) external view returns (OrgId);
+
+    /// @notice Whether the steward or the council froze what has this id.
+    function isFrozen(ArtifactId artifactId) external view returns (bool);
 
     /// @notice Length of the artifact's series and head after its last event; both 0 while there is none. Whoever holds
     /// the events up to a block has all of them only if they end in what this says at that block.

@@ -117,12 +117,15 @@ interface IParticipantRegistry {
     /// @notice True when `id` is active and holds `role`.
     function hasRole(OrgId id, uint16 role) external view returns (bool);
 
+    /// @notice The number of `id`, and how many active members beside it compute and verify.
+    function beside(OrgId id) external view returns (uint16 number, uint256 computing, uint256 verifying);
+
     /// @notice Returns the organisation whose authority `account` is; reverts unless it is active and holds `role`
     /// (0 = any member).
     function requireAuthority(address account, uint16 role) external view returns (OrgId);
 
-    /// @notice The same for the organisation's node account.
-    function requireNode(address account, uint16 role) external view returns (OrgId);
+    /// @notice The same for the organisation's node account. `number` counts members from 1 in order of admission.
+    function requireNode(address account, uint16 role) external view returns (OrgId id, uint16 number);
 
     /// @notice Returns the organisation that owns `account` in either capacity; reverts unless it is active.
     function requireMember(address account) external view returns (OrgId);

@@ -5,6 +5,8 @@ import {OrgId, ArtifactId, GrantId, Refusal, Level} from "./Ids.sol";
 
 /// @title IUsageRights
 /// @notice Who may run which kernels on which bundle for which purpose, how often, until when. Default deny.
+/// @dev What jobs take from a grant and give back stands in the job ledger's events: `JobPosted` takes one use and the
+/// request's rho, `JobEnded` gives both back unless it leaves `Opened`.
 interface IUsageRights {
     enum GrantStatus {
         None,
@@ -43,6 +45,14 @@ interface IUsageRights {
         GrantTerms terms;
     }
 
+    /// @notice What a grant asks of a job, and leaves to it.
+    struct Limits {
+        uint32 minCohort;
+        uint8 replicas;
+        /// Millionths of rho neither reserved nor spent under the grant.
+        uint64 rhoMicro;
+    }
+
     /// @notice A partner asked; first event of the grant's series; `terms` are what it asks for.
     event UsageRequested(
         GrantId indexed grantId,
@@ -57,16 +67,12 @@ interface IUsageRights {
     event UsageGranted(GrantId indexed grantId, GrantTerms terms, uint64 sequence, bytes32 head);
     /// @notice The steward refused the request.
     event UsageDenied(GrantId indexed grantId, Refusal reason, uint64 sequence, bytes32 head);
-    /// @notice A job was admitted; `used` counts it.
-    event UsageConsumed(GrantId indexed grantId, uint32 used, uint64 sequence, bytes32 head);
-    /// @notice A job ended before decryption; `used` no longer counts it.
-    event UsageRestored(GrantId indexed grantId, uint32 used, uint64 sequence, bytes32 head);
     /// @notice The steward took this grant back.
     event UsageRevoked(GrantId indexed grantId, uint64 sequence, bytes32 head);
     /// @notice Every grant on the artifact decided before this event is revoked.
-    event ArtifactUsageRevoked(ArtifactId indexed artifactId, uint64 revocation);
+    event ArtifactUsageRevoked(ArtifactId indexed artifactId, uint32 revocation);
     /// @notice Every grant of `steward` to `grantee` decided before this event is revoked.
-    event GranteeUsageRevoked(OrgId indexed steward, OrgId indexed grantee, uint64 revocation);
+    event GranteeUsageRevoked(OrgId indexed steward, OrgId indexed grantee, uint32 revocation);
 
     /// @notice Nobody ever made this request.
     error UsageRightsUnknown(GrantId grantId);
@@ -92,7 +98,10 @@ interface IUsageRights {
     /// @notice A denial must say why.
     error UsageRightsReasonMissing(GrantId grantId);
 
-    /// @notice No use of this grant is counted.
+    /// @notice `caller` is not the job ledger.
+    error UsageRightsNotJobLedger(address caller);
+
+    /// @notice No use of this grant, or not so much rho, is counted.
     error UsageRightsNothingToRestore(GrantId grantId);
 
     /// @notice A partner (authority) asks; `purpose` must be the bundle's consent scope. Terms are what it asks for;
@@ -120,18 +129,22 @@ interface IUsageRights {
     /// @notice The calling member takes back every grant to `grantee` on any of its bundles, any number, in one call.
     function revokeGrantee(OrgId grantee) external;
 
-    /// @notice Counts one use; job ledger only; reverts when the grant does not stand or its uses are exhausted.
-    function consumeUse(GrantId grantId) external;
+    /// @notice Counts one use and sets `rhoMicro` aside; job ledger only; reverts when the grant does not stand, or its
+    /// uses or its budget are exhausted.
+    function consumeUse(GrantId grantId, uint64 rhoMicro) external;
 
-    /// @notice Gives one use back for a job that ended before decryption; job ledger only.
-    function restoreUse(GrantId grantId) external;
+    /// @notice Gives one use and its rho back for a job that ended before decryption; job ledger only.
+    function restoreUse(GrantId grantId, uint64 rhoMicro) external;
 
     /// @notice The grant's record; `status` is `Revoked` after any of the three ways of revoking. All fields are empty when
     /// nobody made this request.
     function grant(GrantId grantId) external view returns (Grant memory);
 
+    /// @notice Reserved plus spent under one grant, in millionths of rho.
+    function committedUnder(GrantId grantId) external view returns (uint64);
+
     /// @notice Why a job could not run under this grant now; `None` when it can. Checks, in this order: `standing`, uses,
-    /// grantee, artifact, purpose, kernel, row level.
+    /// grantee, artifact, purpose, kernel, row level. `limits` are empty unless it can.
     function evaluate(
         GrantId grantId,
         OrgId grantee,
@@ -139,10 +152,11 @@ interface IUsageRights {
         bytes32 purpose,
         bytes32 kernelId,
         bool rowLevel
-    ) external view returns (Refusal);
+    ) external view returns (Refusal refusal, Limits memory limits);
 
-    /// @notice Whether the grant still stands (granted, not revoked by any of the three ways, not expired), uses aside.
-    function standing(GrantId grantId) external view returns (Refusal);
+    /// @notice Whether the grant still stands (granted, not revoked by any of the three ways, not expired), uses aside;
+    /// and the fewest consenting subjects that it asks for.
+    function standing(GrantId grantId) external view returns (Refusal refusal, uint32 minCohort);
 
     /// @notice Length of the grant's series and head after its last event; both 0 while there is none. Whoever holds
     /// the events up to a block has all of them only if they end in what this says at that block.

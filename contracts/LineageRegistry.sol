@@ -10,7 +10,7 @@ import {IKeyRegistry} from "./IKeyRegistry.sol";
 import {ILineageRegistry} from "./ILineageRegistry.sol";
 
 /// @title LineageRegistry
-/// @notice Artifacts without their parents, which only events carry.
+/// @notice Bundles without their parents, which only events carry, and which other artifacts are frozen.
 contract LineageRegistry is ILineageRegistry, AccessManaged {
     using EventSeries for EventSeries.Series;
 
@@ -54,13 +54,13 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
         if (custodian != steward) revert LineageRegistryKeyNotOwn(registration.keyId, custodian);
         artifactId = ArtifactId.wrap(keccak256(abi.encode(steward, registration.contentDigest)));
 
-        Node storage node = _add(
-            artifactId,
-            ArtifactKind.Bundle,
-            steward,
-            registration.keyId,
-            registration.contentDigest
-        );
+        Node storage node = _nodes[artifactId];
+        if (node.kind != ArtifactKind.None) revert LineageRegistryAlreadyKnown(artifactId);
+        node.kind = ArtifactKind.Bundle;
+        node.registeredAt = uint64(block.timestamp);
+        node.steward = steward;
+        node.keyId = registration.keyId;
+        node.contentDigest = registration.contentDigest;
         node.policyVersion = 1;
         node.retainUntil = registration.retainUntil;
         node.policyDigest = registration.policyDigest;
@@ -70,30 +70,6 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
             abi.encode(artifactId, steward, registration)
         );
         emit BundleRegistered(artifactId, steward, registration, sequence, head);
-    }
-
-    /// @inheritdoc ILineageRegistry
-    function recordDerived(
-        ArtifactKind kind,
-        JobId jobId,
-        OrgId steward,
-        KeyId keyId,
-        bytes32 contentDigest,
-        ArtifactId parent
-    ) external restricted returns (ArtifactId artifactId) {
-        bool derived = kind == ArtifactKind.Result || kind == ArtifactKind.Release;
-        if (!derived || contentDigest == 0) revert LineageRegistryInvalidRegistration(contentDigest);
-        _requireParent(parent);
-        artifactId = derivedIdOf(jobId, kind);
-
-        _add(artifactId, kind, steward, keyId, contentDigest);
-        ArtifactId[] memory parents = new ArtifactId[](1);
-        parents[0] = parent;
-        (uint64 sequence, bytes32 head) = _series[artifactId].advance(
-            DerivedRecorded.selector,
-            abi.encode(artifactId, jobId, kind, steward, keyId, contentDigest, parents)
-        );
-        emit DerivedRecorded(artifactId, jobId, kind, steward, keyId, contentDigest, parents, sequence, head);
     }
 
     /// @inheritdoc ILineageRegistry
@@ -116,8 +92,8 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
     /// @inheritdoc ILineageRegistry
     function setFrozen(ArtifactId artifactId, bool frozen) external {
         Node storage node = _nodes[artifactId];
-        if (node.kind == ArtifactKind.None) revert LineageRegistryUnknown(artifactId);
-        if (PARTICIPANTS.organisationOf(msg.sender) == node.steward) {
+        OrgId caller = PARTICIPANTS.organisationOf(msg.sender);
+        if (node.kind != ArtifactKind.None && caller == node.steward) {
             PARTICIPANTS.requireAuthority(msg.sender, 0);
             if (node.frozenByCouncil && !frozen) revert LineageRegistryFrozenByCouncil(artifactId);
             node.frozenBySteward = frozen;
@@ -155,13 +131,25 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
 
     /// @inheritdoc ILineageRegistry
     function usability(ArtifactId artifactId) external view returns (Refusal) {
+        return _usability(_nodes[artifactId]);
+    }
+
+    /// @inheritdoc ILineageRegistry
+    function bundle(
+        ArtifactId artifactId
+    ) external view returns (Refusal refusal, OrgId steward, bytes32 consentScope, uint32 policyVersion) {
         Node storage node = _nodes[artifactId];
-        if (node.kind != ArtifactKind.Bundle) return Refusal.ArtifactMismatch;
-        if (node.frozenBySteward || node.frozenByCouncil) return Refusal.ArtifactFrozen;
-        if (block.timestamp >= node.retainUntil) return Refusal.RetentionPassed;
-        if (!PARTICIPANTS.hasRole(node.steward, ROLE_STEWARD)) return Refusal.StewardNotActive;
-        if (!KEYS.isUsable(node.keyId)) return Refusal.KeyDomainNotActive;
-        return Refusal.None;
+        return (_usability(node), node.steward, node.consentScope, node.policyVersion);
+    }
+
+    /// @inheritdoc ILineageRegistry
+    function stewardOf(ArtifactId artifactId) external view returns (OrgId) {
+        return _nodes[artifactId].steward;
+    }
+
+    /// @inheritdoc ILineageRegistry
+    function isFrozen(ArtifactId artifactId) external view returns (bool) {
+        return _freezeState(_nodes[artifactId]) != FreezeState.None;
     }
 
     /// @inheritdoc ILineageRegistry
@@ -170,24 +158,17 @@ contract LineageRegistry is ILineageRegistry, AccessManaged {
     }
 
     /// @inheritdoc ILineageRegistry
-    function derivedIdOf(JobId jobId, ArtifactKind kind) public pure returns (ArtifactId) {
+    function derivedIdOf(JobId jobId, ArtifactKind kind) external pure returns (ArtifactId) {
         return ArtifactId.wrap(keccak256(abi.encode(jobId, kind)));
     }
 
-    function _add(
-        ArtifactId artifactId,
-        ArtifactKind kind,
-        OrgId steward,
-        KeyId keyId,
-        bytes32 contentDigest
-    ) private returns (Node storage node) {
-        node = _nodes[artifactId];
-        if (node.kind != ArtifactKind.None) revert LineageRegistryAlreadyKnown(artifactId);
-        node.kind = kind;
-        node.registeredAt = uint64(block.timestamp);
-        node.steward = steward;
-        node.keyId = keyId;
-        node.contentDigest = contentDigest;
+    function _usability(Node storage node) private view returns (Refusal) {
+        if (node.kind != ArtifactKind.Bundle) return Refusal.ArtifactMismatch;
+        if (node.frozenBySteward || node.frozenByCouncil) return Refusal.ArtifactFrozen;
+        if (block.timestamp >= node.retainUntil) return Refusal.RetentionPassed;
+        if (!PARTICIPANTS.hasRole(node.steward, ROLE_STEWARD)) return Refusal.StewardNotActive;
+        if (!KEYS.isUsable(node.keyId)) return Refusal.KeyDomainNotActive;
+        return Refusal.None;
     }
 
     function _requireValid(BundleRegistration calldata registration) private view {

@@ -2,9 +2,10 @@
 pragma solidity ^0.8.37;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {OrgId} from "./Ids.sol";
 import {IChainPermissions} from "./IChainPermissions.sol";
-import {IParticipantRegistry, ALL_ROLES} from "./IParticipantRegistry.sol";
+import {IParticipantRegistry, ROLE_COMPUTE, ROLE_VERIFIER, ALL_ROLES} from "./IParticipantRegistry.sol";
 
 /// @title ParticipantRegistry
 /// @notice Members by id and by account, and how many of them are active in each role.
@@ -15,7 +16,20 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
 
     IChainPermissions private immutable PERMISSIONS;
 
-    mapping(OrgId id => Participant) private _participants;
+    /// @dev `Participant` without its id, and with what each step of a job asks for in one slot.
+    struct Member {
+        address account;
+        address nodeAccount;
+        uint16 roles;
+        Status status;
+        /// From 1 in order of admission.
+        uint16 number;
+        bytes32 hpkeKey;
+        bytes peerId;
+        string endpoint;
+    }
+
+    mapping(OrgId id => Member) private _members;
     mapping(address account => OrgId) private _owner;
     mapping(bytes32 peerIdHash => bool) private _peerTaken;
     mapping(uint16 role => uint256) private _activeWithRole;
@@ -30,24 +44,32 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
     function admit(Participant calldata newcomer) external restricted {
         OrgId id = newcomer.id;
         _requireValid(newcomer);
-        if (_participants[id].status != Status.None) revert ParticipantRegistryAlreadyKnown(id);
+        if (_members[id].status != Status.None) revert ParticipantRegistryAlreadyKnown(id);
         _take(newcomer.account, id);
         _take(newcomer.nodeAccount, id);
         bytes32 peerIdHash = keccak256(newcomer.peerId);
         if (_peerTaken[peerIdHash]) revert ParticipantRegistryPeerTaken(newcomer.peerId);
 
         _peerTaken[peerIdHash] = true;
-        _participants[id] = newcomer;
-        _participants[id].status = Status.Active;
         _organisations.push(id);
+        _members[id] = Member({
+            account: newcomer.account,
+            nodeAccount: newcomer.nodeAccount,
+            roles: newcomer.roles,
+            status: Status.Active,
+            number: SafeCast.toUint16(_organisations.length),
+            hpkeKey: newcomer.hpkeKey,
+            peerId: newcomer.peerId,
+            endpoint: newcomer.endpoint
+        });
         _countIn(newcomer.roles);
-        emit ParticipantAdmitted(id, _participants[id]);
-        _permit(_participants[id], true);
+        emit ParticipantAdmitted(id, participant(id));
+        _permit(_members[id], true);
     }
 
     /// @inheritdoc IParticipantRegistry
     function setStatus(OrgId id, Status status) external restricted {
-        Participant storage known = _changeable(id);
+        Member storage known = _changeable(id);
         if (status == Status.None) revert ParticipantRegistryInvalidParticipant(id);
 
         if (known.status == Status.Active) _countOut(known.roles);
@@ -59,7 +81,7 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
 
     /// @inheritdoc IParticipantRegistry
     function setRoles(OrgId id, uint16 roles) external restricted {
-        Participant storage known = _changeable(id);
+        Member storage known = _changeable(id);
         if (!_validRoles(roles)) revert ParticipantRegistryInvalidParticipant(id);
 
         if (known.status == Status.Active) {
@@ -75,13 +97,8 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         OrgId id = requireMember(msg.sender);
         if (bytes(endpoint).length > MAX_ENDPOINT_BYTES) revert ParticipantRegistryInvalidParticipant(id);
 
-        _participants[id].endpoint = endpoint;
+        _members[id].endpoint = endpoint;
         emit ParticipantEndpointChanged(id, endpoint);
-    }
-
-    /// @inheritdoc IParticipantRegistry
-    function participant(OrgId id) external view returns (Participant memory) {
-        return _participants[id];
     }
 
     /// @inheritdoc IParticipantRegistry
@@ -96,7 +113,7 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
 
     /// @inheritdoc IParticipantRegistry
     function isActive(OrgId id) external view returns (bool) {
-        return _participants[id].status == Status.Active;
+        return _members[id].status == Status.Active;
     }
 
     /// @inheritdoc IParticipantRegistry
@@ -111,29 +128,56 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
 
     /// @inheritdoc IParticipantRegistry
     function hasRole(OrgId id, uint16 role) external view returns (bool) {
-        Participant storage known = _participants[id];
-        return known.status == Status.Active && known.roles & role != 0;
+        return _holds(_members[id], role);
+    }
+
+    /// @inheritdoc IParticipantRegistry
+    function beside(OrgId id) external view returns (uint16 number, uint256 computing, uint256 verifying) {
+        Member storage known = _members[id];
+        number = known.number;
+        computing = _activeWithRole[ROLE_COMPUTE];
+        verifying = _activeWithRole[ROLE_VERIFIER];
+        if (_holds(known, ROLE_COMPUTE)) --computing;
+        if (_holds(known, ROLE_VERIFIER)) --verifying;
     }
 
     /// @inheritdoc IParticipantRegistry
     function requireAuthority(address account, uint16 role) external view returns (OrgId id) {
         id = requireMember(account);
-        if (_participants[id].account != account) revert ParticipantRegistryNotAuthority(id, account);
+        if (_members[id].account != account) revert ParticipantRegistryNotAuthority(id, account);
         _requireRole(id, role);
     }
 
     /// @inheritdoc IParticipantRegistry
-    function requireNode(address account, uint16 role) external view returns (OrgId id) {
+    function requireNode(address account, uint16 role) external view returns (OrgId id, uint16 number) {
         id = requireMember(account);
-        if (_participants[id].nodeAccount != account) revert ParticipantRegistryNotNode(id, account);
+        Member storage known = _members[id];
+        if (known.nodeAccount != account) revert ParticipantRegistryNotNode(id, account);
         _requireRole(id, role);
+        number = known.number;
+    }
+
+    /// @inheritdoc IParticipantRegistry
+    function participant(OrgId id) public view returns (Participant memory) {
+        Member storage known = _members[id];
+        return
+            Participant({
+                id: known.number == 0 ? NOBODY : id,
+                account: known.account,
+                nodeAccount: known.nodeAccount,
+                roles: known.roles,
+                status: known.status,
+                hpkeKey: known.hpkeKey,
+                peerId: known.peerId,
+                endpoint: known.endpoint
+            });
     }
 
     /// @inheritdoc IParticipantRegistry
     function requireMember(address account) public view returns (OrgId id) {
         id = _owner[account];
         if (id == NOBODY) revert ParticipantRegistryNotMember(account);
-        if (_participants[id].status != Status.Active) revert ParticipantRegistryNotActive(id);
+        if (_members[id].status != Status.Active) revert ParticipantRegistryNotActive(id);
     }
 
     function _take(address account, OrgId id) private {
@@ -141,7 +185,7 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         _owner[account] = id;
     }
 
-    function _permit(Participant storage member, bool active) private {
+    function _permit(Member storage member, bool active) private {
         (address account, address nodeAccount) = (member.account, member.nodeAccount);
         if (active) {
             PERMISSIONS.allow(account);
@@ -166,14 +210,18 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         }
     }
 
-    function _changeable(OrgId id) private view returns (Participant storage known) {
-        known = _participants[id];
+    function _changeable(OrgId id) private view returns (Member storage known) {
+        known = _members[id];
         if (known.status == Status.None) revert ParticipantRegistryUnknown(id);
         if (known.status == Status.Removed) revert ParticipantRegistryFinal(id);
     }
 
     function _requireRole(OrgId id, uint16 role) private view {
-        if (role != 0 && _participants[id].roles & role == 0) revert ParticipantRegistryMissingRole(id, role);
+        if (role != 0 && _members[id].roles & role == 0) revert ParticipantRegistryMissingRole(id, role);
+    }
+
+    function _holds(Member storage known, uint16 role) private view returns (bool) {
+        return known.status == Status.Active && known.roles & role != 0;
     }
 
     function _requireValid(Participant calldata newcomer) private pure {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.37;
 
-import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
 import {OrgId, ArtifactId, GrantId, Refusal, Level} from "./Ids.sol";
 import {EventSeries} from "./EventSeries.sol";
 import {IParticipantRegistry, ROLE_STEWARD, ROLE_PARTNER} from "./IParticipantRegistry.sol";
@@ -10,40 +9,52 @@ import {IUsageRights} from "./IUsageRights.sol";
 
 /// @title UsageRights
 /// @notice Requests and grants, one record each; revoking everything on an artifact or of a grantee moves one counter.
-contract UsageRights is IUsageRights, AccessManaged {
+contract UsageRights is IUsageRights {
     using EventSeries for EventSeries.Series;
 
+    /// @dev What a job changes stands in the first slot, what it asks for in the second.
     struct Record {
         GrantStatus status;
+        bool rowLevel;
         uint32 used;
+        uint32 uses;
+        uint64 committed;
+        uint64 rhoMicro;
+        uint64 expiresAt;
+        uint32 minCohort;
+        Level level;
+        uint8 replicas;
         /// How often everything on the artifact had been revoked when the grant was made; the same for the grantee.
-        uint64 artifactRevocation;
-        uint64 granteeRevocation;
+        uint32 artifactRevocation;
+        uint32 granteeRevocation;
         ArtifactId artifactId;
         OrgId steward;
         OrgId grantee;
         bytes32 purpose;
-        GrantTerms terms;
+        bytes32[] kernels;
     }
 
     uint256 private constant MAX_KERNELS = 16;
 
     IParticipantRegistry private immutable PARTICIPANTS;
     ILineageRegistry private immutable LINEAGE;
+    address private immutable JOB_LEDGER;
 
     uint256 private _requests;
     mapping(GrantId grantId => Record) private _records;
     mapping(GrantId grantId => EventSeries.Series) private _series;
-    mapping(ArtifactId artifactId => uint64) private _artifactRevocations;
-    mapping(OrgId steward => mapping(OrgId grantee => uint64)) private _granteeRevocations;
+    mapping(ArtifactId artifactId => uint32) private _artifactRevocations;
+    mapping(OrgId steward => mapping(OrgId grantee => uint32)) private _granteeRevocations;
 
-    constructor(
-        address authority,
-        IParticipantRegistry participants,
-        ILineageRegistry lineage
-    ) AccessManaged(authority) {
+    modifier onlyJobLedger() {
+        if (msg.sender != JOB_LEDGER) revert UsageRightsNotJobLedger(msg.sender);
+        _;
+    }
+
+    constructor(IParticipantRegistry participants, ILineageRegistry lineage, address jobLedger) {
         PARTICIPANTS = participants;
         LINEAGE = lineage;
+        JOB_LEDGER = jobLedger;
     }
 
     /// @inheritdoc IUsageRights
@@ -87,7 +98,14 @@ contract UsageRights is IUsageRights, AccessManaged {
         record.status = GrantStatus.Granted;
         record.artifactRevocation = _artifactRevocations[record.artifactId];
         record.granteeRevocation = _granteeRevocations[record.steward][record.grantee];
-        record.terms = terms;
+        record.rowLevel = terms.rowLevel;
+        record.uses = terms.uses;
+        record.rhoMicro = terms.rhoMicro;
+        record.expiresAt = terms.expiresAt;
+        record.minCohort = terms.minCohort;
+        record.level = terms.level;
+        record.replicas = terms.replicas;
+        record.kernels = terms.kernels;
         (uint64 sequence, bytes32 head) = _series[grantId].advance(
             UsageGranted.selector,
             abi.encode(grantId, terms)
@@ -125,7 +143,7 @@ contract UsageRights is IUsageRights, AccessManaged {
         OrgId caller = PARTICIPANTS.requireAuthority(msg.sender, 0);
         if (LINEAGE.artifact(artifactId).steward != caller) revert UsageRightsNotSteward(artifactId, msg.sender);
 
-        uint64 revocation = ++_artifactRevocations[artifactId];
+        uint32 revocation = ++_artifactRevocations[artifactId];
         emit ArtifactUsageRevoked(artifactId, revocation);
     }
 
@@ -133,36 +151,29 @@ contract UsageRights is IUsageRights, AccessManaged {
     function revokeGrantee(OrgId grantee) external {
         OrgId steward = PARTICIPANTS.requireAuthority(msg.sender, 0);
 
-        uint64 revocation = ++_granteeRevocations[steward][grantee];
+        uint32 revocation = ++_granteeRevocations[steward][grantee];
         emit GranteeUsageRevoked(steward, grantee, revocation);
     }
 
     /// @inheritdoc IUsageRights
-    function consumeUse(GrantId grantId) external restricted {
+    function consumeUse(GrantId grantId, uint64 rhoMicro) external onlyJobLedger {
         Record storage record = _records[grantId];
         Refusal refusal = _standing(record);
-        if (refusal == Refusal.None && record.used >= record.terms.uses) refusal = Refusal.UsesExhausted;
+        if (refusal == Refusal.None && record.used >= record.uses) refusal = Refusal.UsesExhausted;
+        if (refusal == Refusal.None && rhoMicro > record.rhoMicro - record.committed) refusal = Refusal.BudgetExceeded;
         if (refusal != Refusal.None) revert UsageRightsRefused(grantId, refusal);
 
-        uint32 used = ++record.used;
-        (uint64 sequence, bytes32 head) = _series[grantId].advance(
-            UsageConsumed.selector,
-            abi.encode(grantId, used)
-        );
-        emit UsageConsumed(grantId, used, sequence, head);
+        ++record.used;
+        record.committed += rhoMicro;
     }
 
     /// @inheritdoc IUsageRights
-    function restoreUse(GrantId grantId) external restricted {
+    function restoreUse(GrantId grantId, uint64 rhoMicro) external onlyJobLedger {
         Record storage record = _requireKnown(grantId);
-        if (record.used == 0) revert UsageRightsNothingToRestore(grantId);
+        if (record.used == 0 || record.committed < rhoMicro) revert UsageRightsNothingToRestore(grantId);
 
-        uint32 used = --record.used;
-        (uint64 sequence, bytes32 head) = _series[grantId].advance(
-            UsageRestored.selector,
-            abi.encode(grantId, used)
-        );
-        emit UsageRestored(grantId, used, sequence, head);
+        --record.used;
+        record.committed -= rhoMicro;
     }
 
     /// @inheritdoc IUsageRights
@@ -175,8 +186,22 @@ contract UsageRights is IUsageRights, AccessManaged {
                 purpose: record.purpose,
                 status: _status(record),
                 used: record.used,
-                terms: record.terms
+                terms: GrantTerms({
+                    kernels: record.kernels,
+                    uses: record.uses,
+                    expiresAt: record.expiresAt,
+                    rhoMicro: record.rhoMicro,
+                    minCohort: record.minCohort,
+                    level: record.level,
+                    replicas: record.replicas,
+                    rowLevel: record.rowLevel
+                })
             });
+    }
+
+    /// @inheritdoc IUsageRights
+    function committedUnder(GrantId grantId) external view returns (uint64) {
+        return _records[grantId].committed;
     }
 
     /// @inheritdoc IUsageRights
@@ -187,22 +212,24 @@ contract UsageRights is IUsageRights, AccessManaged {
         bytes32 purpose,
         bytes32 kernelId,
         bool rowLevel
-    ) external view returns (Refusal) {
+    ) external view returns (Refusal refusal, Limits memory limits) {
         Record storage record = _records[grantId];
-        Refusal refusal = _standing(record);
-        if (refusal != Refusal.None) return refusal;
-        if (record.used >= record.terms.uses) return Refusal.UsesExhausted;
-        if (record.grantee != grantee) return Refusal.GranteeMismatch;
-        if (ArtifactId.unwrap(record.artifactId) != ArtifactId.unwrap(artifactId)) return Refusal.ArtifactMismatch;
-        if (record.purpose != purpose) return Refusal.PurposeNotGranted;
-        if (!_lists(record.terms.kernels, kernelId)) return Refusal.KernelNotGranted;
-        if (rowLevel && !record.terms.rowLevel) return Refusal.RowLevelNotGranted;
-        return Refusal.None;
+        refusal = _standing(record);
+        if (refusal != Refusal.None) return (refusal, limits);
+        if (record.used >= record.uses) return (Refusal.UsesExhausted, limits);
+        if (record.grantee != grantee) return (Refusal.GranteeMismatch, limits);
+        bool same = ArtifactId.unwrap(record.artifactId) == ArtifactId.unwrap(artifactId);
+        if (!same) return (Refusal.ArtifactMismatch, limits);
+        if (record.purpose != purpose) return (Refusal.PurposeNotGranted, limits);
+        if (!_lists(record.kernels, kernelId)) return (Refusal.KernelNotGranted, limits);
+        if (rowLevel && !record.rowLevel) return (Refusal.RowLevelNotGranted, limits);
+        limits = Limits(record.minCohort, record.replicas, record.rhoMicro - record.committed);
     }
 
     /// @inheritdoc IUsageRights
-    function standing(GrantId grantId) external view returns (Refusal) {
-        return _standing(_records[grantId]);
+    function standing(GrantId grantId) external view returns (Refusal refusal, uint32 minCohort) {
+        Record storage record = _records[grantId];
+        return (_standing(record), record.minCohort);
     }
 
     /// @inheritdoc IUsageRights
@@ -239,7 +266,7 @@ contract UsageRights is IUsageRights, AccessManaged {
         if (status == GrantStatus.None) return Refusal.GrantUnknown;
         if (status == GrantStatus.Revoked) return Refusal.GrantRevoked;
         if (status != GrantStatus.Granted) return Refusal.GrantNotOpen;
-        return block.timestamp < record.terms.expiresAt ? Refusal.None : Refusal.GrantExpired;
+        return block.timestamp < record.expiresAt ? Refusal.None : Refusal.GrantExpired;
     }
 
     function _lists(bytes32[] storage kernels, bytes32 kernelId) private view returns (bool) {

@@ -1,8 +1,8 @@
 // Writes docs/gas.md from real runs: `npx hardhat run scripts/gas.js`.
 import { writeFileSync } from "node:fs";
 import {
-  KERNEL, PURPOSE, Status, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers, govern,
-  participantOf, passDeadline, ready, registration, request, reveal, setStatus, terms,
+  KERNEL, PURPOSE, RESULT, Status, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers, given, govern, grant,
+  history, jobIn, opening, participantOf, passDeadline, post, posting, ready, registration, reveal, setStatus, terms, verdicts,
 } from "../tests/contracts/network.js";
 
 const format = (gas) => String(gas).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -12,33 +12,59 @@ const table = (head, rows) =>
 
 async function life(n, nonce) {
   const jobs = (signer) => n.jobs.connect(signer);
-  const given = request(n, { nonce });
-  const jobId = await n.jobs.jobIdOf(n.university.id, nonce);
-  const rows = [["`postJob`", await gasOf(jobs(n.university.account).postJob(given))]];
+  const { jobId, sent } = await posting(n, { nonce });
+  const rows = [["`postJob`", await gasOf(sent)]];
   rows.push(["`claimJob`", await gasOf(claim(n, jobId))]);
-  rows.push(["`commitResult`", await gasOf(commitResult(n, jobId))]);
-  for (const [place, verifier] of [["first", n.north], ["second", n.south]]) {
-    rows.push([`\`commitVerdict\`, ${place} verifier`, await gasOf(commitVerdict(n, jobId, verifier))]);
-  }
-  rows.push(["`commitVerdict`, last verifier (closes commits)", await gasOf(commitVerdict(n, jobId, n.auditor))]);
-  for (const [place, verifier] of [["first", n.north], ["second", n.south]]) {
-    rows.push([`\`revealVerdict\`, ${place} verifier`, await gasOf(reveal(n, jobId, verifier))]);
-  }
-  const last = await gasOf(reveal(n, jobId, n.auditor));
-  rows.push(["`revealVerdict`, last verifier (makes it Verified, records the result)", last]);
-  rows.push(["`openRelease` (settles the budget)", await gasOf(jobs(n.north.node).openRelease(jobId))]);
+  rows.push(...(await together(n, jobId, [n.north, n.south, n.auditor])));
+  rows.push(["**posting to Verified**", total(rows)]);
+  const rest = [["`openRelease`", await gasOf(jobs(n.north.node).openRelease(...given(n, jobId)))]];
   const release = jobs(n.north.node).recordRelease(jobId, digest(`release ${nonce}`), 1_500_000);
-  rows.push(["`recordRelease` (records the release)", await gasOf(release)]);
-  rows.push(["**one job, posting to release**", rows.reduce((sum, [, gas]) => sum + gas, 0)]);
+  rest.push(["`recordRelease`", await gasOf(release)]);
+  return [...rows, ...rest, ["**posting to Released**", total(rows.slice(0, -1)) + total(rest)]];
+}
+
+/** The executor brings what all verifiers say. */
+async function together(n, jobId, verifiers) {
+  const words = await verdicts(n, jobId, verifiers.map((verifier) => [verifier, RESULT]));
+  const rows = [["`commitResult`, with the words of three verifiers", await gasOf(commitResult(n, jobId, RESULT, words))]];
+  const committed = await history(n, jobId);
+  const openings = verifiers.map((verifier) => opening(committed, verifier));
+  const opened = n.jobs.connect(n.compute.node).revealVerdicts(...given(n, jobId), committed, openings);
+  rows.push(["`revealVerdicts`, all three", await gasOf(opened)]);
   return rows;
 }
 
+const total = (rows) => rows.reduce((sum, [, gas]) => sum + gas, 0);
+
+/** The same job when each party sends its own. */
+async function apart(n, nonce) {
+  const jobId = await post(n, { nonce });
+  await claim(n, jobId);
+  const rows = [["one verifier more, its word and its opening", await another(n)]];
+  rows.push(["`commitResult`, alone", await gasOf(commitResult(n, jobId))]);
+  const ordinal = ["first", "second", "last"];
+  for (const [place, verifier] of [n.north, n.south, n.auditor].entries()) {
+    rows.push([`\`commitVerdicts\`, ${ordinal[place]} of three by itself`, await gasOf(commitVerdict(n, jobId, verifier))]);
+  }
+  for (const [place, verifier] of [n.north, n.south, n.auditor].entries()) {
+    rows.push([`\`revealVerdicts\`, ${ordinal[place]} of three by itself`, await gasOf(reveal(n, jobId, verifier))]);
+  }
+  return rows;
+}
+
+async function another(n) {
+  const three = total(await together(n, await jobIn(n, "Claimed", { nonce: 80 }), [n.north, n.south, n.auditor]));
+  await setStatus(n, n.auditor, Status.Suspended);
+  const two = total(await together(n, await jobIn(n, "Claimed", { nonce: 81 }), [n.north, n.south]));
+  await setStatus(n, n.auditor, Status.Active);
+  return three - two;
+}
+
 async function otherEnds(n) {
-  const denied = await gasOf(n.jobs.connect(n.university.account).postJob(request(n, { nonce: 90, rowLevel: true })));
-  await n.jobs.connect(n.university.account).postJob(request(n, { nonce: 91 }));
-  const jobId = await n.jobs.jobIdOf(n.university.id, 91);
+  const denied = await gasOf((await posting(n, { nonce: 90, rowLevel: true })).sent);
+  const jobId = await post(n, { nonce: 91 });
   await passDeadline(n, jobId);
-  const expired = await gasOf(n.jobs.connect(n.auditor.node).expireJob(jobId));
+  const expired = await gasOf(n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId)));
   return [["`postJob` that is denied", denied], ["`expireJob` (gives use and rho back)", expired]];
 }
 
@@ -108,7 +134,8 @@ async function deployment() {
   return rows;
 }
 
-const n = await ready();
+const begun = await ready();
+const n = { ...begun, grantId: await grant(begun, { uses: 20, rhoMicro: 10_000 }) };
 const whole = await life(n, 1);
 const text = `# Gas
 
@@ -117,9 +144,16 @@ runs, cancun. Do not edit. Networks with zero gas price pay nothing, but a block
 
 ## One job, two of three verifiers must agree
 
-Each row is one transaction; storage of the grant and of the bundle's account was written before.
+Each row is one transaction; storage of the grant and of the bundle's account was written before. The executor brings the
+verifiers' words and openings along.
 
 ${table(["transaction", "gas"], whole)}
+
+## More verifiers, and verifiers by themselves
+
+What each verifier more adds, and what verifiers pay whose words the executor does not bring.
+
+${table(["transaction", "gas"], await apart(n, 2))}
 
 ## Other ends of a job
 

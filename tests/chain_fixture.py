@@ -27,11 +27,13 @@ from usufruct.records import (
     LedgerEvent,
     MemberStatus,
     Participant,
+    Reveal,
     Role,
+    SignedVerdict,
     Timings,
     org_id,
 )
-from usufruct.verify import possession, verdict_commitment
+from usufruct.verify import possession, sign_verdict, verdict_commitment
 from usufruct_node.devnet import Devnet
 from usufruct_node.peers import PeerIdentity
 
@@ -233,7 +235,9 @@ class Consortium:
         self.together((self["compute"].node, "JobLedger", "claimJob", job) for job in jobs)
 
     def commit(self, results: dict[JobId, bytes]) -> None:
-        self.together((self["compute"].node, "JobLedger", "commitResult", *item) for item in results.items())
+        self.together(
+            (self["compute"].node, "JobLedger", "commitResult", *item, []) for item in results.items()
+        )
 
 
 TERMS = GrantTerms(kernels=(KERNEL,), uses=1000, expires_at=FAR, rho_micro=10**9, min_cohort=10)
@@ -265,18 +269,37 @@ class Vote:
         )
 
     def commit_move(self, network: Network) -> tuple:
-        return (self.verifier.node, "JobLedger", "commitVerdict", self.job_id, self.commitment(network))
+        return (self.verifier.node, "JobLedger", "commitVerdicts", self.job_id, [self.word(network)])
+
+    def word(self, network: Network, **changes: object) -> SignedVerdict:
+        usual = {
+            "chain_id": network.chain_id,
+            "job_ledger": network.contracts["JobLedger"],
+            "job_id": self.job_id,
+            "commitment": self.commitment(network),
+            "deadline": FAR,
+        }
+        return sign_verdict(self.verifier.node_key, **(usual | changes))
+
+    @property
+    def reveal(self) -> Reveal:
+        return Reveal(
+            verifier=self.verifier.id, result_digest=self.result_digest, possession=self.held, salt=self.salt
+        )
 
     def reveal_move(self) -> tuple:
-        return (
-            self.verifier.node,
-            "JobLedger",
-            "revealVerdict",
-            self.job_id,
-            self.result_digest,
-            self.held,
-            self.salt,
-        )
+        return (self.verifier.node, "JobLedger", "revealVerdicts", self.job_id, [self.reveal])
+
+
+def reveal_moves(votes: Iterable[Vote]) -> list[tuple]:
+    """One call per job that reveals all of these votes on it; two calls on one job in one block would not both fit."""
+    by_job: dict[JobId, list[Vote]] = {}
+    for vote in votes:
+        by_job.setdefault(vote.job_id, []).append(vote)
+    return [
+        (given[0].verifier.node, "JobLedger", "revealVerdicts", job_id, [vote.reveal for vote in given])
+        for job_id, given in by_job.items()
+    ]
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from usufruct.home import Home, NodeAddress, write_private
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network
-from usufruct.records import ArtifactId, JobState, KeyId, OrgId, Role, unlabel
+from usufruct.records import ArtifactId, JobId, JobState, KeyId, OrgId, Role, unlabel
 from usufruct_node.api import build_api, new_token
 from usufruct_node.chain_clock import ChainClock
 from usufruct_node.chain_view import ChainView
@@ -59,6 +59,8 @@ from usufruct_node.peers.custody import PROTOCOL_ID as CUSTODY
 from usufruct_node.peers.custody import CustodyHandler
 from usufruct_node.peers.identity import parse_peer_id
 from usufruct_node.peers.private_network import load_swarm_key
+from usufruct_node.peers.verdicts import PROTOCOL_ID as VERDICTS
+from usufruct_node.peers.verdicts import Question, VerdictHandler
 from usufruct_node.peers_view import describe_peers
 from usufruct_node.placement import Placements
 from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
@@ -141,6 +143,7 @@ class Node:
             swarm_key=None if settings.swarm_key_file is None else load_swarm_key(settings.swarm_key_file),
         )
         self._host.handle(CUSTODY, CustodyHandler(self._custody_service().answer).serve)
+        self._host.handle(VERDICTS, VerdictHandler(self._answer_verdict).serve)
         self._context = RoleContext(
             org=self.org,
             ledger=self.ledger,
@@ -154,6 +157,7 @@ class Node:
             clock=self._clock,
             on_stall=self._chain.stood_still,
         )
+        self._verifier: Verifier | None = None
         self._dispatcher = Dispatcher(self._roles(home.organisation().role_bits))
         self._peers = CustodyPeers(self._context, answer_s=settings.challenge_answer_s)
         self._keeper = self._make_keeper()
@@ -313,7 +317,10 @@ class Node:
         if Role.COMPUTE in roles:
             loops.append(Executor(self._context, room=2 * self._settings.workers + 2))
         if Role.VERIFIER in roles:
-            loops.append(Verifier(self._context, verdict_key=self._verdict_key))
+            self._verifier = Verifier(
+                self._context, verdict_key=self._verdict_key, node_key=self._signing_key
+            )
+            loops.append(self._verifier)
         if self._custodian is not None:
             loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         return loops
@@ -387,6 +394,12 @@ class Node:
             is_holder=self.placements.is_holder,
         )
         return any(allowed(holding) for holding in self.holdings.of(cid))
+
+    def _answer_verdict(self, peer_id: str, question: Question, job_id: JobId) -> bytes | None:
+        member = self.index.participant_by_peer(parse_peer_id(peer_id))
+        if member is None or self._verifier is None:
+            return None
+        return self._verifier.answer(member, question, job_id)
 
     def _read_block(self, cid: Cid) -> bytes | None:
         try:

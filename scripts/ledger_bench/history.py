@@ -1,9 +1,9 @@
 """A history of as many events as wanted, out of one that a real chain wrote, and an endpoint that serves it.
 
-A released job is recorded from the chain with all its events: rights used, budget reserved and settled, verdicts of three
-verifiers, artifacts derived. Every copy has ids and digests of its own, goes on in the series of the grant and begins series of
-its own, so that sequence numbers and rolling hashes are those that the contracts would have written. Served as JSON-RPC over
-loopback by another process, as a node serves it; what a node needs to find its logs is not part of it.
+A released job is recorded from the chain with all its events, verdicts of three verifiers among them. Every copy has ids and
+digests of its own and begins a series of its own, so that sequence numbers and rolling hashes are those that the contracts
+would have written. Served as JSON-RPC over loopback by another process, as a node serves it; what a node needs to find its
+logs is not part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import eth_abi.abi
 import httpx
 import orjson
 
-from chain_fixture import Consortium, Vote, word
+from chain_fixture import Consortium, Vote, reveal_moves, word
 from usufruct.ledger.abi import EventCodec, abi_type
 from usufruct.ledger.series import event_codec, next_head, series_of
 from usufruct.records import ZERO_32, JobId, JobRequest, LedgerEvent, label
@@ -66,7 +66,7 @@ def release_job(net: Consortium) -> JobId:
     net.commit({job: result})
     votes = [Vote.of(net[name], job, result) for name in ("north", "south", "auditor")]
     net.together(vote.commit_move(net.network) for vote in votes)
-    net.together(vote.reveal_move() for vote in votes)
+    net.together(reveal_moves(votes))
     node = net["north"].node
     node.transact("JobLedger", "openRelease", job)
     node.transact("JobLedger", "recordRelease", job, word(), 1_500_000)
@@ -112,7 +112,6 @@ class History:
                 copy += 1
                 fresh = {word: sha256(word + copy.to_bytes(8, "big")).digest() for word in own}
                 given = [replace(event, args=_replaced(event.args, fresh)) for event in self._life]
-                next(event for event in given if event.name == "UsageConsumed").args["used"] = copy
                 self._write_block(file, given)
             self.offsets.append(file.tell())
 

@@ -417,7 +417,7 @@ class Client:
             raise VerificationError("the result manifest names another job or other inputs")
         revealed = {
             OrgId(_bytes(event.args["verifier"])): _bytes(event.args["possession"])
-            for event in lineage.job_events(self.ledger, self.content, job_id)
+            for event in self.ledger.job_events(job_id)
             if event.name == "VerdictRevealed" and event.args["agrees"]
         }
         blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]

@@ -354,7 +354,7 @@ def post_job(
     rho_micro :
         What the release will cost under zCDP, in millionths of rho; decides the noise.
     nonce :
-        Makes posting idempotent: the same nonce names the same job.
+        Makes posting idempotent: the same request with the same nonce is the same job.
 
     Raises
     ------
@@ -414,7 +414,7 @@ def wait_for_job(
     deadline = time.monotonic() + timeout_s
     seen = JobState.NONE
     while True:
-        job = ledger.job(job_id)
+        job = ledger.progress(job_id)
         if job.state != seen:
             seen = job.state
             if on_state:
@@ -422,7 +422,7 @@ def wait_for_job(
         if job.state == JobState.NONE:
             raise InputError(f"the ledger knows no job {job_id.hex()[:12]}")
         if job.state == JobState.RELEASED:
-            return job
+            return ledger.job(job_id)
         if job.state in FINAL_JOB_STATES:
             reason = f" ({job.refusal.name})" if job.refusal else ""
             raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))

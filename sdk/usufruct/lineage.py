@@ -15,6 +15,7 @@ from usufruct.content.node import NodeContent
 from usufruct.errors import MissingEventError, VerificationError
 from usufruct.ledger import Ledger
 from usufruct.ledger.abi import args_from_json
+from usufruct.ledger.jobs import derived_id
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.publish import read_manifest
 from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, OrgId, unlabel
@@ -106,17 +107,6 @@ def lineage_of(
     return Lineage(root=root, checked=walk.checked)
 
 
-def job_events(ledger: Ledger, node: NodeContent, job_id: JobId) -> list[LedgerEvent]:
-    """Every event of a job's life so far, each as it stands on the chain.
-
-    Raises
-    ------
-    MissingEventError, VerificationError
-    """
-    raw = node.query(f"/jobs/{job_id.hex()}")["events"]
-    return _Walk(ledger, node, lambda _: None).checked_series("JobLedger", job_id, raw)
-
-
 @dataclass(slots=True)
 class _Walk:
     ledger: Ledger
@@ -144,15 +134,16 @@ class _Walk:
         if entry is None:
             raise VerificationError(f"artifact {artifact[:12]} is named but not described")
         self.progress(f"{entry['kind'].lower()} {artifact[:12]}")
-        events = self.checked_series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
-        self._check_artifact(artifact, entry, events[0])
+        own: list[LedgerEvent] = []
+        if entry["kind"] == ArtifactKind.BUNDLE.name or entry["events"]:
+            own = self.checked_series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
         parents = tuple(self.visit(parent, (*path, artifact)) for parent in self.parents.get(artifact, ()))
         if entry["kind"] == ArtifactKind.BUNDLE.name:
-            stale = None
-            _require(entry["policy_digest"], _policies(events)[-1], "policy", artifact)
+            stale, events = None, own
+            self._check_bundle(artifact, entry, own)
         else:
-            told, stale = self._check_job(artifact, entry, events[0])
-            events = events + told
+            events, stale = self._check_job(artifact, entry)
+            events = events + own
         self._contents(entry)
         found = LineageNode(
             artifact_id=ArtifactId(bytes.fromhex(artifact)),
@@ -204,25 +195,44 @@ class _Walk:
                 return event
         raise VerificationError(f"{item['name']} is not in block {number} as the index tells it")
 
-    def _check_artifact(self, artifact: str, entry: Mapping[str, Any], first: LedgerEvent) -> None:
-        """What the index says of an artifact must be what its first event says."""
-        args: dict[str, Any] = first.args
-        given = args.get("registration", args)
-        kind = ArtifactKind(args.get("kind", ArtifactKind.BUNDLE))
-        _require(entry["kind"], kind.name, "kind", artifact)
-        _require(entry["steward"], unlabel(args["steward"]), "steward", artifact)
-        _require(entry["content_digest"], given["contentDigest"].hex(), "content", artifact)
-        named = sorted({parent.hex() for parent in given["parents"]})
-        _require(sorted(self.parents.get(artifact, ())), named, "parents", artifact)
+    def _check_bundle(self, artifact: str, entry: Mapping[str, Any], events: Sequence[LedgerEvent]) -> None:
+        """What the index says of a bundle must be what its events say."""
+        steward, registration = _registered(events)
+        _require(entry["policy_digest"], _policies(events)[-1], "policy", artifact)
+        parents = {parent.hex() for parent in registration["parents"]}
+        self._check_origin(artifact, entry, steward, registration["contentDigest"], parents)
 
-    def _check_job(
-        self, artifact: str, entry: Mapping[str, Any], first: LedgerEvent
-    ) -> tuple[list[LedgerEvent], bool]:
+    def _check_origin(
+        self, artifact: str, entry: Mapping[str, Any], steward: bytes, content: bytes, parents: set[str]
+    ) -> None:
+        _require(entry["steward"], unlabel(steward), "steward", artifact)
+        _require(entry["content_digest"], content.hex(), "content", artifact)
+        _require(sorted(self.parents.get(artifact, ())), sorted(parents), "parents", artifact)
+
+    def _check_derived(
+        self, artifact: str, entry: Mapping[str, Any], job_id: JobId, life: Sequence[LedgerEvent]
+    ) -> None:
+        """A job leaves a result once it is verified, under its bundle, and a release under the result."""
+        args: dict[str, dict[str, Any]] = {event.name: event.args for event in life}
+        kind = ArtifactKind[entry["kind"]]
+        _require(artifact, derived_id(job_id, kind).hex(), "id", artifact)
+        if "JobVerified" not in args or (kind == ArtifactKind.RELEASE and "JobReleased" not in args):
+            raise VerificationError(f"the job of artifact {artifact[:12]} never came so far")
+        if kind == ArtifactKind.RESULT:
+            made = args["ResultCommitted"]
+            bundle = args["JobPosted"]["artifactId"].hex()
+            self._check_origin(artifact, entry, made["executor"], made["resultDigest"], {bundle})
+        else:
+            made = args["JobReleased"]
+            result = derived_id(job_id, ArtifactKind.RESULT).hex()
+            self._check_origin(artifact, entry, made["custodian"], made["releaseDigest"], {result})
+
+    def _check_job(self, artifact: str, entry: Mapping[str, Any]) -> tuple[list[LedgerEvent], bool]:
         """The job behind a result or release: its events, and whether the consent it used is no longer in force."""
         job = entry["job"]
-        job_id: Any = first.args["jobId"]
-        _require(job["job_id"], job_id.hex(), "job", artifact)
+        job_id = JobId(bytes.fromhex(job["job_id"]))
         life = self.checked_series("JobLedger", job_id, job["events"])
+        self._check_derived(artifact, entry, job_id, life)
         posted: dict[str, Any] = life[0].args
         request = posted["request"]
         bundle = request["artifactId"]
@@ -231,10 +241,8 @@ class _Walk:
                 f"artifact {artifact[:12]} does not descend from the bundle that its job names"
             )
         origin = self.series["LineageRegistry", bundle]
-        steward, registration = _registered(origin[0])
-        verified = next((e.args for e in life if e.name == "JobVerified"), None)
-        if verified is None:
-            raise VerificationError(f"the job of artifact {artifact[:12]} was never verified")
+        steward, registration = _registered(origin)
+        verified = next(e.args for e in life if e.name == "JobVerified")
         for told, true, what in (
             (job["requester"], unlabel(posted["requester"]), "requester"),
             (job["parameters_digest"], request["parametersDigest"].hex(), "parameters"),
@@ -307,15 +315,15 @@ def _require(told: object, true: object, what: str, artifact: str) -> None:
         raise VerificationError(f"artifact {artifact[:12]}: the index tells another {what} than the chain")
 
 
-def _registered(event: LedgerEvent) -> tuple[bytes, Mapping[str, Any]]:
-    """Steward and registration of a bundle's first event."""
-    args: dict[str, Any] = event.args
+def _registered(events: Sequence[LedgerEvent]) -> tuple[bytes, Mapping[str, Any]]:
+    """Steward and registration of a bundle, from its events."""
+    args: dict[str, Any] = next(event.args for event in events if event.name == "BundleRegistered")
     return args["steward"], args["registration"]
 
 
 def _policies(events: Sequence[LedgerEvent]) -> list[str]:
     """Digests, in hex, of a bundle's policies by version, from 1."""
-    _, registration = _registered(events[0])
+    _, registration = _registered(events)
     changed: list[Any] = [event.args["policyDigest"] for event in events if event.name == "PolicyChanged"]
     return [digest.hex() for digest in (registration["policyDigest"], *changed)]
 

@@ -327,6 +327,16 @@ class GrantTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrantLimits:
+    """What a grant asks of a job, and leaves to it. Source: `contracts/IUsageRights.sol`, struct `Limits`."""
+
+    min_cohort: int
+    replicas: int
+    rho_micro: int
+    """Millionths of rho neither reserved nor spent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageGrant:
     """A request for rights and what became of it. Source: `contracts/IUsageRights.sol`, struct `Grant`."""
 
@@ -370,7 +380,7 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Source: `contracts/IJobLedger.sol`, struct `Job`."""
+    """A job as its events tell it; see `usufruct.ledger.jobs`."""
 
     state: JobState
     requester: OrgId
@@ -387,6 +397,71 @@ class Job:
     result_digest: bytes
     release_digest: bytes
     request: JobRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    """Where a job stands. Source: `contracts/IJobLedger.sol`, struct `Progress`."""
+
+    state: JobState
+    refusal: Refusal
+    replicas: int
+    asked: int
+    commits: int
+    agreeing: int
+    dissenting: int
+    turns: int
+    """How often the job was claimed."""
+    deadline: int
+    """Unix seconds by which the present state must be left; 0 in final states."""
+    posted_in: int
+    """Number of the block in which it was posted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedVerdict:
+    """A verifier's commitment, for anybody to bring. Source: `contracts/IJobLedger.sol`, struct `SignedVerdict`."""
+
+    commitment: bytes
+    deadline: int
+    """Unix seconds from which the signature is void."""
+    r: bytes
+    vs: bytes
+    """Second half of the signature, as in ERC-2098."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitments:
+    """A job's events since its result. Source: `contracts/IJobLedger.sol`, struct `Commitments`."""
+
+    head: bytes
+    executor: OrgId
+    result_digest: bytes
+    deadline: int
+    verifiers: tuple[OrgId, ...]
+    commitments: tuple[bytes, ...]
+    revealed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a commitment was to. Source: `contracts/IJobLedger.sol`, struct `Opening`."""
+
+    position: int
+    """Index into `Commitments.verifiers`."""
+    result_digest: bytes
+    possession: bytes
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reveal:
+    """What a verifier committed to, by its name."""
+
+    verifier: OrgId
+    result_digest: bytes
+    possession: bytes
+    salt: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

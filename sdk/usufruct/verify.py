@@ -14,7 +14,8 @@ from eth_utils.crypto import keccak
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import ManifestError, ResultMismatchError, VerificationError
-from usufruct.records import JobId, OrgId
+from usufruct.ledger import typed_data
+from usufruct.records import JobId, OrgId, SignedVerdict
 
 RESULT_TYPE = "usufruct/result/1"
 
@@ -93,10 +94,35 @@ def verdict_commitment(
     held: bytes,
     salt: bytes,
 ) -> bytes:
-    """Commitment of a verifier, 32 bytes. Source: `contracts/IJobLedger.sol`, `commitVerdict`."""
+    """Commitment of a verifier, 32 bytes. Source: `contracts/IJobLedger.sol`, struct `SignedVerdict`."""
     types = ["uint256", "address", "bytes32", "bytes32", "bytes32", "bytes32", "bytes32"]
     values = [chain_id, job_ledger, job_id, verifier, result_digest, held, salt]
     return bytes(keccak(eth_abi.abi.encode(types, values)))
+
+
+def sign_verdict(
+    node_key: bytes, *, chain_id: int, job_ledger: str, job_id: JobId, commitment: bytes, deadline: int
+) -> SignedVerdict:
+    """A verifier's word on its commitment, which anybody may bring to the ledger before `deadline` (Unix seconds)."""
+    values = {"jobId": job_id, "commitment": commitment, "deadline": deadline}
+    signature = typed_data.sign(node_key, typed_data.VERDICT, values, chain_id=chain_id, contract=job_ledger)
+    s = int.from_bytes(signature[32:64], "big") | (signature[64] - 27) << 255
+    return SignedVerdict(commitment=commitment, deadline=deadline, r=signature[:32], vs=s.to_bytes(32, "big"))
+
+
+def signer_of(verdict: SignedVerdict, *, chain_id: int, job_ledger: str, job_id: JobId) -> str:
+    """Checksummed address of the account whose word this is.
+
+    Raises
+    ------
+    VerificationError
+        If the signature is none.
+    """
+    s = int.from_bytes(verdict.vs, "big")
+    parity = s >> 255
+    signature = verdict.r + (s & ((1 << 255) - 1)).to_bytes(32, "big") + bytes([27 + parity])
+    values = {"jobId": job_id, "commitment": verdict.commitment, "deadline": verdict.deadline}
+    return typed_data.recover(signature, typed_data.VERDICT, values, chain_id=chain_id, contract=job_ledger)
 
 
 def check_result(committed_digest: bytes, recomputed: ResultManifest) -> None:

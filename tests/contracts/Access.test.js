@@ -9,7 +9,6 @@ const COUNCIL = {
   validators: ["replace"],
 };
 const JOB_LEDGER = {
-  lineage: ["recordDerived"],
   rights: ["consumeUse", "restoreUse"],
   budgets: ["reserve", "settle", "refund"],
 };
@@ -18,12 +17,12 @@ const MEMBER = {
   council: ["propose", "vote", "execute"],
   keys: ["retire"],
   rights: ["denyUsage", "revokeUsage", "revokeArtifact", "revokeGrantee"],
-  jobs: ["closeCommits", "closeReveals", "expireJob"],
+  jobs: ["commitVerdicts", "revealVerdicts", "closeCommits", "closeReveals", "expireJob"],
 };
-const EITHER_ACCOUNT = ["setEndpoint", "closeCommits", "closeReveals", "expireJob"];
+const EITHER_ACCOUNT = ["setEndpoint", ...MEMBER.jobs];
 const MEMBER_OR_COUNCIL = { keys: ["markCompromised"], lineage: ["setFrozen"] };
 const ITSELF = { council: ["setParameters"] };
-const MANAGED = ["participants", "keys", "lineage", "rights", "budgets", "jobs", "validators"];
+const MANAGED = ["participants", "keys", "lineage", "jobs", "validators"];
 const ROLE = {
   keys: { registerKeyDomain: ["account", Role.CUSTODIAN] },
   lineage: { registerBundle: ["account", Role.STEWARD], setPolicy: ["account", Role.STEWARD] },
@@ -34,8 +33,6 @@ const ROLE = {
     postJob: ["account", Role.PARTNER],
     claimJob: ["node", Role.COMPUTE],
     commitResult: ["node", Role.COMPUTE],
-    commitVerdict: ["node", Role.VERIFIER],
-    revealVerdict: ["node", Role.VERIFIER],
     openRelease: ["node", Role.CUSTODIAN],
     refuseRelease: ["node", Role.CUSTODIAN],
     recordRelease: ["node", Role.CUSTODIAN],
@@ -99,9 +96,12 @@ describe("Access", () => {
   const REFUSED = {
     stranger: [
       "ParticipantRegistryNotMember", "AccessManagedUnauthorized", "MemberCouncilOnlyItself", "KeyRegistryNotCustodian",
-      "LineageRegistryNotSteward",
+      "LineageRegistryNotSteward", "UsageRightsNotJobLedger", "PrivacyBudgetNotJobLedger",
     ],
-    inactive: ["ParticipantRegistryNotActive", "AccessManagedUnauthorized", "MemberCouncilOnlyItself"],
+    inactive: [
+      "ParticipantRegistryNotActive", "AccessManagedUnauthorized", "MemberCouncilOnlyItself", "UsageRightsNotJobLedger",
+      "PrivacyBudgetNotJobLedger",
+    ],
   };
 
   it("lets strangers and the deployer change nothing", async () => {
@@ -144,12 +144,13 @@ describe("Access", () => {
   it("leaves what is the job ledger's to the job ledger, the council included", async () => {
     const n = await loadFixture(ready);
     for (const [key, name] of flat(JOB_LEDGER)) {
-      expect(await failure(n, key, name, n.north.account), name).to.equal("AccessManagedUnauthorized");
+      const refusal = key === "rights" ? "UsageRightsNotJobLedger" : "PrivacyBudgetNotJobLedger";
+      expect(await failure(n, key, name, n.north.account), name).to.equal(refusal);
       await expect(govern(n, n.contracts[key], name, argumentsOf(n, n.contracts[key].interface.getFunction(name))))
         .to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed")
         .withArgs(
           (id) => id > 0n,
-          n.contracts[key].interface.encodeErrorResult("AccessManagedUnauthorized", [n.council.target]),
+          n.contracts[key].interface.encodeErrorResult(refusal, [n.council.target]),
         );
     }
   });
@@ -184,23 +185,23 @@ describe("Access", () => {
     const n = await loadFixture(ready);
     const jobId = await jobIn(n, "Claimed");
     await setStatus(n, n.compute, Status.Suspended);
-    await expect(n.jobs.connect(n.compute.node).commitResult(jobId, digest("result")))
+    await expect(n.jobs.connect(n.compute.node).commitResult(jobId, digest("result"), []))
       .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotActive")
       .withArgs(n.compute.id);
-    expect((await n.jobs.job(jobId)).state).to.equal(State.Claimed);
+    expect((await n.jobs.progress(jobId)).state).to.equal(State.Claimed);
   });
 
-  it("gives nobody but council, job ledger and registry a role in the AccessManager", async () => {
+  it("gives nobody but council and registry a role in the AccessManager", async () => {
     const n = await loadFixture(ready);
     const granted = await n.manager.queryFilter(n.manager.filters.RoleGranted());
     const revoked = await n.manager.queryFilter(n.manager.filters.RoleRevoked());
     const held = new Set(granted.map(({ args }) => `${args.roleId} ${args.account}`));
     for (const { args } of revoked) held.delete(`${args.roleId} ${args.account}`);
     expect([...held].sort()).to.deep.equal([
-      `0 ${n.council.target}`, `1 ${n.jobs.target}`, `2 ${n.participants.target}`,
+      `0 ${n.council.target}`, `1 ${n.participants.target}`,
     ]);
     const wired = await n.manager.queryFilter(n.manager.filters.TargetFunctionRoleUpdated());
-    const reserved = [...flat(JOB_LEDGER), ["permissions", "allow"], ["permissions", "revoke"]];
+    const reserved = [["permissions", "allow"], ["permissions", "revoke"]];
     const expected = reserved.map(([key, name]) => n.contracts[key].interface.getFunction(name).selector);
     expect(wired.map(({ args }) => args.selector).sort()).to.deep.equal(expected.sort());
   });

@@ -1,7 +1,7 @@
 // Events are enough: every series is whole, and every record can be rebuilt from them alone.
 import { expect } from "chai";
 import {
-  Freeze, Grant, PURPOSE, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, govern, grant,
+  Freeze, Grant, PURPOSE, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, given, govern, grant,
   jobIn, judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
 } from "./network.js";
 
@@ -26,12 +26,12 @@ async function busy() {
   await judged(n, [digest("other"), digest("other"), RESULT], { ...used, nonce: ++nonce });
   const expired = await jobIn(n, "Posted", { ...used, nonce: ++nonce });
   await passDeadline(n, expired);
-  await n.jobs.connect(n.auditor.node).expireJob(expired);
+  await n.jobs.connect(n.auditor.node).expireJob(...given(n, expired));
   const refused = await jobIn(n, "Verified", { ...used, nonce: ++nonce });
-  await n.jobs.connect(n.north.node).refuseRelease(refused, Refusal.PossessionUnproven);
+  await n.jobs.connect(n.north.node).refuseRelease(...given(n, refused), Refusal.PossessionUnproven);
   const stale = await jobIn(n, "Verified", { ...used, nonce: ++nonce });
   await anchor(n, 2, 100);
-  await n.jobs.connect(n.north.node).openRelease(stale);
+  await n.jobs.connect(n.north.node).openRelease(...given(n, stale));
   await post(n, { nonce: ++nonce });
   await n.lineage.connect(n.north.account).setPolicy(n.bundle, digest("policy 2"));
   const second = await registerBundle(n, "second", { parents: [n.bundle] });
@@ -65,7 +65,8 @@ async function eventsOf(n) {
     const parsed = addresses[log.address].interface.parseLog(log);
     if (!parsed) continue;
     events.push({
-      ...parsed, args: parsed.args, name: parsed.name, at: times.get(log.blockNumber), contract: addresses[log.address],
+      ...parsed, args: parsed.args, name: parsed.name, at: times.get(log.blockNumber), block: BigInt(log.blockNumber),
+      contract: addresses[log.address],
     });
   }
   return events;
@@ -112,7 +113,7 @@ function object(result) {
 function rebuild(events) {
   const state = {
     participants: {}, keys: {}, allowed: {}, artifacts: {}, consents: {}, grants: {}, accounts: {}, committed: {},
-    reservations: {}, jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null, validators: null,
+    jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null, validators: null,
   };
   const { participants, keys, artifacts, grants, jobs, accounts } = state;
   const revoke = (which) => {
@@ -121,11 +122,14 @@ function rebuild(events) {
     }
   };
   const move = (jobId, to, fields = {}) => Object.assign(jobs[jobId], { state: to, deadline: 0n }, fields);
-  const emptyJob = (a, fields) => ({
-    state: State.Posted, requester: a.requester, executor: ethers.ZeroHash, keyId: a.keyId, deadline: 0n, replicas: 0n,
-    asked: 0n, commits: 0n, agreeing: 0n, dissenting: 0n, refusal: 0n, resultDigest: ethers.ZeroHash,
-    releaseDigest: ethers.ZeroHash, request: object(a.request), ...fields,
-  });
+  const requests = {};
+  const emptyJob = (a, block, fields) => {
+    requests[a.jobId] = a.request;
+    return {
+      state: State.Posted, refusal: 0n, replicas: 0n, asked: 0n, commits: 0n, agreeing: 0n, dissenting: 0n, turns: 0n,
+      deadline: 0n, postedIn: block, ...fields,
+    };
+  };
   const fold = {
     ParticipantAdmitted: (a) => (participants[a.id] = object(a.participant)),
     ParticipantStatusChanged: (a) => (participants[a.id].status = a.status),
@@ -143,10 +147,6 @@ function rebuild(events) {
         ...registered, kind: 1n, steward: a.steward, policyVersion: 1n, registeredAt: at, frozen: Freeze.None,
       };
     },
-    DerivedRecorded: (a, at) => (artifacts[a.artifactId] = {
-      kind: a.kind, steward: a.steward, keyId: a.keyId, contentDigest: a.contentDigest, policyDigest: ethers.ZeroHash,
-      policyVersion: 0n, consentScope: ethers.ZeroHash, retainUntil: 0n, registeredAt: at, frozen: Freeze.None,
-    }),
     PolicyChanged: (a) => {
       Object.assign(artifacts[a.artifactId], { policyDigest: a.policyDigest, policyVersion: a.policyVersion });
     },
@@ -164,42 +164,44 @@ function rebuild(events) {
     UsageGranted: (a) => Object.assign(grants[a.grantId], { status: Grant.Granted, terms: object(a.terms) }),
     UsageDenied: (a) => (grants[a.grantId].status = Grant.Denied),
     UsageRevoked: (a) => (grants[a.grantId].status = Grant.Revoked),
-    UsageConsumed: (a) => (grants[a.grantId].used = a.used),
-    UsageRestored: (a) => (grants[a.grantId].used = a.used),
     ArtifactUsageRevoked: (a) => revoke((found) => found.artifactId === a.artifactId),
     GranteeUsageRevoked: (a) =>
       revoke((found) => found.grantee === a.grantee && artifacts[found.artifactId].steward === a.steward),
     BudgetSet: (a) => {
       accounts[a.artifactId] = { reserved: 0n, spent: 0n, ...accounts[a.artifactId], total: a.totalRhoMicro };
     },
-    BudgetReserved: (a) => {
-      accounts[a.artifactId].reserved += a.rhoMicro;
-      state.committed[a.grantId] = (state.committed[a.grantId] ?? 0n) + a.rhoMicro;
+    JobPosted: (a, at, block) => {
+      const { artifactId, grantId, rhoMicro } = a.request;
+      jobs[a.jobId] = emptyJob(a, block, { replicas: a.replicas, asked: a.asked, deadline: a.deadline });
+      accounts[artifactId].reserved += rhoMicro;
+      state.committed[grantId] = (state.committed[grantId] ?? 0n) + rhoMicro;
+      grants[grantId].used += 1n;
     },
-    BudgetSettled: (a) => {
-      accounts[a.artifactId].reserved -= a.rhoMicro;
-      accounts[a.artifactId].spent += a.rhoMicro;
+    JobDenied: (a, at, block) => {
+      jobs[a.jobId] = emptyJob(a, block, { state: State.Denied, refusal: a.reason });
     },
-    BudgetRefunded: (a) => {
-      accounts[a.artifactId].reserved -= a.rhoMicro;
-      state.committed[a.grantId] -= a.rhoMicro;
-    },
-    JobPosted: (a) => (jobs[a.jobId] = emptyJob(a, { replicas: a.replicas, deadline: a.deadline })),
-    JobDenied: (a) => {
-      const keyId = artifacts[a.artifactId]?.keyId ?? ethers.ZeroHash;
-      jobs[a.jobId] = emptyJob(a, { state: State.Denied, refusal: a.reason, keyId });
-    },
-    JobClaimed: (a) => move(a.jobId, State.Claimed, { executor: a.executor, deadline: a.deadline }),
-    ResultCommitted: (a) =>
-      move(a.jobId, State.Committed, { resultDigest: a.resultDigest, asked: a.asked, deadline: a.deadline }),
+    JobClaimed: (a) => move(a.jobId, State.Claimed, { turns: jobs[a.jobId].turns + 1n, deadline: a.deadline }),
+    ResultCommitted: (a) => move(a.jobId, State.Committed, { asked: a.asked, deadline: a.deadline }),
     VerdictCommitted: (a) => (jobs[a.jobId].commits += 1n),
     CommitsClosed: (a) => move(a.jobId, State.Revealing, { commits: a.commits, deadline: a.deadline }),
     VerdictRevealed: (a) => (jobs[a.jobId][a.agrees ? "agreeing" : "dissenting"] += 1n),
     JobDisputed: (a) => move(a.jobId, State.Disputed, { deadline: a.deadline }),
     JobVerified: (a) => move(a.jobId, State.Verified, { deadline: a.deadline }),
-    ReleaseOpened: (a) => move(a.jobId, State.Opened, { deadline: a.deadline }),
-    JobReleased: (a) => move(a.jobId, State.Released, { releaseDigest: a.releaseDigest }),
-    JobEnded: (a) => move(a.jobId, a.state, { refusal: a.reason }),
+    ReleaseOpened: (a) => {
+      const { artifactId, rhoMicro } = requests[a.jobId];
+      move(a.jobId, State.Opened, { deadline: a.deadline });
+      accounts[artifactId].reserved -= rhoMicro;
+      accounts[artifactId].spent += rhoMicro;
+    },
+    JobReleased: (a) => move(a.jobId, State.Released),
+    JobEnded: (a) => {
+      const { artifactId, grantId, rhoMicro } = requests[a.jobId];
+      move(a.jobId, a.state, { refusal: a.reason });
+      if (a.from === State.Opened) return;
+      accounts[artifactId].reserved -= rhoMicro;
+      state.committed[grantId] -= rhoMicro;
+      grants[grantId].used -= 1n;
+    },
     TimingsChanged: (a) => (state.timings = object(a.timings)),
     ValidatorSetChanged: (a) => {
       state.validators = { version: a.sequence, publicKeys: a.publicKeys, weights: [...a.weights] };
@@ -214,8 +216,8 @@ function rebuild(events) {
     AuthorityUpdated: () => {},
   };
   const seen = new Set();
-  for (const { name, args, at } of events) {
-    fold[name](args, at);
+  for (const { name, args, at, block } of events) {
+    fold[name](args, at, block);
     seen.add(name);
   }
   expect(Object.keys(fold).filter((name) => !seen.has(name))).to.deep.equal([]);
@@ -305,8 +307,8 @@ describe("Events", () => {
     await compare(state.consents, (id) => n.consents.currentEpoch(...id.split(" ")));
     await compare(state.grants, (id) => n.rights.grant(id));
     await compare(state.accounts, (id) => n.budgets.account(id));
-    await compare(state.jobs, (id) => n.jobs.job(id));
-    for (const [id, rho] of Object.entries(state.committed)) expect(await n.budgets.committedUnder(id)).to.equal(rho);
+    await compare(state.jobs, (id) => n.jobs.progress(id));
+    for (const [id, rho] of Object.entries(state.committed)) expect(await n.rights.committedUnder(id)).to.equal(rho);
     for (const [id, allowed] of Object.entries(state.allowed)) expect(await n.keys.isAllowed(id)).to.equal(allowed);
     expect(Object.keys(state.participants)).to.deep.equal([...(await n.participants.organisations())]);
     const active = Object.values(state.participants).filter(({ status }) => status === Status.Active);

@@ -88,10 +88,9 @@ contract FuzzTest is Network {
         budgets.setBudget(bundle, total);
         GrantId grantId = _grant(10, ofGrant);
         for (uint64 nonce = 1; nonce <= 3; ++nonce) {
-            VM.prank(_account(PARTNER));
-            JobId jobId = jobs.postJob(_request(grantId, 1, rho, nonce));
+            JobId jobId = _post(_request(grantId, 1, rho, nonce));
             uint256 wanted = uint256(rho) * nonce;
-            bool admitted = jobs.job(jobId).state == IJobLedger.JobState.Posted;
+            bool admitted = jobs.progress(jobId).state == IJobLedger.JobState.Posted;
             assert(admitted == (wanted <= total && wanted <= ofGrant));
         }
     }
@@ -108,29 +107,19 @@ contract FuzzTest is Network {
         bytes32 bound = keccak256(
             abi.encode(block.chainid, address(jobs), jobId, _id(1), found, possession, salt)
         );
-        for (uint256 i = 0; i < VERIFIERS; ++i) {
-            VM.prank(_node(i));
-            jobs.commitVerdict(jobId, bound);
-        }
+        for (uint256 i = 0; i < VERIFIERS; ++i) assert(_commitVerdict(jobId, i, bound));
         field = field % 3;
-        VM.prank(_node(1));
-        try
-            jobs.revealVerdict(
-                jobId,
-                field == 0 ? found ^ noise : found,
-                field == 1 ? possession ^ noise : possession,
-                field == 2 ? salt ^ noise : salt
-            )
-        {
-            assert(false);
-        } catch {}
-        VM.prank(_node(2));
-        try jobs.revealVerdict(jobId, found, possession, salt) {
-            assert(false);
-        } catch {}
-        VM.prank(_node(1));
-        jobs.revealVerdict(jobId, found, possession, salt);
-        assert(jobs.job(jobId).agreeing + jobs.job(jobId).dissenting == 1);
+        bool altered = _revealVerdict(
+            jobId,
+            1,
+            field == 0 ? found ^ noise : found,
+            field == 1 ? possession ^ noise : possession,
+            field == 2 ? salt ^ noise : salt
+        );
+        assert(!altered);
+        assert(!_revealVerdict(jobId, 2, found, possession, salt));
+        assert(_revealVerdict(jobId, 1, found, possession, salt));
+        assert(jobs.progress(jobId).agreeing + jobs.progress(jobId).dissenting == 1);
     }
 
     function testFuzz_TheVerdictFollowsFromTheReveals(uint8[3] memory found, uint8 present) public {
@@ -139,22 +128,20 @@ contract FuzzTest is Network {
         uint256[2] memory against;
         for (uint256 i = 0; i < VERIFIERS; ++i) {
             found[i] = found[i] % 3;
-            VM.prank(_node(i));
-            jobs.commitVerdict(jobId, _commitment(jobId, i, _digest(found[i])));
+            assert(_commitVerdict(jobId, i, _commitment(jobId, i, _digest(found[i]))));
         }
         for (uint256 i = 0; i < VERIFIERS; ++i) {
             if ((present >> i) & 1 == 0) continue;
-            VM.prank(_node(i));
-            jobs.revealVerdict(jobId, _digest(found[i]), POSSESSION, SALT);
+            assert(_revealVerdict(jobId, i, _digest(found[i]), POSSESSION, SALT));
             if (found[i] == 0) ++agreeing;
             else ++against[found[i] - 1];
         }
         if (present & 7 != 7) {
             VM.warp(block.timestamp + STATE_SECONDS);
             VM.prank(_node(COMPUTE));
-            jobs.closeReveals(jobId);
+            jobs.closeReveals(_id(PARTNER), _asked[jobId]);
         }
-        assert(jobs.job(jobId).state == _verdict(agreeing, against));
+        assert(jobs.progress(jobId).state == _verdict(agreeing, against));
     }
 
     function testFuzz_SupportMustExceedTheQuorumOfActiveMembers(uint16 bps, uint8 votes, uint8 suspended) public {
@@ -185,12 +172,10 @@ contract FuzzTest is Network {
 
     function _committed() private returns (JobId jobId) {
         GrantId grantId = _grant(1, 1_000);
-        VM.prank(_account(PARTNER));
-        jobId = jobs.postJob(_request(grantId, 1, 1, 1));
+        jobId = _post(_request(grantId, 1, 1, 1));
         VM.prank(_node(COMPUTE));
         jobs.claimJob(jobId);
-        VM.prank(_node(COMPUTE));
-        jobs.commitResult(jobId, _digest(0));
+        assert(_commitResult(jobId, _digest(0)));
     }
 
     function _digest(uint8 found) private pure returns (bytes32) {

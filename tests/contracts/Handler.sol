@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.37;
 
-import {GrantId, JobId, Refusal} from "../../contracts/Ids.sol";
+import {OrgId, GrantId, JobId, Refusal} from "../../contracts/Ids.sol";
 import {IParticipantRegistry} from "../../contracts/IParticipantRegistry.sol";
 import {IJobLedger} from "../../contracts/IJobLedger.sol";
 import {IUsageRights} from "../../contracts/IUsageRights.sol";
@@ -44,10 +44,10 @@ contract Handler is Network {
         GrantId grantId = grantIds[grantSeed % grantIds.length];
         uint64 epoch = epochsBack % 8 == 0 ? _epoch - 1 : _epoch;
         IJobLedger.JobRequest memory request = _request(grantId, epoch, (rho % 2_000) + 1, ++_nonce);
-        VM.prank(_account(PARTNER));
-        try jobs.postJob(request) returns (JobId jobId) {
-            jobIds.push(jobId);
-        } catch {}
+        JobId jobId = jobs.jobIdOf(_id(PARTNER), request);
+        if (!_try(_account(PARTNER), abi.encodeCall(jobs.postJob, (request)))) return;
+        _asked[jobId] = request;
+        jobIds.push(jobId);
     }
 
     /// @dev Takes the next steps of a job; `choice` now and then makes them the wrong ones.
@@ -60,9 +60,10 @@ contract Handler is Network {
     function close(uint256 jobSeed, uint8 which) external observed {
         if (jobIds.length == 0) return;
         JobId jobId = jobIds[jobSeed % jobIds.length];
-        bytes memory data = abi.encodeCall(jobs.expireJob, (jobId));
-        if (which % 3 == 1) data = abi.encodeCall(jobs.closeCommits, (jobId));
-        if (which % 3 == 2) data = abi.encodeCall(jobs.closeReveals, (jobId));
+        OrgId requester = _id(PARTNER);
+        bytes memory data = abi.encodeCall(jobs.expireJob, (requester, _asked[jobId]));
+        if (which % 3 == 1) data = abi.encodeCall(jobs.closeCommits, (requester, _asked[jobId]));
+        if (which % 3 == 2) data = abi.encodeCall(jobs.closeReveals, (requester, _asked[jobId]));
         _try(_account(which % MEMBERS), data);
     }
 
@@ -113,7 +114,7 @@ contract Handler is Network {
         participants.setStatus(_id(i), IParticipantRegistry.Status.Suspended);
         JobId jobId = jobIds.length == 0 ? JobId.wrap(0) : jobIds[jobSeed % jobIds.length];
         for (uint8 what = 0; what < ACTS; ++what) {
-            (address target, bytes memory data) = _act(what, jobId);
+            (address target, bytes memory data) = _act(what, jobId, i);
             actsOfSuspended += _done(_account(i), target, data) + _done(_node(i), target, data);
             actsOfStrangers += _done(address(0x8000), target, data);
         }
@@ -129,8 +130,12 @@ contract Handler is Network {
         return grantIds.length;
     }
 
-    function jobOf(uint256 i) external view returns (IJobLedger.Job memory) {
-        return jobs.job(jobIds[i]);
+    function jobOf(uint256 i) external view returns (IJobLedger.Progress memory) {
+        return jobs.progress(jobIds[i]);
+    }
+
+    function rhoOf(uint256 i) external view returns (uint64) {
+        return _asked[jobIds[i]].rhoMicro;
     }
 
     function wasOpened(uint256 i) external view returns (bool) {
@@ -138,7 +143,7 @@ contract Handler is Network {
     }
 
     function grantOf(uint256 i) external view returns (IUsageRights.Grant memory, uint64 committed) {
-        return (rights.grant(grantIds[i]), budgets.committedUnder(grantIds[i]));
+        return (rights.grant(grantIds[i]), rights.committedUnder(grantIds[i]));
     }
 
     function account() external view returns (IPrivacyBudget.Account memory) {
@@ -146,18 +151,21 @@ contract Handler is Network {
     }
 
     function _step(JobId jobId, uint8 choice) private observed {
-        IJobLedger.JobState state = jobs.job(jobId).state;
+        IJobLedger.JobState state = jobs.progress(jobId).state;
+        OrgId requester = _id(PARTNER);
         if (choice % 16 == 15) state = IJobLedger.JobState((choice >> 4) % 10);
         if (state == IJobLedger.JobState.Posted) _try(_node(COMPUTE), abi.encodeCall(jobs.claimJob, (jobId)));
-        else if (state == IJobLedger.JobState.Claimed) {
-            _try(_node(COMPUTE), abi.encodeCall(jobs.commitResult, (jobId, bytes32("result"))));
-        } else if (state == IJobLedger.JobState.Committed) _commit(jobId, choice);
+        else if (state == IJobLedger.JobState.Claimed) _commitResult(jobId, "result");
+        else if (state == IJobLedger.JobState.Committed) _commit(jobId, choice);
         else if (state == IJobLedger.JobState.Revealing) _reveal(jobId, choice);
         else if (state == IJobLedger.JobState.Disputed) {
-            _try(COUNCIL, abi.encodeCall(jobs.settleDispute, (jobId, choice % 2 == 0)));
+            _try(COUNCIL, abi.encodeCall(jobs.settleDispute, (requester, _asked[jobId], choice % 2 == 0)));
         } else if (state == IJobLedger.JobState.Verified) {
-            bytes memory open = abi.encodeCall(jobs.openRelease, (jobId));
-            bytes memory refuse = abi.encodeCall(jobs.refuseRelease, (jobId, Refusal.ResultInvalid));
+            bytes memory open = abi.encodeCall(jobs.openRelease, (requester, _asked[jobId]));
+            bytes memory refuse = abi.encodeCall(
+                jobs.refuseRelease,
+                (requester, _asked[jobId], Refusal.ResultInvalid)
+            );
             _try(_node(STEWARD), choice % 8 == 7 ? refuse : open);
         } else if (state == IJobLedger.JobState.Opened) {
             _try(_node(STEWARD), abi.encodeCall(jobs.recordRelease, (jobId, bytes32("release"), 1)));
@@ -165,25 +173,23 @@ contract Handler is Network {
     }
 
     function _commit(JobId jobId, uint8 choice) private {
+        uint256[] memory verifiers = new uint256[](VERIFIERS);
+        bytes32[] memory commitments = new bytes32[](VERIFIERS);
         for (uint256 i = 0; i < VERIFIERS; ++i) {
             bytes32 found = (choice >> i) & 9 == 9 ? bytes32("other") : bytes32("result");
-            bytes32 commitment = _commitment(jobId, i, found);
-            _try(_node(i), abi.encodeCall(jobs.commitVerdict, (jobId, commitment)));
+            (verifiers[i], commitments[i]) = (i, _commitment(jobId, i, found));
+            if (choice % 2 == 1) _commitVerdict(jobId, i, commitments[i]);
         }
+        if (choice % 2 == 0) _commitVerdicts(jobId, verifiers, commitments);
     }
 
     function _reveal(JobId jobId, uint8 choice) private {
         for (uint256 i = 0; i < VERIFIERS; ++i) {
             if (choice % 5 == 4 && i == choice % 3) continue;
-            bytes memory honest = abi.encodeCall(jobs.revealVerdict, (jobId, "result", POSSESSION, SALT));
-            bytes memory other = abi.encodeCall(jobs.revealVerdict, (jobId, "other", POSSESSION, SALT));
-            if (!_try(_node(i), honest)) _try(_node(i), other);
+            if (!_revealVerdict(jobId, i, "result", POSSESSION, SALT)) {
+                _revealVerdict(jobId, i, "other", POSSESSION, SALT);
+            }
         }
-    }
-
-    function _try(address sender, bytes memory data) private returns (bool done) {
-        VM.prank(sender);
-        (done, ) = address(jobs).call(data);
     }
 
     function _done(address sender, address target, bytes memory data) private returns (uint256) {
@@ -192,26 +198,30 @@ contract Handler is Network {
         return done ? 1 : 0;
     }
 
-    function _act(uint8 what, JobId jobId) private view returns (address, bytes memory) {
+    function _act(uint8 what, JobId jobId, uint256 member) private view returns (address, bytes memory) {
+        OrgId requester = _id(PARTNER);
+        IJobLedger.JobRequest memory asked = _asked[jobId];
+        IJobLedger.SignedVerdict[] memory words = new IJobLedger.SignedVerdict[](1);
+        words[0] = _word(jobId, member, "evil");
         if (what == 0) return (address(jobs), abi.encodeCall(jobs.claimJob, (jobId)));
-        if (what == 1) return (address(jobs), abi.encodeCall(jobs.commitResult, (jobId, bytes32("evil"))));
-        if (what == 2) return (address(jobs), abi.encodeCall(jobs.commitVerdict, (jobId, bytes32("evil"))));
-        if (what == 3) return (address(jobs), abi.encodeCall(jobs.closeCommits, (jobId)));
-        if (what == 4) return (address(jobs), abi.encodeCall(jobs.closeReveals, (jobId)));
-        if (what == 5) return (address(jobs), abi.encodeCall(jobs.expireJob, (jobId)));
-        if (what == 6) return (address(jobs), abi.encodeCall(jobs.openRelease, (jobId)));
-        if (what == 7) return (address(jobs), abi.encodeCall(jobs.refuseRelease, (jobId, Refusal.ResultInvalid)));
-        if (what == 8) return (address(jobs), abi.encodeCall(jobs.recordRelease, (jobId, bytes32("evil"), 1)));
-        if (what == 9) return (address(jobs), abi.encodeCall(jobs.settleDispute, (jobId, true)));
-        if (what == 10) {
-            return (address(jobs), abi.encodeCall(jobs.revealVerdict, (jobId, "result", POSSESSION, SALT)));
+        if (what == 1) return (address(jobs), abi.encodeCall(jobs.commitResult, (jobId, bytes32("evil"), words)));
+        if (what == 2) return (address(jobs), abi.encodeCall(jobs.commitVerdicts, (jobId, words)));
+        if (what == 3) return (address(jobs), abi.encodeCall(jobs.closeCommits, (requester, asked)));
+        if (what == 4) return (address(jobs), abi.encodeCall(jobs.closeReveals, (requester, asked)));
+        if (what == 5) return (address(jobs), abi.encodeCall(jobs.expireJob, (requester, asked)));
+        if (what == 6) return (address(jobs), abi.encodeCall(jobs.openRelease, (requester, asked)));
+        if (what == 7) {
+            return (address(jobs), abi.encodeCall(jobs.refuseRelease, (requester, asked, Refusal.ResultInvalid)));
         }
+        if (what == 8) return (address(jobs), abi.encodeCall(jobs.recordRelease, (jobId, bytes32("evil"), 1)));
+        if (what == 9) return (address(jobs), abi.encodeCall(jobs.settleDispute, (requester, asked, true)));
+        if (what == 10) return (address(jobs), _revealing(jobId, member, "result", POSSESSION, SALT));
         if (what == 11) {
             return (address(jobs), abi.encodeCall(jobs.postJob, (_request(grantIds[0], _epoch, 1, type(uint64).max))));
         }
-        if (what == 12) return (address(budgets), abi.encodeCall(budgets.settle, (jobId)));
+        if (what == 12) return (address(budgets), abi.encodeCall(budgets.settle, (bundle, 1)));
         if (what == 13) return (address(budgets), abi.encodeCall(budgets.setBudget, (bundle, type(uint64).max)));
-        if (what == 14) return (address(rights), abi.encodeCall(rights.restoreUse, (grantIds[0])));
+        if (what == 14) return (address(rights), abi.encodeCall(rights.restoreUse, (grantIds[0], 1)));
         return (address(consents), abi.encodeCall(consents.anchorEpoch, (PURPOSE, _epoch + 1, "r", "s", 50)));
     }
 
@@ -219,7 +229,7 @@ contract Handler is Network {
         uint256 count = jobIds.length;
         for (uint256 i = 0; i < count; ++i) {
             JobId jobId = jobIds[i];
-            IJobLedger.Job memory job = jobs.job(jobId);
+            IJobLedger.Progress memory job = jobs.progress(jobId);
             IJobLedger.JobState before = _seen[jobId];
             if (job.state == before) continue;
             _seen[jobId] = job.state;
@@ -230,7 +240,7 @@ contract Handler is Network {
         if (consents.currentEpoch(_id(STEWARD), PURPOSE).epoch != _epoch) ++epochsNotNext;
     }
 
-    function _allowed(IJobLedger.JobState before, IJobLedger.Job memory job) private pure returns (bool) {
+    function _allowed(IJobLedger.JobState before, IJobLedger.Progress memory job) private pure returns (bool) {
         if (job.state == IJobLedger.JobState.Released) return before == IJobLedger.JobState.Opened;
         if (job.state == IJobLedger.JobState.Opened) return before == IJobLedger.JobState.Verified;
         if (job.state == IJobLedger.JobState.Verified) {

@@ -31,9 +31,9 @@ contract InvariantsTest {
         uint256 spent;
         uint256 count = _handler.jobCount();
         for (uint256 i = 0; i < count; ++i) {
-            IJobLedger.Job memory job = _handler.jobOf(i);
-            if (_handler.wasOpened(i)) spent += job.request.rhoMicro;
-            else if (_live(job.state)) reserved += job.request.rhoMicro;
+            IJobLedger.Progress memory job = _handler.jobOf(i);
+            if (_handler.wasOpened(i)) spent += _handler.rhoOf(i);
+            else if (_live(job.state)) reserved += _handler.rhoOf(i);
         }
         IPrivacyBudget.Account memory joint = _handler.account();
         assert(joint.reserved == reserved && joint.spent == spent);

@@ -1,9 +1,9 @@
 import { expect } from "chai";
 import {
   Freeze, KERNEL, Kind, Level, QUORUM, RESULT, Refusal, Role, SALT, State, Status, TIMINGS, ZERO, anchor,
-  ask, atDeadline, claim, commitResult, commitVerdict, commitment, digest, encode, ethers, govern, grant, jobIn,
-  judged, label, loadFixture, passDeadline, possession, post, ready,
-  registerBundle, request, reveal, setStatus, stateOf, terms, time,
+  ask, atDeadline, claim, commitResult, commitVerdict, commitment, digest, encode, ethers, given, govern, grant, history,
+  jobIn, judged, label, loadFixture, opening, passDeadline, possession, post, ready, registerBundle, request, reveal,
+  setStatus, signed, stateOf, terms, time, verdicts,
 } from "./network.js";
 
 const UNKNOWN = digest("no such job");
@@ -17,36 +17,37 @@ const usedOf = async (n) => Number((await n.rights.grant(n.grantId)).used);
 // A job that ended before decryption gives its use and its rho back; after that, never.
 async function expectGivenBack(n) {
   expect(await accountOf(n)).to.deep.equal([10_000, 0, 0]);
-  expect(await n.budgets.committedUnder(n.grantId)).to.equal(0n);
+  expect(await n.rights.committedUnder(n.grantId)).to.equal(0n);
   expect(await usedOf(n)).to.equal(0);
 }
 
 async function expectEnded(n, jobId, state, reason = Refusal.None) {
-  const job = await n.jobs.job(jobId);
-  expect([job.state, job.refusal, job.deadline]).to.deep.equal([state, reason, 0n]);
+  const { state: found, refusal, deadline } = await n.jobs.progress(jobId);
+  expect([found, refusal, deadline]).to.deep.equal([state, reason, 0n]);
 }
 
 describe("JobLedger", () => {
   describe("postJob", () => {
     it("admits: one use consumed, rho reserved, everything fixed", async () => {
       const n = await loadFixture(ready);
-      const given = request(n);
-      const jobId = await n.jobs.jobIdOf(n.university.id, 1);
+      const asked = request(n);
+      const jobId = await n.jobs.jobIdOf(n.university.id, asked);
       const { chainId } = await ethers.provider.getNetwork();
-      expect(jobId).to.equal(ethers.keccak256(
-        encode(["uint256", "address", "bytes32", "uint64"], [chainId, n.jobs.target, n.university.id, 1]),
-      ));
+      const words = "tuple(bytes32,bytes32,bytes32,bytes32,bytes32,uint64,uint32,uint64,bool,uint64)";
+      expect(jobId).to.equal(ethers.keccak256(encode(
+        ["uint256", "address", "bytes32", words], [chainId, n.jobs.target, n.university.id, Object.values(asked)],
+      )));
       const now = (await time.latest()) + 5;
       await time.setNextBlockTimestamp(now);
-      await expect(n.jobs.connect(n.university.account).postJob(given))
+      await expect(n.jobs.connect(n.university.account).postJob(asked))
         .to.emit(n.jobs, "JobPosted")
         .withArgs(
-          jobId, n.university.id, n.bundle, (r) => r.kernelId === KERNEL, n.keyId, QUORUM, now + TIMINGS.claim, 1, someHead,
+          jobId, n.university.id, n.bundle, (r) => r.kernelId === KERNEL, QUORUM, 3, now + TIMINGS.claim, 1, someHead,
         );
-      const job = await n.jobs.job(jobId);
-      expect([job.state, job.requester, job.executor, job.keyId, job.deadline, job.replicas])
-        .to.deep.equal([State.Posted, n.university.id, ZERO, n.keyId, BigInt(now + TIMINGS.claim), 2n]);
-      expect(job.request).to.deep.equal(Object.values(given).map((v) => (typeof v === "number" ? BigInt(v) : v)));
+      const { number } = await ethers.provider.getBlock("latest");
+      expect([...(await n.jobs.progress(jobId))]).to.deep.equal([
+        State.Posted, Refusal.None, 2n, 3n, 0n, 0n, 0n, 0n, BigInt(now + TIMINGS.claim), BigInt(number),
+      ]);
       expect(await accountOf(n)).to.deep.equal([10_000, 1_000, 0]);
       expect(await usedOf(n)).to.equal(1);
     });
@@ -55,26 +56,26 @@ describe("JobLedger", () => {
       const n = await loadFixture(ready);
       const strict = await grant(n, { replicas: 3 });
       const one = await grant(n, { replicas: 1 });
-      expect((await n.jobs.job(await post(n, { grantId: strict }))).replicas).to.equal(3n);
-      expect((await n.jobs.job(await post(n, { grantId: one, nonce: 2 }))).replicas).to.equal(2n);
+      expect((await n.jobs.progress(await post(n, { grantId: strict }))).replicas).to.equal(3n);
+      expect((await n.jobs.progress(await post(n, { grantId: one, nonce: 2 }))).replicas).to.equal(2n);
     });
 
-    it("reverts for a repeated nonce, also after a denial", async () => {
+    it("reverts for a repeated request, also after a denial", async () => {
       const n = await loadFixture(ready);
       const jobs = n.jobs.connect(n.university.account);
       const first = await post(n);
       await fails(n, jobs.postJob(request(n)), "JobLedgerDuplicate", first);
       const denied = await post(n, { nonce: 2, policyVersion: 9 });
       expect(await stateOf(n, denied)).to.equal(State.Denied);
-      await fails(n, jobs.postJob(request(n, { nonce: 2 })), "JobLedgerDuplicate", denied);
+      await fails(n, jobs.postJob(request(n, { nonce: 2, policyVersion: 9 })), "JobLedgerDuplicate", denied);
     });
 
     it("reverts for a zero parameters' digest or zero rho", async () => {
       const n = await loadFixture(ready);
       const jobs = n.jobs.connect(n.university.account);
       for (const overrides of [{ parametersDigest: ZERO }, { rhoMicro: 0 }]) {
-        const given = request(n, overrides);
-        await fails(n, jobs.postJob(given), "JobLedgerInvalidRequest", given.parametersDigest);
+        const asked = request(n, overrides);
+        await fails(n, jobs.postJob(asked), "JobLedgerInvalidRequest", asked.parametersDigest);
       }
     });
 
@@ -127,17 +128,18 @@ describe("JobLedger", () => {
         const n = await loadFixture(ready);
         const { as = n.university, ...overrides } = (await prepare(n)) ?? {};
         const before = [await accountOf(n), await usedOf(n)];
-        const given = request(n, overrides);
-        const jobId = await n.jobs.jobIdOf(as.id, given.nonce);
-        await expect(n.jobs.connect(as.account).postJob(given))
+        const asked = request(n, overrides);
+        const jobId = await n.jobs.jobIdOf(as.id, asked);
+        await expect(n.jobs.connect(as.account).postJob(asked))
           .to.emit(n.jobs, "JobDenied")
           .withArgs(
-            jobId, as.id, given.artifactId, (r) => r.grantId === given.grantId, Refusal[reason], 1, someHead,
+            jobId, as.id, asked.artifactId, (r) => r.grantId === asked.grantId, Refusal[reason], 1, someHead,
           );
         await expectEnded(n, jobId, State.Denied, Refusal[reason]);
         expect([await accountOf(n), await usedOf(n)]).to.deep.equal(before);
         await fails(n, claim(n, jobId), "JobLedgerWrongState", jobId, State.Denied);
-        await fails(n, n.jobs.connect(n.compute.node).expireJob(jobId), "JobLedgerWrongState", jobId, State.Denied);
+        const expired = n.jobs.connect(n.compute.node).expireJob(as.id, asked);
+        await fails(n, expired, "JobLedgerWrongState", jobId, State.Denied);
       });
     }
 
@@ -172,7 +174,7 @@ describe("JobLedger", () => {
       const [first] = [await post(n, { nonce: 1 }), await post(n, { nonce: 2 }), await post(n, { nonce: 3 })];
       await expectEnded(n, await post(n, { nonce: 4 }), State.Denied, Refusal.UsesExhausted);
       await passDeadline(n, first);
-      await n.jobs.connect(n.auditor.node).expireJob(first);
+      await n.jobs.connect(n.auditor.node).expireJob(...given(n, first));
       expect(await usedOf(n)).to.equal(2);
       expect(await stateOf(n, await post(n, { nonce: 5 }))).to.equal(State.Posted);
     });
@@ -186,6 +188,42 @@ describe("JobLedger", () => {
         .to.emit(n.jobs, "JobClaimed")
         .withArgs(jobId, n.compute.id, (d) => d > 0n, 2, someHead);
       await fails(n, claim(n, jobId), "JobLedgerWrongState", jobId, State.Claimed);
+    });
+
+    it("is taken over by another compute node once the claim lapsed, and by nobody after three", async () => {
+      const n = await loadFixture(ready);
+      for (const member of [n.auditor, n.south]) {
+        await govern(n, n.participants, "setRoles", [member.id, Role.VERIFIER | Role.COMPUTE]);
+      }
+      const by = (member, jobId) => n.jobs.connect(member.node).claimJob(jobId);
+      const jobId = await jobIn(n, "Claimed", { consentEpoch: 1 });
+      const { deadline } = await n.jobs.progress(jobId);
+      await time.setNextBlockTimestamp(deadline - 1n);
+      await fails(n, by(n.auditor, jobId), "JobLedgerWrongState", jobId, State.Claimed);
+      await atDeadline(n, jobId);
+      await fails(n, by(n.compute, jobId), "JobLedgerNotEligible", jobId, n.compute.id);
+      await by(n.auditor, jobId);
+      await fails(n, commitResult(n, jobId), "JobLedgerNotExecutor", jobId, n.compute.id);
+      await passDeadline(n, jobId);
+      await by(n.compute, jobId);
+      expect((await n.jobs.progress(jobId)).turns).to.equal(3n);
+      await passDeadline(n, jobId);
+      await fails(n, by(n.south, jobId), "JobLedgerWrongState", jobId, State.Claimed);
+      await n.jobs.connect(n.north.node).expireJob(...given(n, jobId));
+      await expectEnded(n, jobId, State.Expired);
+    });
+
+    it("leaves time to take a lapsed claim over before the job can be ended", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Claimed");
+      const { deadline } = await n.jobs.progress(jobId);
+      const until = deadline + BigInt(TIMINGS.claim);
+      await time.setNextBlockTimestamp(until - 1n);
+      const early = n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
+      await fails(n, early, "JobLedgerDeadlineNotPassed", jobId, until);
+      await time.setNextBlockTimestamp(until);
+      await n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
+      await expectGivenBack(n);
     });
 
     it("reverts for the requester's own organisation", async () => {
@@ -205,17 +243,29 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Claimed");
       await expect(commitResult(n, jobId))
         .to.emit(n.jobs, "ResultCommitted")
-        .withArgs(jobId, RESULT, 3, (d) => d > 0n, 3, someHead);
+        .withArgs(jobId, n.compute.id, RESULT, 3, (d) => d > 0n, 3, someHead);
       await setStatus(n, n.south, Status.Suspended);
       const second = await jobIn(n, "Committed", { nonce: 2 });
-      expect((await n.jobs.job(second)).asked).to.equal(2n);
+      expect((await n.jobs.progress(second)).asked).to.equal(2n);
+    });
+
+    it("brings along the words that verifiers already gave", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Claimed");
+      const words = await verdicts(n, jobId, [[n.north, RESULT], [n.south, RESULT], [n.auditor, RESULT]]);
+      await expect(commitResult(n, jobId, RESULT, words))
+        .to.emit(n.jobs, "ResultCommitted")
+        .withArgs(jobId, n.compute.id, RESULT, 3, (d) => d > 0n, 3, someHead)
+        .and.to.emit(n.jobs, "CommitsClosed")
+        .withArgs(jobId, 3, (d) => d > 0n, 7, someHead);
+      expect(await stateOf(n, jobId)).to.equal(State.Revealing);
     });
 
     it("reverts for another compute node and a zero digest", async () => {
       const n = await loadFixture(ready);
       await govern(n, n.participants, "setRoles", [n.auditor.id, Role.COMPUTE | Role.VERIFIER]);
       const jobId = await jobIn(n, "Claimed");
-      const promise = n.jobs.connect(n.auditor.node).commitResult(jobId, RESULT);
+      const promise = n.jobs.connect(n.auditor.node).commitResult(jobId, RESULT, []);
       await fails(n, promise, "JobLedgerNotExecutor", jobId, n.auditor.id);
       await expect(commitResult(n, jobId, ZERO)).to.be.revertedWithCustomError(n.jobs, "JobLedgerInvalidParameters");
     });
@@ -225,9 +275,8 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Claimed");
       for (const member of [n.south, n.auditor, n.north]) await setStatus(n, member, Status.Suspended);
       await commitResult(n, jobId);
-      expect((await n.jobs.job(jobId)).asked).to.equal(0n);
       await passDeadline(n, jobId);
-      await n.jobs.connect(n.compute.node).closeCommits(jobId);
+      await n.jobs.connect(n.compute.node).closeCommits(...given(n, jobId));
       await expectEnded(n, jobId, State.Expired);
       await expectGivenBack(n);
     });
@@ -258,15 +307,57 @@ describe("JobLedger", () => {
       }
     });
 
-    it("reverts on a second commitment, and on an empty one", async () => {
+    it("reverts on a second commitment, in the same batch as in a later one", async () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Committed");
-      for (const empty of [ZERO, ethers.MaxUint256]) {
-        const promise = n.jobs.connect(n.north.node).commitVerdict(jobId, ethers.toBeHex(empty, 32));
-        await fails(n, promise, "JobLedgerCommitmentMismatch", jobId, n.north.id);
-      }
+      const [word] = await verdicts(n, jobId, [[n.north, RESULT]]);
+      const jobs = n.jobs.connect(n.compute.node);
+      await fails(n, jobs.commitVerdicts(jobId, [word, word]), "JobLedgerAlreadyCommitted", jobId, n.north.id);
+      const descending = (await verdicts(n, jobId, [[n.north, RESULT], [n.south, RESULT]])).reverse();
+      await expect(jobs.commitVerdicts(jobId, descending))
+        .to.be.revertedWithCustomError(n.jobs, "JobLedgerAlreadyCommitted");
       await commitVerdict(n, jobId, n.north);
       await fails(n, commitVerdict(n, jobId, n.north, OTHER), "JobLedgerAlreadyCommitted", jobId, n.north.id);
+      await fails(n, jobs.commitVerdicts(jobId, Array(3).fill(word)), "JobLedgerTooManyVerdicts", jobId, 3);
+    });
+
+    it("takes a verifier's word from any member, and from nobody else", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Committed");
+      const words = await verdicts(n, jobId, [[n.north, RESULT], [n.south, RESULT]]);
+      await expect(n.jobs.connect(n.stranger).commitVerdicts(jobId, words))
+        .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotMember")
+        .withArgs(n.stranger.address);
+      await n.jobs.connect(n.university.account).commitVerdicts(jobId, words);
+      expect((await n.jobs.progress(jobId)).commits).to.equal(2n);
+      await commitVerdict(n, jobId, n.auditor);
+      expect(await stateOf(n, jobId)).to.equal(State.Revealing);
+    });
+
+    it("Signature replay: a word holds for one job, contract and chain, until its time is over", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Committed");
+      const bound = await commitment(n, jobId, n.north);
+      const bring = (word) => n.jobs.connect(n.north.node).commitVerdicts(jobId, [word]);
+      const elsewhere = [
+        { signedJob: digest("another job") },
+        { domain: { chainId: 1n } },
+        { domain: { verifyingContract: n.rights.target } },
+        { domain: { version: "2" } },
+      ];
+      for (const overrides of elsewhere) {
+        // Whoever it is that such a signature recovers to, it is no member.
+        await expect(bring(await signed(n, jobId, n.north, bound, overrides)))
+          .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotMember");
+      }
+      const word = await signed(n, jobId, n.north, bound);
+      await expect(bring({ ...word, commitment: OTHER }))
+        .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotMember");
+      const deadline = (await time.latest()) + 50;
+      const brief = await signed(n, jobId, n.north, bound, { deadline });
+      await time.setNextBlockTimestamp(deadline);
+      await fails(n, bring(brief), "JobLedgerSignatureExpired", n.north.node.address, deadline);
+      await bring(word);
     });
   });
 
@@ -277,12 +368,12 @@ describe("JobLedger", () => {
       await commitVerdict(n, jobId, n.north);
       await commitVerdict(n, jobId, n.south);
       await atDeadline(n, jobId, -1);
-      const { deadline } = await n.jobs.job(jobId);
-      const early = n.jobs.connect(n.auditor.account).closeCommits(jobId);
+      const { deadline } = await n.jobs.progress(jobId);
+      const early = n.jobs.connect(n.auditor.account).closeCommits(...given(n, jobId));
       await fails(n, early, "JobLedgerDeadlineNotPassed", jobId, deadline);
       await atDeadline(n, jobId);
-      await n.jobs.connect(n.auditor.account).closeCommits(jobId);
-      const job = await n.jobs.job(jobId);
+      await n.jobs.connect(n.auditor.account).closeCommits(...given(n, jobId));
+      const job = await n.jobs.progress(jobId);
       expect([job.state, job.commits]).to.deep.equal([State.Revealing, 2n]);
     });
 
@@ -291,7 +382,7 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Committed");
       await commitVerdict(n, jobId, n.north);
       await passDeadline(n, jobId);
-      await expect(n.jobs.connect(n.auditor.account).closeCommits(jobId))
+      await expect(n.jobs.connect(n.auditor.account).closeCommits(...given(n, jobId)))
         .to.emit(n.jobs, "JobEnded")
         .withArgs(jobId, State.Committed, State.Expired, Refusal.None, 5, someHead);
       await expectGivenBack(n);
@@ -308,9 +399,49 @@ describe("JobLedger", () => {
       await reveal(n, jobId, n.south);
       await expect(reveal(n, jobId, n.auditor))
         .to.emit(n.jobs, "JobVerified")
-        .withArgs(jobId, RESULT, Level.Replicated, 3, 3, (d) => d > 0n, 11, someHead);
-      const result = await n.lineage.artifact(await n.lineage.derivedIdOf(jobId, Kind.Result));
-      expect([result.kind, result.contentDigest]).to.deep.equal([Kind.Result, RESULT]);
+        .withArgs(jobId, Level.Replicated, 3, 3, (d) => d > 0n, 11, someHead);
+    });
+
+    it("takes all openings in one call, from any member", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Revealing");
+      const committed = await history(n, jobId);
+      const openings = [n.auditor, n.north, n.south].map((verifier) => opening(committed, verifier));
+      await n.jobs.connect(n.compute.node).revealVerdicts(...given(n, jobId), committed, openings);
+      const job = await n.jobs.progress(jobId);
+      expect([job.state, job.agreeing]).to.deep.equal([State.Verified, 3n]);
+    });
+
+    it("reverts when the events shown are not those of the job, whichever of them is altered", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Revealing");
+      await reveal(n, jobId, n.auditor);
+      const whole = await history(n, jobId);
+      const swap = ([first, second, ...rest]) => [second, first, ...rest];
+      const altered = [
+        { head: OTHER }, { executor: n.north.id }, { resultDigest: OTHER }, { deadline: 1 }, { revealed: [OTHER] },
+        { revealed: [] }, { revealed: [...whole.revealed, OTHER] }, { verifiers: swap(whole.verifiers) },
+        { commitments: swap(whole.commitments) }, { commitments: whole.commitments.slice(1) },
+        { verifiers: whole.verifiers.slice(1), commitments: whole.commitments.slice(1) },
+      ];
+      const bring = (committed) => n.jobs.connect(n.north.node)
+        .revealVerdicts(...given(n, jobId), committed, [opening(whole, n.north)]);
+      for (const change of altered) {
+        await fails(n, bring({ ...whole, ...change }), "JobLedgerHistoryMismatch", jobId);
+      }
+      await bring(whole);
+    });
+
+    it("reverts for another request than was posted", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Revealing");
+      const [requester, asked] = given(n, jobId);
+      const dearer = { ...asked, rhoMicro: 1_001 };
+      const other = await n.jobs.jobIdOf(requester, dearer);
+      const committed = await history(n, jobId);
+      const jobs = n.jobs.connect(n.north.node);
+      await fails(n, jobs.revealVerdicts(requester, dearer, committed, []), "JobLedgerUnknown", other);
+      await fails(n, jobs.closeReveals(n.auditor.id, asked), "JobLedgerUnknown", await n.jobs.jobIdOf(n.auditor.id, asked));
     });
 
     it("reverts on a second reveal, and for whoever did not commit", async () => {
@@ -318,16 +449,15 @@ describe("JobLedger", () => {
       const jobId = await judgedUntilReveal(n, [n.north, n.south]);
       await reveal(n, jobId, n.north);
       await fails(n, reveal(n, jobId, n.north), "JobLedgerAlreadyRevealed", jobId, n.north.id);
-      await fails(n, reveal(n, jobId, n.auditor), "JobLedgerCommitmentMismatch", jobId, n.auditor.id);
+      await fails(n, reveal(n, jobId, n.auditor), "JobLedgerCommitmentMismatch", jobId, n.north.id);
+      await expect(reveal(n, jobId, n.south, RESULT, { position: 2 })).to.be.revertedWithPanic(0x32);
     });
 
     it("reverts when anything but what was committed is revealed", async () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Revealing");
-      const jobs = n.jobs.connect(n.north.node);
-      const proof = possession(n.north, RESULT);
-      for (const opened of [[OTHER, proof, SALT], [RESULT, OTHER, SALT], [RESULT, proof, OTHER]]) {
-        await fails(n, jobs.revealVerdict(jobId, ...opened), "JobLedgerCommitmentMismatch", jobId, n.north.id);
+      for (const opened of [{ resultDigest: OTHER }, { possession: OTHER }, { salt: OTHER }]) {
+        await fails(n, reveal(n, jobId, n.north, RESULT, opened), "JobLedgerCommitmentMismatch", jobId, n.north.id);
       }
     });
 
@@ -341,17 +471,17 @@ describe("JobLedger", () => {
       ];
       for (const [verifier, overrides] of replays) {
         const bound = await commitment(n, jobId, verifier, RESULT, overrides);
-        await n.jobs.connect(verifier.node).commitVerdict(jobId, bound);
+        await n.jobs.connect(verifier.node).commitVerdicts(jobId, [await signed(n, jobId, verifier, bound)]);
       }
       for (const [verifier] of replays) {
         await fails(n, reveal(n, jobId, verifier), "JobLedgerCommitmentMismatch", jobId, verifier.id);
       }
       // South copied north's commitment; with north's own possession and salt it still does not open.
-      const copied = n.jobs.connect(n.south.node).revealVerdict(jobId, RESULT, possession(n.north, RESULT), SALT);
+      const copied = reveal(n, jobId, n.south, RESULT, { possession: possession(n.north, RESULT) });
       await fails(n, copied, "JobLedgerCommitmentMismatch", jobId, n.south.id);
       const second = await jobIn(n, "Committed", { nonce: 2 });
       const elsewhere = await commitment(n, second, n.north, RESULT, { chainId: 1n });
-      await n.jobs.connect(n.north.node).commitVerdict(second, elsewhere);
+      await n.jobs.connect(n.north.node).commitVerdicts(second, [await signed(n, second, n.north, elsewhere)]);
       for (const verifier of [n.south, n.auditor]) await commitVerdict(n, second, verifier);
       await fails(n, reveal(n, second, n.north), "JobLedgerCommitmentMismatch", second, n.north.id);
     });
@@ -371,7 +501,7 @@ describe("JobLedger", () => {
       it(`is ${state} when ${why}`, async () => {
         const n = await loadFixture(ready);
         const jobId = await judged(n, found);
-        const job = await n.jobs.job(jobId);
+        const job = await n.jobs.progress(jobId);
         const revealed = found.filter((result) => result !== null);
         const agreeing = revealed.filter((result) => result === RESULT).length;
         expect(job.state).to.equal(State[state]);
@@ -393,8 +523,8 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Revealing");
       await reveal(n, jobId, n.north);
       await reveal(n, jobId, n.south);
-      const { deadline } = await n.jobs.job(jobId);
-      const close = () => n.jobs.connect(n.compute.node).closeReveals(jobId);
+      const { deadline } = await n.jobs.progress(jobId);
+      const close = () => n.jobs.connect(n.compute.node).closeReveals(...given(n, jobId));
       await fails(n, close(), "JobLedgerDeadlineNotPassed", jobId, deadline);
       await passDeadline(n, jobId);
       await close();
@@ -406,14 +536,14 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Revealing");
       await reveal(n, jobId, n.north);
       await passDeadline(n, jobId);
-      await n.jobs.connect(n.compute.node).closeReveals(jobId);
+      await n.jobs.connect(n.compute.node).closeReveals(...given(n, jobId));
       await expectEnded(n, jobId, State.Expired);
       await expectGivenBack(n);
     });
   });
 
   describe("settleDispute", () => {
-    const settle = (n, jobId, upheld) => govern(n, n.jobs, "settleDispute", [jobId, upheld]);
+    const settle = (n, jobId, upheld) => govern(n, n.jobs, "settleDispute", [...given(n, jobId), upheld]);
     const longer = async () => {
       const n = await ready();
       await govern(n, n.jobs, "setTimings", [{ ...TIMINGS, dispute: 5000 }]);
@@ -446,16 +576,16 @@ describe("JobLedger", () => {
     it("reverts for members, in other states, and after the deadline", async () => {
       const n = await loadFixture(longer);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
-      await expect(n.jobs.connect(n.north.account).settleDispute(jobId, true))
+      await expect(n.jobs.connect(n.north.account).settleDispute(...given(n, jobId), true))
         .to.be.revertedWithCustomError(n.jobs, "AccessManagedUnauthorized")
         .withArgs(n.north.account.address);
-      const { deadline } = await n.jobs.job(jobId);
+      const { deadline } = await n.jobs.progress(jobId);
       await passDeadline(n, jobId);
       const wrapped = (error, args) => n.jobs.interface.encodeErrorResult(error, args);
       await expect(settle(n, jobId, true))
         .to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed")
         .withArgs((id) => id > 0n, wrapped("JobLedgerDeadlinePassed", [jobId, deadline]));
-      await n.jobs.connect(n.auditor.node).expireJob(jobId);
+      await n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
       await expectEnded(n, jobId, State.Refuted);
       await expect(settle(n, jobId, true))
         .to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed")
@@ -470,7 +600,7 @@ describe("JobLedger", () => {
       Claimed: [TIMINGS.compute, (n, id) => commitResult(n, id), "expireJob", State.Expired],
       Committed: [TIMINGS.commit, (n, id) => commitVerdict(n, id, n.north), "closeCommits", State.Expired],
       Revealing: [TIMINGS.reveal, (n, id) => reveal(n, id, n.north), "closeReveals", State.Expired],
-      Verified: [TIMINGS.release, (n, id) => custodian(n).openRelease(id), "expireJob", State.Expired],
+      Verified: [TIMINGS.release, (n, id) => custodian(n).openRelease(...given(n, id)), "expireJob", State.Expired],
       Opened: [
         TIMINGS.release, (n, id) => custodian(n).recordRelease(id, digest("release"), 1), "expireJob", State.Expired,
       ],
@@ -479,17 +609,17 @@ describe("JobLedger", () => {
       it(`${state} lasts its time to the second, then anybody among the members ends it`, async () => {
         const n = await loadFixture(ready);
         const jobId = await jobIn(n, state);
-        const { deadline } = await n.jobs.job(jobId);
+        const { deadline } = await n.jobs.progress(jobId);
         expect(deadline).to.equal(BigInt((await time.latest()) + lasts));
-        const finish = (signer) => n.jobs.connect(signer)[end](jobId);
+        const finish = (signer) => n.jobs.connect(signer)[end](...given(n, jobId));
         await time.setNextBlockTimestamp(deadline - 1n);
         await fails(n, finish(n.auditor.node), "JobLedgerDeadlineNotPassed", jobId, deadline);
         await time.setNextBlockTimestamp(deadline);
         await fails(n, act(n, jobId), "JobLedgerDeadlinePassed", jobId, deadline);
+        if (state === "Claimed") await time.increaseTo(deadline + BigInt(TIMINGS.claim));
         await expect(finish(n.stranger))
           .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotMember")
           .withArgs(n.stranger.address);
-        await time.setNextBlockTimestamp(deadline);
         await finish(n.auditor.account);
         await expectEnded(n, jobId, ended);
         if (state === "Opened") {
@@ -511,9 +641,9 @@ describe("JobLedger", () => {
     it("a dispute that nobody settles ends as Refuted", async () => {
       const n = await loadFixture(ready);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
-      const { deadline } = await n.jobs.job(jobId);
+      const { deadline } = await n.jobs.progress(jobId);
       expect(deadline).to.equal(BigInt((await time.latest()) + TIMINGS.dispute));
-      const expire = () => n.jobs.connect(n.auditor.node).expireJob(jobId);
+      const expire = () => n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
       await fails(n, expire(), "JobLedgerDeadlineNotPassed", jobId, deadline);
       await passDeadline(n, jobId);
       await expire();
@@ -523,8 +653,9 @@ describe("JobLedger", () => {
 
     it("expireJob reverts in states that end otherwise, and for unknown jobs", async () => {
       const n = await loadFixture(ready);
-      const expire = (jobId) => n.jobs.connect(n.auditor.node).expireJob(jobId);
-      await fails(n, expire(UNKNOWN), "JobLedgerUnknown", UNKNOWN);
+      const expire = (jobId) => n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
+      const nobodys = await n.jobs.jobIdOf(...given(n, UNKNOWN));
+      await fails(n, expire(nobodys), "JobLedgerUnknown", nobodys);
       let nonce = 10;
       for (const state of ["Committed", "Revealing", "Released"]) {
         const jobId = await jobIn(n, state, { nonce: ++nonce });
@@ -538,11 +669,9 @@ describe("JobLedger", () => {
     it("spends the reservation for good", async () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Verified");
-      await expect(n.jobs.connect(n.north.node).openRelease(jobId))
+      await expect(n.jobs.connect(n.north.node).openRelease(...given(n, jobId)))
         .to.emit(n.jobs, "ReleaseOpened")
-        .withArgs(jobId, n.north.id, (d) => d > 0n, 12, someHead)
-        .and.to.emit(n.budgets, "BudgetSettled")
-        .withArgs(jobId, n.bundle, n.grantId, 1_000);
+        .withArgs(jobId, n.north.id, (d) => d > 0n, 12, someHead);
       expect(await accountOf(n)).to.deep.equal([10_000, 0, 1_000]);
       expect(await usedOf(n)).to.equal(1);
     });
@@ -551,9 +680,9 @@ describe("JobLedger", () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Verified");
       const jobs = n.jobs.connect(n.south.node);
-      await fails(n, jobs.openRelease(jobId), "JobLedgerNotCustodian", jobId, n.south.id);
-      await fails(n, jobs.refuseRelease(jobId, Refusal.ResultInvalid), "JobLedgerNotCustodian", jobId, n.south.id);
-      await n.jobs.connect(n.north.node).openRelease(jobId);
+      await fails(n, jobs.openRelease(...given(n, jobId)), "JobLedgerNotCustodian", jobId, n.south.id);
+      await fails(n, jobs.refuseRelease(...given(n, jobId), Refusal.ResultInvalid), "JobLedgerNotCustodian", jobId, n.south.id);
+      await n.jobs.connect(n.north.node).openRelease(...given(n, jobId));
       await fails(n, jobs.recordRelease(jobId, digest("release"), 1), "JobLedgerNotCustodian", jobId, n.south.id);
     });
 
@@ -572,7 +701,7 @@ describe("JobLedger", () => {
         const n = await loadFixture(ready);
         const jobId = await jobIn(n, "Verified");
         await change(n);
-        await expect(n.jobs.connect(n.north.node).openRelease(jobId))
+        await expect(n.jobs.connect(n.north.node).openRelease(...given(n, jobId)))
           .to.emit(n.jobs, "JobEnded")
           .withArgs(jobId, State.Verified, State[state], Refusal[reason], 12, someHead);
         await expectEnded(n, jobId, State[state], Refusal[reason]);
@@ -591,7 +720,7 @@ describe("JobLedger", () => {
       const passed = await jobIn(n, "Verified", { nonce: 2, grantId: onRetained, artifactId: retained });
       await time.increaseTo(soon);
       for (const [jobId, reason] of [[expired, "GrantExpired"], [passed, "RetentionPassed"]]) {
-        await n.jobs.connect(n.north.node).openRelease(jobId);
+        await n.jobs.connect(n.north.node).openRelease(...given(n, jobId));
         await expectEnded(n, jobId, State.Refused, Refusal[reason]);
       }
     });
@@ -602,7 +731,7 @@ describe("JobLedger", () => {
       const result = await n.lineage.derivedIdOf(jobId, Kind.Result);
       await govern(n, n.lineage, "setFrozen", [result, true]);
       expect((await n.lineage.artifact(result)).frozen).to.equal(Freeze.ByCouncil);
-      await n.jobs.connect(n.north.node).openRelease(jobId);
+      await n.jobs.connect(n.north.node).openRelease(...given(n, jobId));
       await expectEnded(n, jobId, State.Refused, Refusal.ArtifactFrozen);
     });
 
@@ -611,7 +740,7 @@ describe("JobLedger", () => {
       const jobId = await jobIn(n, "Verified");
       await post(n, { nonce: 2 });
       await post(n, { nonce: 3 });
-      await n.jobs.connect(n.north.node).openRelease(jobId);
+      await n.jobs.connect(n.north.node).openRelease(...given(n, jobId));
       expect(await stateOf(n, jobId)).to.equal(State.Opened);
     });
   });
@@ -621,7 +750,7 @@ describe("JobLedger", () => {
       const n = await loadFixture(ready);
       for (const [nonce, reason] of [[1, "PossessionUnproven"], [2, "ResultInvalid"], [3, "LevelTooLow"]]) {
         const jobId = await jobIn(n, "Verified", { nonce });
-        await expect(n.jobs.connect(n.north.node).refuseRelease(jobId, Refusal[reason]))
+        await expect(n.jobs.connect(n.north.node).refuseRelease(...given(n, jobId), Refusal[reason]))
           .to.emit(n.jobs, "JobEnded")
           .withArgs(jobId, State.Verified, State.Refused, Refusal[reason], 12, someHead);
         await expectGivenBack(n);
@@ -632,10 +761,10 @@ describe("JobLedger", () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Verified");
       const jobs = n.jobs.connect(n.north.node);
-      await expect(jobs.refuseRelease(jobId, Refusal.None))
+      await expect(jobs.refuseRelease(...given(n, jobId), Refusal.None))
         .to.be.revertedWithCustomError(n.jobs, "JobLedgerInvalidParameters");
-      await jobs.openRelease(jobId);
-      const late = jobs.refuseRelease(jobId, Refusal.ResultInvalid);
+      await jobs.openRelease(...given(n, jobId));
+      const late = jobs.refuseRelease(...given(n, jobId), Refusal.ResultInvalid);
       await fails(n, late, "JobLedgerWrongState", jobId, State.Opened);
     });
   });
@@ -648,9 +777,8 @@ describe("JobLedger", () => {
       const release = digest("release");
       await expect(jobs.recordRelease(jobId, release, 1_500_000))
         .to.emit(n.jobs, "JobReleased")
-        .withArgs(jobId, n.north.id, release, 1_500_000, 1_000, 13, someHead);
-      const job = await n.jobs.job(jobId);
-      expect([job.state, job.releaseDigest, job.deadline]).to.deep.equal([State.Released, release, 0n]);
+        .withArgs(jobId, n.north.id, release, 1_500_000, 13, someHead);
+      await expectEnded(n, jobId, State.Released);
       await fails(n, jobs.recordRelease(jobId, release, 1), "JobLedgerWrongState", jobId, State.Released);
     });
 
@@ -672,16 +800,17 @@ describe("JobLedger", () => {
       Claimed: (id) => commitResult(n, id),
       Committed: (id) => commitVerdict(n, id, n.north),
       Revealing: (id) => reveal(n, id, n.north),
-      Verified: (id) => n.jobs.connect(n.north.node).openRelease(id),
+      Verified: (id) => n.jobs.connect(n.north.node).openRelease(...given(n, id)),
       Opened: (id) => n.jobs.connect(n.north.node).recordRelease(id, digest("release"), 1),
     };
     const others = {
-      Committed: (id) => n.jobs.connect(n.auditor.node).closeCommits(id),
-      Revealing: (id) => n.jobs.connect(n.auditor.node).closeReveals(id),
-      Verified: (id) => n.jobs.connect(n.north.node).refuseRelease(id, Refusal.ResultInvalid),
+      Committed: (id) => n.jobs.connect(n.auditor.node).closeCommits(...given(n, id)),
+      Revealing: (id) => n.jobs.connect(n.auditor.node).closeReveals(...given(n, id)),
+      Verified: (id) => n.jobs.connect(n.north.node).refuseRelease(...given(n, id), Refusal.ResultInvalid),
     };
+    const nobodys = await n.jobs.jobIdOf(...given(n, UNKNOWN));
     for (const step of [...Object.values(steps), ...Object.values(others)]) {
-      await fails(n, step(UNKNOWN), "JobLedgerUnknown", UNKNOWN);
+      await fails(n, step(nobodys), "JobLedgerUnknown", nobodys);
     }
     const grantId = await grant(n, { uses: 20 });
     let nonce = 0;
@@ -701,7 +830,7 @@ describe("JobLedger", () => {
         .withArgs((t) => t.claim === 7n && t.release === 600n);
       expect(await n.jobs.timings()).to.deep.equal([7n, 200n, 300n, 400n, 500n, 600n]);
       await expect(govern(n, n.jobs, "setQuorum", [3])).to.emit(n.jobs, "QuorumChanged").withArgs(3);
-      const job = await n.jobs.job(await post(n));
+      const job = await n.jobs.progress(await post(n));
       expect([job.replicas, job.deadline]).to.deep.equal([3n, BigInt((await time.latest()) + 7)]);
     });
 
@@ -716,7 +845,7 @@ describe("JobLedger", () => {
         await refused(govern(n, n.jobs, "setTimings", [{ ...TIMINGS, [name]: 0 }]));
       }
       await refused(govern(n, n.jobs, "setQuorum", [0]));
-      const some = Array(7).fill(n.manager.target);
+      const some = Array(6).fill(n.manager.target);
       for (const [timings, quorum] of [[{ ...TIMINGS, commit: 0 }, 2], [TIMINGS, 0]]) {
         await expect(ethers.deployContract("JobLedger", [...some, timings, quorum]))
           .to.be.revertedWithCustomError(n.jobs, "JobLedgerInvalidParameters");
@@ -729,6 +858,6 @@ async function judgedUntilReveal(n, verifiers) {
   const jobId = await jobIn(n, "Committed");
   for (const verifier of verifiers) await commitVerdict(n, jobId, verifier);
   await passDeadline(n, jobId);
-  await n.jobs.connect(n.auditor.node).closeCommits(jobId);
+  await n.jobs.connect(n.auditor.node).closeCommits(...given(n, jobId));
   return jobId;
 }

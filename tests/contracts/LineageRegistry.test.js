@@ -178,51 +178,26 @@ describe("LineageRegistry", () => {
         .to.be.revertedWithCustomError(n.participants, "ParticipantRegistryNotAuthority")
         .withArgs(n.north.id, n.north.node.address);
       await expect(n.lineage.connect(n.north.account).setFrozen(UNKNOWN, true))
-        .to.be.revertedWithCustomError(n.lineage, "LineageRegistryUnknown")
-        .withArgs(UNKNOWN);
+        .to.be.revertedWithCustomError(n.lineage, "LineageRegistryNotSteward")
+        .withArgs(UNKNOWN, n.north.account.address);
     });
   });
 
-  describe("recordDerived", () => {
-    it("hangs the result under the bundle and the release under the result", async () => {
+  describe("what jobs leave behind", () => {
+    it("has ids that follow from the job's, and can be frozen by the council alone", async () => {
       const n = await loadFixture(ready);
-      const jobId = await jobIn(n, "Released");
+      const jobId = await jobIn(n, "Verified");
       const result = await n.lineage.derivedIdOf(jobId, Kind.Result);
-      const release = await n.lineage.derivedIdOf(jobId, Kind.Release);
       expect(result).to.equal(ethers.keccak256(encode(["bytes32", "uint8"], [jobId, Kind.Result])));
-      const logs = await n.lineage.queryFilter(n.lineage.filters.DerivedRecorded());
-      expect(logs.map((log) => [log.args.artifactId, log.args.jobId, log.args.kind, [...log.args.parents]]))
-        .to.deep.equal([[result, jobId, Kind.Result, [n.bundle]], [release, jobId, Kind.Release, [result]]]);
-      expect((await n.lineage.artifact(result)).steward).to.equal(n.compute.id);
-      expect((await n.lineage.artifact(release)).steward).to.equal(n.north.id);
-      expect(await n.lineage.usability(result)).to.equal(Refusal.ArtifactMismatch);
-    });
-  });
-
-  describe("recordDerived, called by a council that gave itself the role", () => {
-    const record = (n, kind, content, parent) =>
-      govern(n, n.lineage, "recordDerived", [kind, KERNEL, n.north.id, n.keyId, content, parent]);
-    const armed = async () => {
-      const n = await ready();
-      await govern(n, n.manager, "grantRole", [1, n.council.target, 0]);
-      return n;
-    };
-    const refused = async (n, promise, error, args) =>
-      expect(promise)
-        .to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed")
-        .withArgs((id) => id > 0n, n.lineage.interface.encodeErrorResult(error, args));
-
-    it("reverts for a bundle, no content, an unknown parent, and a second time", async () => {
-      const n = await loadFixture(armed);
-      const content = digest("derived");
-      for (const kind of [Kind.None, Kind.Bundle]) {
-        await refused(n, record(n, kind, content, n.bundle), "LineageRegistryInvalidRegistration", [content]);
+      for (const member of [n.compute, n.north]) {
+        await expect(n.lineage.connect(member.account).setFrozen(result, true))
+          .to.be.revertedWithCustomError(n.lineage, "LineageRegistryNotSteward")
+          .withArgs(result, member.account.address);
       }
-      await refused(n, record(n, Kind.Result, ZERO, n.bundle), "LineageRegistryInvalidRegistration", [ZERO]);
-      await refused(n, record(n, Kind.Result, content, UNKNOWN), "LineageRegistryUnknownParent", [UNKNOWN]);
-      await record(n, Kind.Result, content, n.bundle);
-      const id = await n.lineage.derivedIdOf(KERNEL, Kind.Result);
-      await refused(n, record(n, Kind.Result, content, n.bundle), "LineageRegistryAlreadyKnown", [id]);
+      expect(await n.lineage.isFrozen(result)).to.equal(false);
+      await govern(n, n.lineage, "setFrozen", [result, true]);
+      expect(await n.lineage.isFrozen(result)).to.equal(true);
+      expect(await n.lineage.usability(result)).to.equal(Refusal.ArtifactMismatch);
     });
   });
 

@@ -180,6 +180,6 @@ describe("MemberCouncil", () => {
     const everybody = [...Object.values(n.members).flatMap((m) => [m.account, m.node]), n.deployer, n.stranger];
     for (const signer of everybody) expect((await n.manager.hasRole(0, signer.address))[0]).to.equal(false);
     expect((await n.manager.hasRole(0, n.council.target))[0]).to.equal(true);
-    expect((await n.manager.hasRole(1, n.jobs.target))[0]).to.equal(true);
+    expect((await n.manager.hasRole(1, n.participants.target))[0]).to.equal(true);
   });
 });

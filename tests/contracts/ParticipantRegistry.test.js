@@ -172,9 +172,21 @@ describe("ParticipantRegistry", () => {
       const { account, node, id } = n.south;
       expect(await n.participants.requireAuthority(account.address, Role.STEWARD)).to.equal(id);
       expect(await n.participants.requireAuthority(account.address, 0)).to.equal(id);
-      expect(await n.participants.requireNode(node.address, Role.VERIFIER)).to.equal(id);
+      const { number } = await n.participants.beside(id);
+      expect(await n.participants.requireNode(node.address, Role.VERIFIER)).to.deep.equal([id, number]);
       expect(await n.participants.requireMember(node.address)).to.equal(id);
       expect(await n.participants.requireMember(account.address)).to.equal(id);
+    });
+
+    it("count members in order of admission, and who computes and verifies beside one", async () => {
+      const n = await loadFixture(deployed);
+      const beside = async (member) => [...(await n.participants.beside(member.id))].map(Number);
+      expect(await beside(n.north)).to.deep.equal([1, 1, 2]);
+      expect(await beside(n.university)).to.deep.equal([3, 1, 3]);
+      expect(await beside(n.compute)).to.deep.equal([4, 0, 3]);
+      await setStatus(n, n.south, Status.Suspended);
+      expect(await beside(n.north)).to.deep.equal([1, 1, 1]);
+      expect(await beside(n.south)).to.deep.equal([2, 1, 2]);
     });
 
     it("revert for strangers, the wrong capacity, a missing role and inactive members", async () => {

@@ -1,11 +1,15 @@
 import { expect } from "chai";
-import { Kind, digest, govern, grant, jobIn, loadFixture, ready, registerBundle } from "./network.js";
+import { Kind, State, digest, ethers, grant, jobIn, loadFixture, post, ready, stateOf } from "./network.js";
 
-const [A, B] = [digest("job a"), digest("job b")];
+const UNKNOWN = digest("no such bundle");
+// The contract with an account in the job ledger's place.
 const asJobLedger = async () => {
   const n = await ready();
-  await govern(n, n.manager, "grantRole", [1, n.stranger.address, 0]);
-  return { ...n, ledger: n.budgets.connect(n.stranger) };
+  const budgets = await ethers.deployContract("PrivacyBudget", [
+    n.participants.target, n.lineage.target, n.stranger.address,
+  ]);
+  await budgets.connect(n.north.account).setBudget(n.bundle, 10_000);
+  return { ...n, budgets, ledger: budgets.connect(n.stranger) };
 };
 const accountOf = async (n) => [...(await n.budgets.account(n.bundle))].map(Number);
 
@@ -14,21 +18,20 @@ describe("PrivacyBudget", () => {
     it("raises and lowers the total, but not below what is reserved and spent", async () => {
       const n = await loadFixture(asJobLedger);
       const budgets = n.budgets.connect(n.north.account);
-      await n.ledger.reserve(A, n.bundle, n.grantId, 1_000);
-      await n.ledger.reserve(B, n.bundle, n.grantId, 500);
-      await n.ledger.settle(B);
+      await n.ledger.reserve(n.bundle, 1_500);
+      await n.ledger.settle(n.bundle, 500);
       await expect(budgets.setBudget(n.bundle, 1_499))
         .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetBelowCommitted")
         .withArgs(n.bundle, 1_499, 1_500);
       await expect(budgets.setBudget(n.bundle, 1_500)).to.emit(n.budgets, "BudgetSet").withArgs(n.bundle, 1_500);
       expect(await accountOf(n)).to.deep.equal([1_500, 1_000, 500]);
-      expect(await n.budgets.affordable(n.bundle, n.grantId, 1)).to.equal(false);
+      expect(await n.budgets.available(n.bundle)).to.equal(0n);
     });
 
     it("reverts for another steward, an unknown artifact, and a result", async () => {
       const n = await loadFixture(ready);
       const jobId = await jobIn(n, "Verified");
-      for (const id of [n.bundle, A, await n.lineage.derivedIdOf(jobId, Kind.Result)]) {
+      for (const id of [n.bundle, UNKNOWN, await n.lineage.derivedIdOf(jobId, Kind.Result)]) {
         await expect(n.budgets.connect(n.south.account).setBudget(id, 1))
           .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetNotSteward")
           .withArgs(id, n.south.account.address);
@@ -36,101 +39,48 @@ describe("PrivacyBudget", () => {
     });
   });
 
-  describe("reserve", () => {
-    it("sets rho aside under the bundle and the grant", async () => {
+  describe("reserve, settle and refund", () => {
+    it("set rho aside, spend it for good, or make it available again", async () => {
       const n = await loadFixture(asJobLedger);
-      await expect(n.ledger.reserve(A, n.bundle, n.grantId, 1_000))
-        .to.emit(n.budgets, "BudgetReserved")
-        .withArgs(A, n.bundle, n.grantId, 1_000);
+      await n.ledger.reserve(n.bundle, 1_000);
       expect(await accountOf(n)).to.deep.equal([10_000, 1_000, 0]);
-      expect(await n.budgets.committedUnder(n.grantId)).to.equal(1_000n);
+      await n.ledger.settle(n.bundle, 600);
+      expect(await accountOf(n)).to.deep.equal([10_000, 400, 600]);
+      await n.ledger.refund(n.bundle, 400);
+      expect(await accountOf(n)).to.deep.equal([10_000, 0, 600]);
     });
 
-    it("stops at the grant's limit", async () => {
-      const n = await loadFixture(asJobLedger);
-      await n.ledger.reserve(A, n.bundle, n.grantId, 4_000);
-      await expect(n.ledger.reserve(B, n.bundle, n.grantId, 1_001))
-        .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetExceeded")
-        .withArgs(n.bundle, 1_001, 1_000);
-      expect(await n.budgets.affordable(n.bundle, n.grantId, 1_001)).to.equal(false);
-      expect(await n.budgets.affordable(n.bundle, n.grantId, 1_000)).to.equal(true);
-      await n.ledger.reserve(B, n.bundle, n.grantId, 1_000);
-    });
-
-    it("stops at the bundle's joint limit over all grants", async () => {
-      const n = await loadFixture(asJobLedger);
-      const wide = await grant(n, { rhoMicro: 100_000 });
-      await n.ledger.reserve(A, n.bundle, n.grantId, 3_000);
-      await expect(n.ledger.reserve(B, n.bundle, wide, 7_001))
-        .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetExceeded")
-        .withArgs(n.bundle, 7_001, 7_000);
-      await n.ledger.reserve(B, n.bundle, wide, 7_000);
-      expect(await accountOf(n)).to.deep.equal([10_000, 10_000, 0]);
-    });
-
-    it("cannot be overflowed, and counts nothing for a grant on another bundle", async () => {
+    it("reserve nothing beyond the total, and cannot be overflowed", async () => {
       const n = await loadFixture(asJobLedger);
       const most = 2n ** 64n - 1n;
-      const wide = await grant(n, { rhoMicro: most });
+      const exceeded = (rho, left) =>
+        expect(n.ledger.reserve(n.bundle, rho))
+          .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetExceeded")
+          .withArgs(n.bundle, rho, left);
+      await exceeded(10_001, 10_000);
       await n.budgets.connect(n.north.account).setBudget(n.bundle, most);
-      await n.ledger.reserve(A, n.bundle, wide, most);
-      await expect(n.ledger.reserve(B, n.bundle, wide, most))
-        .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetExceeded")
-        .withArgs(n.bundle, most, 0);
-      const other = await registerBundle(n, "second");
-      await n.budgets.connect(n.north.account).setBudget(other, 100);
-      expect(await n.budgets.affordable(other, n.grantId, 1)).to.equal(false);
+      await n.ledger.reserve(n.bundle, most);
+      await exceeded(1, 0);
+      await exceeded(most, 0);
     });
 
-    it("reverts for a job that had its reservation", async () => {
+    it("settle and refund no more than is reserved", async () => {
       const n = await loadFixture(asJobLedger);
+      await n.ledger.reserve(n.bundle, 10);
       for (const end of ["settle", "refund"]) {
-        const job = digest(end);
-        await n.ledger.reserve(job, n.bundle, n.grantId, 10);
-        await n.ledger[end](job);
-        await expect(n.ledger.reserve(job, n.bundle, n.grantId, 10))
-          .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetAlreadyReserved")
-          .withArgs(job);
+        await expect(n.ledger[end](n.bundle, 11))
+          .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetNotReserved")
+          .withArgs(n.bundle, 11);
       }
     });
   });
 
-  describe("settle and refund", () => {
-    it("settling spends for good", async () => {
-      const n = await loadFixture(asJobLedger);
-      await n.ledger.reserve(A, n.bundle, n.grantId, 1_000);
-      await expect(n.ledger.settle(A))
-        .to.emit(n.budgets, "BudgetSettled")
-        .withArgs(A, n.bundle, n.grantId, 1_000);
-      expect(await accountOf(n)).to.deep.equal([10_000, 0, 1_000]);
-      expect(await n.budgets.committedUnder(n.grantId)).to.equal(1_000n);
-    });
-
-    it("refunding makes the rho available again", async () => {
-      const n = await loadFixture(asJobLedger);
-      await n.ledger.reserve(A, n.bundle, n.grantId, 1_000);
-      await expect(n.ledger.refund(A))
-        .to.emit(n.budgets, "BudgetRefunded")
-        .withArgs(A, n.bundle, n.grantId, 1_000);
-      expect(await accountOf(n)).to.deep.equal([10_000, 0, 0]);
-      expect(await n.budgets.committedUnder(n.grantId)).to.equal(0n);
-    });
-
-    it("happen once, never both, and never without a reservation", async () => {
-      const n = await loadFixture(asJobLedger);
-      for (const first of ["settle", "refund"]) {
-        const job = digest(first);
-        await n.ledger.reserve(job, n.bundle, n.grantId, 10);
-        await n.ledger[first](job);
-        for (const second of ["settle", "refund"]) {
-          await expect(n.ledger[second](job))
-            .to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetNotReserved")
-            .withArgs(job);
-        }
-      }
-      for (const end of ["settle", "refund"]) {
-        await expect(n.ledger[end](A)).to.be.revertedWithCustomError(n.budgets, "PrivacyBudgetNotReserved").withArgs(A);
-      }
-    });
+  it("stops jobs under several grants together at the bundle's limit, whatever each grant leaves them", async () => {
+    const n = await loadFixture(ready);
+    const wide = await grant(n, { rhoMicro: 100_000 });
+    expect(await stateOf(n, await post(n, { nonce: 1, rhoMicro: 3_000 }))).to.equal(State.Posted);
+    expect(await stateOf(n, await post(n, { nonce: 2, rhoMicro: 7_001, grantId: wide }))).to.equal(State.Denied);
+    expect(await stateOf(n, await post(n, { nonce: 3, rhoMicro: 7_000, grantId: wide }))).to.equal(State.Posted);
+    expect(await accountOf(n)).to.deep.equal([10_000, 10_000, 0]);
   });
 });

@@ -6,19 +6,23 @@ import {
 
 const UNKNOWN = digest("no such grant");
 const asSteward = (n) => n.rights.connect(n.north.account);
+const standing = async (n, grantId) => (await n.rights.standing(grantId))[0];
 const statusOf = async (n, grantId) => (await n.rights.grant(grantId)).status;
-const evaluate = (n, grantId, overrides = {}) => {
+const evaluate = async (n, grantId, overrides = {}) => {
   const given = {
     grantee: n.university.id, artifactId: n.bundle, purpose: PURPOSE, kernelId: KERNEL, rowLevel: false, ...overrides,
   };
-  return n.rights.evaluate(
+  const [refusal] = await n.rights.evaluate(
     grantId, given.grantee, given.artifactId, given.purpose, given.kernelId, given.rowLevel,
   );
+  return refusal;
 };
 const asJobLedger = async () => {
   const n = await ready();
-  await govern(n, n.manager, "grantRole", [1, n.stranger.address, 0]);
-  return n;
+  const rights = await ethers.deployContract("UsageRights", [
+    n.participants.target, n.lineage.target, n.stranger.address,
+  ]);
+  return { ...n, rights, grantId: await grant({ ...n, rights }) };
 };
 
 describe("UsageRights", () => {
@@ -75,7 +79,7 @@ describe("UsageRights", () => {
       expect(stored.terms).to.deep.equal([
         [KERNEL], 2n, BigInt(own.expiresAt), 5000n, 50n, Level.Replicated, 2n, true,
       ]);
-      expect(await n.rights.standing(grantId)).to.equal(Refusal.None);
+      expect(await standing(n, grantId)).to.equal(Refusal.None);
     });
 
     it("reverts when the caller is not the steward, or nobody asked", async () => {
@@ -124,7 +128,7 @@ describe("UsageRights", () => {
         .to.emit(n.rights, "UsageDenied")
         .withArgs(grantId, Refusal.CohortTooSmall, 2, (head) => head !== ZERO);
       expect(await statusOf(n, grantId)).to.equal(Grant.Denied);
-      expect(await n.rights.standing(grantId)).to.equal(Refusal.GrantNotOpen);
+      expect(await standing(n, grantId)).to.equal(Refusal.GrantNotOpen);
       await expect(asSteward(n).grantUsage(grantId, await terms()))
         .to.be.revertedWithCustomError(n.rights, "UsageRightsNotRequested")
         .withArgs(grantId, Grant.Denied);
@@ -157,7 +161,7 @@ describe("UsageRights", () => {
       await expect(asSteward(n).revokeUsage(n.grantId))
         .to.emit(n.rights, "UsageRevoked")
         .withArgs(n.grantId, 3, (head) => head !== ZERO);
-      expect(await n.rights.standing(n.grantId)).to.equal(Refusal.GrantRevoked);
+      expect(await standing(n, n.grantId)).to.equal(Refusal.GrantRevoked);
       await expect(asSteward(n).revokeUsage(n.grantId))
         .to.be.revertedWithCustomError(n.rights, "UsageRightsNotGranted")
         .withArgs(n.grantId, Grant.Revoked);
@@ -184,11 +188,11 @@ describe("UsageRights", () => {
         await expect(asSteward(n)[revoke](of)).to.emit(n.rights, event).withArgs(...args);
         for (const grantId of grants) {
           expect(await statusOf(n, grantId)).to.equal(Grant.Revoked);
-          expect(await n.rights.standing(grantId)).to.equal(Refusal.GrantRevoked);
+          expect(await standing(n, grantId)).to.equal(Refusal.GrantRevoked);
         }
         expect(await statusOf(n, open)).to.equal(Grant.Requested);
         await asSteward(n).grantUsage(open, await terms());
-        expect(await n.rights.standing(open)).to.equal(Refusal.None);
+        expect(await standing(n, open)).to.equal(Refusal.None);
       }
     });
 
@@ -197,11 +201,11 @@ describe("UsageRights", () => {
       const other = await registerBundle(n, "second");
       const onOther = await grant(n, {}, other);
       await asSteward(n).revokeArtifact(n.bundle);
-      expect(await n.rights.standing(onOther)).to.equal(Refusal.None);
+      expect(await standing(n, onOther)).to.equal(Refusal.None);
       await n.rights.connect(n.south.account).revokeGrantee(n.university.id);
-      expect(await n.rights.standing(onOther)).to.equal(Refusal.None);
+      expect(await standing(n, onOther)).to.equal(Refusal.None);
       await asSteward(n).revokeGrantee(n.university.id);
-      expect(await n.rights.standing(onOther)).to.equal(Refusal.GrantRevoked);
+      expect(await standing(n, onOther)).to.equal(Refusal.GrantRevoked);
     });
 
     it("revert for another's or no artifact", async () => {
@@ -215,21 +219,21 @@ describe("UsageRights", () => {
   });
 
   describe("consumeUse and restoreUse", () => {
-    it("count up to the cap and back", async () => {
+    it("count uses and rho up to the grant's limits and back", async () => {
       const n = await loadFixture(asJobLedger);
       const rights = n.rights.connect(n.stranger);
-      for (const used of [1, 2, 3]) {
-        await expect(rights.consumeUse(n.grantId))
-          .to.emit(n.rights, "UsageConsumed")
-          .withArgs(n.grantId, used, 2 + used, (head) => head !== ZERO);
-      }
-      await expect(rights.consumeUse(n.grantId))
-        .to.be.revertedWithCustomError(n.rights, "UsageRightsRefused")
-        .withArgs(n.grantId, Refusal.UsesExhausted);
-      await expect(rights.restoreUse(n.grantId))
-        .to.emit(n.rights, "UsageRestored")
-        .withArgs(n.grantId, 2, 6, (head) => head !== ZERO);
-      await rights.consumeUse(n.grantId);
+      const refused = (promise, reason) =>
+        expect(promise).to.be.revertedWithCustomError(n.rights, "UsageRightsRefused").withArgs(n.grantId, reason);
+      const counted = async () => [(await n.rights.grant(n.grantId)).used, await n.rights.committedUnder(n.grantId)];
+      await rights.consumeUse(n.grantId, 4_000);
+      await refused(rights.consumeUse(n.grantId, 1_001), Refusal.BudgetExceeded);
+      await rights.consumeUse(n.grantId, 600);
+      await rights.consumeUse(n.grantId, 400);
+      expect(await counted()).to.deep.equal([3n, 5_000n]);
+      await refused(rights.consumeUse(n.grantId, 0), Refusal.UsesExhausted);
+      await rights.restoreUse(n.grantId, 600);
+      expect(await counted()).to.deep.equal([2n, 4_400n]);
+      await rights.consumeUse(n.grantId, 600);
     });
 
     it("revert for grants that do not stand, and when nothing is counted", async () => {
@@ -237,15 +241,20 @@ describe("UsageRights", () => {
       const rights = n.rights.connect(n.stranger);
       const refused = (promise, ...args) =>
         expect(promise).to.be.revertedWithCustomError(n.rights, "UsageRightsRefused").withArgs(...args);
-      await refused(rights.consumeUse(UNKNOWN), UNKNOWN, Refusal.GrantUnknown);
+      await refused(rights.consumeUse(UNKNOWN, 1), UNKNOWN, Refusal.GrantUnknown);
       const open = await ask(n);
-      await refused(rights.consumeUse(open), open, Refusal.GrantNotOpen);
-      await asSteward(n).revokeUsage(n.grantId);
-      await refused(rights.consumeUse(n.grantId), n.grantId, Refusal.GrantRevoked);
-      await expect(rights.restoreUse(n.grantId))
+      await refused(rights.consumeUse(open, 1), open, Refusal.GrantNotOpen);
+      await rights.consumeUse(n.grantId, 10);
+      await expect(rights.restoreUse(n.grantId, 11))
         .to.be.revertedWithCustomError(n.rights, "UsageRightsNothingToRestore")
         .withArgs(n.grantId);
-      await expect(rights.restoreUse(UNKNOWN))
+      await rights.restoreUse(n.grantId, 10);
+      await asSteward(n).revokeUsage(n.grantId);
+      await refused(rights.consumeUse(n.grantId, 1), n.grantId, Refusal.GrantRevoked);
+      await expect(rights.restoreUse(n.grantId, 0))
+        .to.be.revertedWithCustomError(n.rights, "UsageRightsNothingToRestore")
+        .withArgs(n.grantId);
+      await expect(rights.restoreUse(UNKNOWN, 1))
         .to.be.revertedWithCustomError(n.rights, "UsageRightsUnknown")
         .withArgs(UNKNOWN);
     });

@@ -80,28 +80,18 @@ export async function deployOver(beneath, { wired = async () => {}, handOver = a
   const keys = await ethers.deployContract("KeyRegistry", [manager.target, participants.target]);
   const lineage = await ethers.deployContract("LineageRegistry", [manager.target, participants.target, keys.target]);
   const consents = await ethers.deployContract("ConsentRegistry", [participants.target]);
-  const rights = await ethers.deployContract("UsageRights", [manager.target, participants.target, lineage.target]);
-  const budgets = await ethers.deployContract("PrivacyBudget", [
-    manager.target, participants.target, lineage.target, rights.target,
-  ]);
+  const nonce = (await deployer.getNonce()) + 2;
+  const known = [participants.target, lineage.target, ethers.getCreateAddress({ from: deployer.address, nonce })];
+  const rights = await ethers.deployContract("UsageRights", known);
+  const budgets = await ethers.deployContract("PrivacyBudget", known);
   const jobs = await ethers.deployContract("JobLedger", [
-    manager.target, participants.target, keys.target, lineage.target, consents.target, rights.target, budgets.target,
-    TIMINGS, QUORUM,
+    manager.target, participants.target, lineage.target, consents.target, rights.target, budgets.target, TIMINGS, QUORUM,
   ]);
   const council = await ethers.deployContract("MemberCouncil", [participants.target, VOTING_PERIOD, QUORUM_BPS]);
   const validators = await ethers.deployContract("ValidatorSet", [manager.target, CHAIN]);
-  const reserved = [
-    [1, lineage, ["recordDerived"]],
-    [1, rights, ["consumeUse", "restoreUse"]],
-    [1, budgets, ["reserve", "settle", "refund"]],
-    [2, permissions, ["allow", "revoke"]],
-  ];
-  for (const [role, target, names] of reserved) {
-    const selectors = names.map((name) => target.interface.getFunction(name).selector);
-    await manager.setTargetFunctionRole(target.target, selectors, role);
-  }
-  await manager.grantRole(1, jobs.target, 0);
-  await manager.grantRole(2, participants.target, 0);
+  const selectors = ["allow", "revoke"].map((name) => permissions.interface.getFunction(name).selector);
+  await manager.setTargetFunctionRole(permissions.target, selectors, 1);
+  await manager.grantRole(1, participants.target, 0);
   await wired(permissions, deployer);
 
   const members = {};
@@ -220,11 +210,19 @@ export function request(n, overrides = {}) {
   };
 }
 
-export async function post(n, overrides = {}) {
-  const given = request(n, overrides);
-  await n.jobs.connect(n.university.account).postJob(given);
-  return n.jobs.jobIdOf(n.university.id, given.nonce);
+const posted = new Map();
+
+/** Posts, and remembers what was asked: steps that end a job give it back. */
+export async function posting(n, overrides = {}) {
+  const asked = request(n, overrides);
+  const jobId = await n.jobs.jobIdOf(n.university.id, asked);
+  posted.set(jobId, [n.university.id, asked]);
+  return { jobId, sent: await n.jobs.connect(n.university.account).postJob(asked) };
 }
+export const post = async (n, overrides) => (await posting(n, overrides)).jobId;
+
+/** Requester and request of a job, as the ledger wants them back; those of nobody's job for an unknown id. */
+export const given = (n, jobId) => posted.get(jobId) ?? [n.university.id, request(n, { nonce: 1_000_000 })];
 
 export const RESULT = digest("result");
 export const SALT = digest("salt");
@@ -242,11 +240,73 @@ export async function commitment(n, jobId, verifier, result = RESULT, overrides 
 }
 
 export const claim = (n, jobId) => n.jobs.connect(n.compute.node).claimJob(jobId);
-export const commitResult = (n, jobId, result = RESULT) => n.jobs.connect(n.compute.node).commitResult(jobId, result);
+export const commitResult = (n, jobId, result = RESULT, verdicts = []) =>
+  n.jobs.connect(n.compute.node).commitResult(jobId, result, verdicts);
+
+const VERDICT = {
+  Verdict: [{ name: "jobId", type: "bytes32" }, { name: "commitment", type: "bytes32" }, { name: "deadline", type: "uint64" }],
+};
+export const NEVER = 2n ** 64n - 1n;
+
+/** A verifier's word on a commitment, for anybody to bring. */
+export async function signed(n, jobId, verifier, bound, overrides = {}) {
+  const { chainId } = await ethers.provider.getNetwork();
+  const { domain = {}, deadline = NEVER, signedJob = jobId } = overrides;
+  const signature = ethers.Signature.from(await verifier.node.signTypedData(
+    { name: "Usufruct", version: "1", chainId, verifyingContract: n.jobs.target, ...domain },
+    VERDICT,
+    { jobId: signedJob, commitment: bound, deadline },
+  ));
+  return { commitment: bound, deadline, r: signature.r, vs: signature.yParityAndS };
+}
+
+/** Signed verdicts of several verifiers, one digest each, in the order that the ledger wants. */
+export async function verdicts(n, jobId, found) {
+  const ascending = [...found].sort(([a], [b]) => (BigInt(a.node.address) < BigInt(b.node.address) ? -1 : 1));
+  return Promise.all(
+    ascending.map(async ([verifier, result]) => signed(n, jobId, verifier, await commitment(n, jobId, verifier, result))),
+  );
+}
 export const commitVerdict = async (n, jobId, verifier, result = RESULT) =>
-  n.jobs.connect(verifier.node).commitVerdict(jobId, await commitment(n, jobId, verifier, result));
-export const reveal = (n, jobId, verifier, result = RESULT) =>
-  n.jobs.connect(verifier.node).revealVerdict(jobId, result, possession(verifier, result), SALT);
+  n.jobs.connect(verifier.node).commitVerdicts(jobId, await verdicts(n, jobId, [[verifier, result]]));
+
+/** The job's events since its result was committed, as whoever reveals shows them. */
+export async function history(n, jobId) {
+  const logs = await ethers.provider.getLogs({ address: n.jobs.target, fromBlock: 0, topics: [null, jobId] });
+  const events = logs.map((log) => n.jobs.interface.parseLog(log));
+  const at = events.findIndex(({ name }) => name === "ResultCommitted");
+  if (at < 0) {
+    return { head: ZERO, executor: ZERO, resultDigest: ZERO, deadline: 0, verifiers: [], commitments: [], revealed: [] };
+  }
+  const named = (wanted) => events.filter(({ name }) => name === wanted);
+  const { executor, resultDigest, deadline } = events[at].args;
+  return {
+    head: events[at - 1].args.head,
+    executor,
+    resultDigest,
+    deadline,
+    verifiers: named("VerdictCommitted").map(({ args }) => args.verifier),
+    commitments: named("VerdictCommitted").map(({ args }) => args.commitment),
+    revealed: named("VerdictRevealed").map(({ args }) => ethers.keccak256(encode(
+      ["bytes32", "bytes32", "bytes32", "bytes32", "bool"],
+      [jobId, args.verifier, args.resultDigest, args.possession, args.agrees],
+    ))),
+  };
+}
+
+/** What a verifier committed to, to be opened at its place in the history. */
+export const opening = (committed, verifier, result = RESULT, overrides = {}) => ({
+  position: Math.max(0, committed.verifiers.indexOf(verifier.id)),
+  resultDigest: result,
+  possession: possession(verifier, result),
+  salt: SALT,
+  ...overrides,
+});
+export async function reveal(n, jobId, verifier, result = RESULT, overrides = {}) {
+  const committed = await history(n, jobId);
+  const opened = opening(committed, verifier, result, overrides);
+  return n.jobs.connect(verifier.node).revealVerdicts(...given(n, jobId), committed, [opened]);
+}
 
 const STEPS = [
   ["Posted", async () => {}],
@@ -258,7 +318,7 @@ const STEPS = [
   ["Verified", async (n, jobId) => {
     for (const verifier of [n.north, n.south, n.auditor]) await reveal(n, jobId, verifier);
   }],
-  ["Opened", (n, jobId) => n.jobs.connect(n.north.node).openRelease(jobId)],
+  ["Opened", (n, jobId) => n.jobs.connect(n.north.node).openRelease(...given(n, jobId))],
   ["Released", (n, jobId) => n.jobs.connect(n.north.node).recordRelease(jobId, digest("release"), 1_500_000)],
 ];
 
@@ -280,21 +340,21 @@ export async function judged(n, found, overrides = {}) {
   for (const [verifier, result] of committed) await commitVerdict(n, jobId, verifier, result);
   if (committed.length < verifiers.length) {
     await passDeadline(n, jobId);
-    await n.jobs.connect(n.auditor.node).closeCommits(jobId);
+    await n.jobs.connect(n.auditor.node).closeCommits(...given(n, jobId));
   }
   for (const [verifier, result] of committed) await reveal(n, jobId, verifier, result);
   return jobId;
 }
 
 export async function stateOf(n, jobId) {
-  return (await n.jobs.job(jobId)).state;
+  return (await n.jobs.progress(jobId)).state;
 }
 
 /** The next transaction is mined `seconds` after the job's deadline. */
 export async function atDeadline(n, jobId, seconds = 0) {
-  await time.setNextBlockTimestamp(Number((await n.jobs.job(jobId)).deadline) + seconds);
+  await time.setNextBlockTimestamp(Number((await n.jobs.progress(jobId)).deadline) + seconds);
 }
 
 export async function passDeadline(n, jobId) {
-  await time.increaseTo((await n.jobs.job(jobId)).deadline);
+  await time.increaseTo((await n.jobs.progress(jobId)).deadline);
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import eth_abi.abi
 import numpy as np
 import psutil
 import pytest
@@ -62,11 +63,13 @@ from usufruct.records import (
     KeyId,
     MemberStatus,
     Refusal,
+    Reveal,
     Role,
+    SignedVerdict,
     label,
     org_id,
 )
-from usufruct.verify import ResultManifest, possession, verdict_commitment
+from usufruct.verify import ResultManifest, possession, sign_verdict, verdict_commitment
 from usufruct_node.enrol import create_home_with_passphrase_files
 
 NORTH = "clinic-north"
@@ -93,7 +96,7 @@ class Mallory:
         """Serve a result and commit to it."""
         self.host.blocks.update({Cid.of(block): block for block in blocks})
         self.host.blocks[manifest.cid] = dag.encode(manifest.to_record())
-        self.node.transact("JobLedger", "commitResult", job, manifest.cid.digest)
+        self.node.transact("JobLedger", "commitResult", job, manifest.cid.digest, [])
 
     def serve_record(self, data: bytes) -> Cid:
         """Serve bytes as if they were a record."""
@@ -258,17 +261,32 @@ def test_an_executor_that_works_by_the_rules_is_verified_and_released(
     assert isinstance(error_of(lambda: mallory.host.fetch(network.ledger, NORTH, block)), PeerRefusedError)
 
 
-def test_an_executor_that_answers_late_or_never_gives_use_and_budget_back(
+def test_an_executor_that_answers_late_loses_its_turn_to_another(
+    shared_network: Consortium, mallory: Mallory
+) -> None:
+    network = shared_network
+    with network.timings(compute=3):
+        job = mallory.take()
+        manifest, blocks = network.computed(job)
+        ended = network.ended(job)
+    assert (ended.state, ended.executor) == (JobState.RELEASED, org_id("compute-1"))
+    late = error_of(lambda: mallory.commit(job, manifest, blocks))
+    assert isinstance(late, TransactionRevertedError)
+    assert late.name == "JobLedgerWrongState"
+
+
+def test_a_job_that_nobody_executes_gives_use_and_budget_back(
     shared_network: Consortium, mallory: Mallory
 ) -> None:
     network = shared_network
     before = network.account()
-    with network.timings(compute=2):
+    with network.timings(compute=2, claim=2):
         job = mallory.take()
         reserved, spent, used = before
         assert network.account() == (reserved + MICRO, spent, used + 1)
         manifest, blocks = network.computed(job)
-        assert network.ended(job).state is JobState.EXPIRED
+        with network.frozen("compute-1"):
+            assert network.ended(job).state is JobState.EXPIRED
     assert network.account() == before
     late = error_of(lambda: mallory.commit(job, manifest, blocks))
     assert isinstance(late, TransactionRevertedError)
@@ -284,7 +302,7 @@ def test_garbage_published_after_an_honest_commitment_is_never_decrypted(
         job = mallory.take()
         manifest, _ = network.computed(job)
         mallory.host.blocks[manifest.cid] = os.urandom(200)
-        mallory.node.transact("JobLedger", "commitResult", job, manifest.cid.digest)
+        mallory.node.transact("JobLedger", "commitResult", job, manifest.cid.digest, [])
         assert network.ended(job).state is JobState.EXPIRED
     events = network.events(job)
     assert "JobVerified" in events and "ReleaseOpened" not in events
@@ -307,6 +325,21 @@ def _commitment(network: Consortium, job: JobId, digest: bytes, held: bytes, sal
     )
 
 
+def _word(network: Consortium, job: JobId, commitment: bytes, name: str = "auditor") -> SignedVerdict:
+    return sign_verdict(
+        network.node_keys(name).ledger_key,
+        chain_id=network.ledger.network.chain_id,
+        job_ledger=network.ledger.network.contracts["JobLedger"],
+        job_id=job,
+        commitment=commitment,
+        deadline=1 << 40,
+    )
+
+
+def _reveal(digest: bytes, held: bytes, salt: bytes, name: str = "auditor") -> Reveal:
+    return Reveal(verifier=org_id(name), result_digest=digest, possession=held, salt=salt)
+
+
 def test_lazy_verifier_that_copies_the_public_digest_does_not_count(shared_network: Consortium) -> None:
     network = shared_network
     before = network.account()
@@ -316,9 +349,12 @@ def test_lazy_verifier_that_copies_the_public_digest_does_not_count(shared_netwo
             job = network.post()
             digest = network.reached(job, JobState.COMMITTED).result_digest
             held, salt = os.urandom(32), os.urandom(32)
-            lazy.transact("JobLedger", "commitVerdict", job, _commitment(network, job, digest, held, salt))
+            word = _word(network, job, _commitment(network, job, digest, held, salt))
+            lazy.transact("JobLedger", "commitVerdicts", job, [word])
             network.reached(job, JobState.REVEALING)
-            lazy.transact("JobLedger", "revealVerdict", job, digest, held, salt, least_gas=600_000)
+            lazy.transact(
+                "JobLedger", "revealVerdicts", job, [_reveal(digest, held, salt)], least_gas=600_000
+            )
             ended = network.ended(job)
     # Positive control: the ledger, which cannot see the bytes, counted it.
     assert "JobVerified" in network.events(job) and ended.agreeing == ended.replicas == 2
@@ -342,13 +378,15 @@ def test_copied_commitment_cannot_be_opened_and_its_silent_owner_does_not_stop_t
             return [event["args"] for event in told if event["name"] == "VerdictCommitted"]
 
         first = network.until(verdicts)[0]
-        copycat.transact("JobLedger", "commitVerdict", job, bytes.fromhex(first["commitment"][2:]))
+        word = _word(network, job, bytes.fromhex(first["commitment"][2:]))
+        copycat.transact("JobLedger", "commitVerdicts", job, [word])
         network.reached(job, JobState.REVEALING, JobState.VERIFIED)
         # It needs the other's salt, and even that opens the commitment for its owner only.
         revealed = network.until(lambda: _revealed(network, job, first["verifier"]))
-        refused = error_of(lambda: copycat.transact("JobLedger", "revealVerdict", job, *revealed))
+        network.until(lambda: network.ledger.job(job).agreeing == 2)
+        copied = _reveal(*revealed)
+        refused = error_of(lambda: copycat.transact("JobLedger", "revealVerdicts", job, [copied]))
         assert isinstance(refused, TransactionRevertedError)
-        assert refused.name in ("JobLedgerCommitmentMismatch", "JobLedgerWrongState")
         assert refused.name == "JobLedgerCommitmentMismatch"
         ended = network.ended(job)
     assert (ended.state, ended.commits, ended.agreeing) == (JobState.RELEASED, 3, 2)
@@ -366,8 +404,11 @@ def _revealed(network: Consortium, job: JobId, verifier: str) -> tuple[bytes, by
             sent = network.ledger.endpoint.call(
                 "eth_getTransactionByHash", "0x" + event.transaction_hash.hex()
             )
-            words = bytes.fromhex(sent["input"][10:])
-            return words[32:64], words[64:96], words[96:128]
+            types = load_abi("JobLedger").functions["revealVerdicts"].input_types
+            *_, committed, openings = eth_abi.abi.decode(types, bytes.fromhex(sent["input"][10:]))
+            for position, digest, held, salt in openings:
+                if "0x" + committed[4][position].hex() == verifier:
+                    return digest, held, salt
     return None
 
 
@@ -378,9 +419,11 @@ def test_dissenter_crying_wolf_forces_a_dispute_that_the_council_settles(shared_
         job = network.post()
         network.reached(job, JobState.COMMITTED)
         digest, held, salt = os.urandom(32), os.urandom(32), os.urandom(32)
-        wolf.transact("JobLedger", "commitVerdict", job, _commitment(network, job, digest, held, salt))
+        word = _word(network, job, _commitment(network, job, digest, held, salt))
+        wolf.transact("JobLedger", "commitVerdicts", job, [word])
         network.reached(job, JobState.REVEALING)
-        wolf.transact("JobLedger", "revealVerdict", job, digest, held, salt)
+        network.until(lambda: network.ledger.job(job).agreeing == 2)
+        wolf.transact("JobLedger", "revealVerdicts", job, [_reveal(digest, held, salt)])
         disputed = network.reached(job, JobState.DISPUTED)
     assert (disputed.agreeing, disputed.dissenting) == (2, 1)
     assert "JobVerified" not in network.events(job) and "ReleaseOpened" not in network.events(job)
@@ -413,11 +456,12 @@ def _agree(
             held=held[name],
             salt=salt,
         )
-        network.as_node(name).transact("JobLedger", "commitVerdict", job, commitment, least_gas=600_000)
+        word = _word(network, job, commitment, name)
+        network.as_node(name).transact("JobLedger", "commitVerdicts", job, [word], least_gas=600_000)
     network.reached(job, JobState.REVEALING)
     for name in names:
-        said = (manifest.cid.digest, held[name], salt)
-        network.as_node(name).transact("JobLedger", "revealVerdict", job, *said, least_gas=600_000)
+        said = _reveal(manifest.cid.digest, held[name], salt, name)
+        network.as_node(name).transact("JobLedger", "revealVerdicts", job, [said], least_gas=600_000)
 
 
 def test_verifier_colluding_with_the_executor_below_the_quorum_changes_nothing(

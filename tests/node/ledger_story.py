@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from eth_abi.abi import encode
 
-from chain_fixture import CAST, KERNEL, TERMS, Consortium, Vote, word
+from chain_fixture import CAST, KERNEL, TERMS, Consortium, Vote, reveal_moves, word
 from usufruct.ledger.abi import load_abi
+from usufruct.ledger.jobs import derived_id
 from usufruct.records import (
     ArtifactId,
+    ArtifactKind,
     GrantId,
     JobId,
     JobRequest,
@@ -79,7 +81,7 @@ class Story:
         ]
         self.net.together(vote.commit_move(self.net.network) for vote in votes)
         if reveal:
-            self.net.together(vote.reveal_move() for vote in votes)
+            self.net.together(reveal_moves(votes))
         return votes
 
     def custodian(self, *moves: tuple, by: str = "north") -> None:
@@ -246,6 +248,9 @@ def jobs_are_computed(told: Story) -> None:
     ballots["dispute-few"] = {"north": results["dispute-few"], "south": word(), "auditor": word()}
     told.vote(ballots)
     told.vote(unanimous({"revealing": results["revealing"]}), reveal=False)
+    for name in ("stale", "posted"):  # what is there already, and what may yet come
+        result = derived_id(told.jobs[name], ArtifactKind.RESULT)
+        told.net.govern("LineageRegistry", "setFrozen", result, True)
     for name, upheld in (("dispute-upheld", True), ("dispute-lost", False), ("dispute-few", True)):
         told.net.govern("JobLedger", "settleDispute", told.jobs[name], upheld)
     told.net.epoch("south", SCOPE)
@@ -303,7 +308,7 @@ def jobs_stall(told: Story) -> None:
     )
     disagreed = {"north": results["late-dispute"], "south": results["late-dispute"], "auditor": word()}
     dissent = told.vote({"late-dispute": disagreed}, reveal=False)
-    net.together(vote.reveal_move() for vote in opening if vote.job_id == jobs["late-record"])
+    net.together(reveal_moves(vote for vote in opening if vote.job_id == jobs["late-record"]))
     one = Vote.of(net["north"], jobs["late-reveal"], results["late-reveal"])
     others = [
         Vote.of(net[name], jobs["late-reveal"], results["late-reveal"]) for name in ("south", "auditor")
@@ -319,11 +324,11 @@ def jobs_stall(told: Story) -> None:
         [
             others[1].commit_move(net.network),
             (net["north"].node, "JobLedger", "openRelease", jobs["late-record"]),
-            *(vote.reveal_move() for vote in opening if vote.job_id == jobs["late-release"]),
-            *(vote.reveal_move() for vote in dissent),
+            *reveal_moves(vote for vote in opening if vote.job_id == jobs["late-release"]),
+            *reveal_moves(dissent),
         ]
     )
-    time.sleep(2.1)
+    time.sleep(3.1)
     closer = net["auditor"].node
     expired = [n for n in (*doors, "late-dispute") if n not in ("late-commit", "few-commits", "late-reveal")]
     net.together(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chain_fixture import CAST, KERNEL, Consortium, Vote, word
+from chain_fixture import CAST, KERNEL, Consortium, Vote, reveal_moves, word
 from usufruct.content import Cid, Codec
 from usufruct.records import (
     ArtifactId,
@@ -142,7 +142,7 @@ def life(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     votes = [Vote.of(net[name], told.job_id, digest) for name in sorted(VERIFIERS)]
     net.together(vote.commit_move(net.network) for vote in votes)
     moment("REVEALING")
-    net.together(vote.reveal_move() for vote in votes)
+    net.together(reveal_moves(votes))
     moment("VERIFIED")
     net["north"].node.transact("JobLedger", "openRelease", told.job_id)
     moment("OPENED")
@@ -327,7 +327,7 @@ def test_after_a_job_ended_without_release_nobody_gets_its_result_or_the_bundle(
     net.commit({job: digest})
     votes = [Vote.of(net[name], job, digest) for name in sorted(VERIFIERS)]
     net.together(vote.commit_move(net.network) for vote in votes)
-    net.together(vote.reveal_move() for vote in votes)
+    net.together(reveal_moves(votes))
     if end == JobState.REFUSED:
         net["north"].node.transact("JobLedger", "refuseRelease", job, Refusal.RESULT_INVALID)
     else:

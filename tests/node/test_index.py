@@ -22,6 +22,7 @@ from rpc_door import Call, door_to
 from usufruct.errors import LedgerError, LedgerUnreachableError, MissingEventError, StaleLedgerError
 from usufruct.ledger import Endpoints, Head, Ledger
 from usufruct.ledger.endpoint import Endpoint
+from usufruct.ledger.jobs import derived_id
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.records import (
     ArtifactKind,
@@ -85,12 +86,27 @@ def test_index_and_contracts_agree_on_every_key_domain(story: Story, index: Inde
 
 def test_index_and_contracts_agree_on_every_artifact(story: Story, index: Index) -> None:
     known = [item for kind in ArtifactKind if kind for item in index.artifacts(kind)]
-    assert {artifact_id for artifact_id, _ in known} == (
-        ids_of(story, "BundleRegistered", "artifactId") | ids_of(story, "DerivedRecorded", "artifactId")
+    results, releases = (
+        {derived_id(job, kind): job for job in ids_of(story, name, "jobId")}
+        for name, kind in (("JobVerified", ArtifactKind.RESULT), ("JobReleased", ArtifactKind.RELEASE))
     )
+    bundles = ids_of(story, "BundleRegistered", "artifactId")
+    assert {artifact_id for artifact_id, _ in known} == bundles | results.keys() | releases.keys()
     for artifact_id, record in known:
-        assert record == story.net.reader.artifact(artifact_id)
         assert index.artifact(artifact_id) == record
+        told = story.net.reader.artifact(artifact_id)
+        if artifact_id in bundles:
+            assert record == told
+            continue
+        job = story.net.reader.job((results | releases)[artifact_id])
+        derived = (record.content_digest, record.key_id, record.frozen)
+        if artifact_id in results:
+            assert derived == (job.result_digest, job.key_id, told.frozen)
+            assert record.steward == job.executor
+            assert index.ancestors(artifact_id)[0] == (artifact_id, job.request.artifact_id)
+        else:
+            assert derived == (job.release_digest, job.key_id, told.frozen)
+            assert index.ancestors(artifact_id)[0][1] in results
     assert {record.frozen for _, record in known} == {0, 1, 2}
     assert {record.kind for _, record in known} == set(ArtifactKind) - {ArtifactKind.NONE}
 

@@ -19,9 +19,10 @@ from usufruct_node.soak.watch import differences, grown
 
 JOB, ARTIFACT, GRANT = b"j" * 32, b"a" * 32, b"g" * 32
 LIFE = (
-    "JobPosted", "BudgetReserved", "JobClaimed", "ResultCommitted", "CommitsClosed", "JobVerified", "ReleaseOpened",
-    "BudgetSettled", "JobReleased",
+    "JobPosted", "JobClaimed", "ResultCommitted", "CommitsClosed", "JobVerified", "ReleaseOpened", "JobReleased",
 )  # fmt: skip
+ONCE = tuple(name for name in LIFE if name != "JobClaimed")
+"""Another may claim a job again when a claim lapsed."""
 
 
 def event(name: str, **args: object) -> LedgerEvent:
@@ -29,7 +30,8 @@ def event(name: str, **args: object) -> LedgerEvent:
         "jobId": JOB,
         "artifactId": ARTIFACT,
         "grantId": GRANT,
-        "rhoMicro": 5,
+        "request": {"rhoMicro": 5},
+        "from": 3,
         "releaseDigest": b"r" * 32,
     }
     return LedgerEvent(
@@ -68,7 +70,7 @@ def test_a_whole_life_of_a_job_breaks_nothing() -> None:
     assert complaints(LIFE) == []
 
 
-@pytest.mark.parametrize("missing", [name for name in LIFE if not name.startswith("Budget")][:-1])
+@pytest.mark.parametrize("missing", LIFE[:-1])
 def test_a_step_of_a_job_that_was_left_out_is_found(missing: str) -> None:
     assert any(missing in said for said in complaints([name for name in LIFE if name != missing]))
 
@@ -79,13 +81,13 @@ def test_a_release_without_verification_is_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("again", LIFE)
+@pytest.mark.parametrize("again", ONCE)
 def test_whatever_happens_twice_to_a_job_is_found(again: str) -> None:
     assert any(f"{again} twice" in said for said in complaints([*LIFE, again]))
 
 
 def test_a_step_after_the_end_of_a_job_is_found() -> None:
-    ended = [*LIFE[:5]]
+    ended = [*LIFE[:4]]
     books = Books()
     books.add([event("BudgetSet", totalRhoMicro=10), *map(event, ended), event("JobEnded", state=11)])
     assert any("after the end" in said for said in books.add([event("JobVerified")]))
@@ -93,7 +95,7 @@ def test_a_step_after_the_end_of_a_job_is_found() -> None:
 
 def test_budgets_that_do_not_conserve_are_found() -> None:
     assert any("does not conserve" in said for said in complaints(LIFE, total=4))
-    assert any("had not reserved" in said for said in complaints([n for n in LIFE if n != "BudgetReserved"]))
+    assert any("had nothing reserved" in said for said in complaints(LIFE[1:]))
 
 
 def test_the_same_seed_draws_the_same_actions_and_another_draws_others() -> None:

@@ -21,10 +21,7 @@ FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(Health
 PACKED = [codec for _, codec in EVENTS if Packing.of(codec.inputs) is not None]
 MUST_BE_PACKED = {
     "JobPosted",
-    "UsageConsumed",
-    "BudgetReserved",
     "VerdictRevealed",
-    "DerivedRecorded",
     "JobReleased",
 }
 

@@ -110,8 +110,7 @@ def test_two_partners_together_spend_no_more_than_one_account_holds(consortium: 
     assert tried == [JobState.POSTED, JobState.DENIED, JobState.POSTED, JobState.DENIED]
     # Positive control: each of them alone could have spent what was refused.
     committed = {
-        name: consortium.reader.read("PrivacyBudget", "committedUnder", grant)
-        for name, grant in grants.items()
+        name: consortium.reader.read("UsageRights", "committedUnder", grant) for name, grant in grants.items()
     }
     assert [sum(values) for values in committed.values()] == [6, 4]
     assert consortium.reader.budget(artifact).reserved == 10

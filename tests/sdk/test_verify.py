@@ -6,15 +6,23 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle_fixture import JOB_ID, SmallBundle
-from chain_fixture import KERNEL, Consortium, Vote, word
+from chain_fixture import KERNEL, Consortium, Vote, reveal_moves, word
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import ManifestError, ResultMismatchError, TransactionRevertedError, VerificationError
 from usufruct.records import JobRequest, JobState, label, org_id
-from usufruct.verify import ResultManifest, check_possessions, check_result, possession
+from usufruct.verify import (
+    ResultManifest,
+    check_possessions,
+    check_result,
+    possession,
+    sign_verdict,
+    signer_of,
+)
 
 RAW, RECORD = Cid.of(b"x", Codec.RAW), Cid.of(b"x", Codec.DAG_CBOR)
 RESULT = ResultManifest(
@@ -130,12 +138,13 @@ def test_the_contract_opens_exactly_the_commitments_that_were_made(consortium: C
         with pytest.raises(TransactionRevertedError, match="JobLedgerCommitmentMismatch"):
             ledger.transact(contract, *call)
     copied = replace(north, job_id=other)
-    net.together([(net["north"].node, "JobLedger", "commitVerdict", other, north.commitment(net.network))])
+    word_on_other = north.word(net.network, job_id=other)
+    net.together([(net["north"].node, "JobLedger", "commitVerdicts", other, [word_on_other])])
     net.together(Vote.of(net[name], other, digest).commit_move(net.network) for name in ("south", "auditor"))
     ledger, contract, *call = copied.reveal_move()
     with pytest.raises(TransactionRevertedError, match="JobLedgerCommitmentMismatch"):
         ledger.transact(contract, *call)
-    net.together(vote.reveal_move() for vote in (north, south, auditor))
+    net.together(reveal_moves((north, south, auditor)))
     assert net.reader.job(job).state == JobState.VERIFIED
 
 
@@ -164,6 +173,24 @@ def test_commitments_differ_by_chain_contract_job_verifier_and_salt(chain_id: in
         {"salt": bytes([salt[0] ^ 1]) + salt[1:]},
     ]
     assert len({verdict_commitment(**(usual | change)) for change in changes}) == len(changes)
+
+
+def test_a_verdict_is_recovered_to_the_account_that_signed_it_and_to_no_other_for_anything_else() -> None:
+    key = bytes(range(1, 33))
+    usual = {"chain_id": 7, "job_ledger": "0x" + "11" * 20, "job_id": JOB_ID}
+    given = sign_verdict(key, **usual, commitment=b"\1" * 32, deadline=1000)
+    account = Account.from_key(key).address
+    assert signer_of(given, **usual) == account
+    for changed in (
+        signer_of(given, **(usual | {"chain_id": 8})),
+        signer_of(given, **(usual | {"job_ledger": "0x" + "12" * 20})),
+        signer_of(given, **(usual | {"job_id": b"\x0b" * 32})),
+        signer_of(replace(given, commitment=b"\2" * 32), **usual),
+        signer_of(replace(given, deadline=1001), **usual),
+    ):
+        assert changed != account
+    with pytest.raises(VerificationError):
+        signer_of(replace(given, r=bytes(32)), **usual)
 
 
 def test_honest_executors_get_the_same_bits(bundle: SmallBundle) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from usufruct.errors import StaleLedgerError
 from usufruct.ledger.abi import args_to_json
+from usufruct.ledger.jobs import derived_id
 from usufruct.ledger.series import Link, event_codec, next_heads, series_of
 from usufruct.records import (
     ZERO_32,
@@ -162,30 +163,35 @@ def _bundle(step: Step, event: LedgerEvent, args: Args) -> None:
         given["consentScope"],
         to_signed(given["retainUntil"]),
         event.timestamp,
-        FreezeState.NONE,
+        _frozen_before(step, args["artifactId"]),
         None,
     )
     step.append(_ADD_POLICY, args["artifactId"], 1, given["policyDigest"])
     _edges(step, args["artifactId"], given["parents"])
 
 
-def _derived(step: Step, event: LedgerEvent, args: Args) -> None:
+def _derived(
+    step: Step, event: LedgerEvent, kind: ArtifactKind, *, steward: bytes, content: bytes, parent: bytes
+) -> None:
+    """What a job leaves behind; the ledger keeps no record of it but the job's events."""
+    job_id: Any = event.args["jobId"]
+    artifact_id = derived_id(job_id, kind)
     step.insert(
         "artifact",
-        args["artifactId"],
-        args["kind"],
-        args["steward"],
-        args["keyId"],
-        args["contentDigest"],
+        artifact_id,
+        kind,
+        steward,
+        _known(step, "job", job_id)["key_id"],
+        content,
         ZERO_32,
         0,
         ZERO_32,
         0,
         event.timestamp,
-        FreezeState.NONE,
-        args["jobId"],
+        _frozen_before(step, artifact_id),
+        job_id,
     )
-    _edges(step, args["artifactId"], args["parents"])
+    _edges(step, artifact_id, [parent])
 
 
 def _edges(step: Step, child: bytes, parents: list[bytes]) -> None:
@@ -201,7 +207,18 @@ def _policy(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _frozen(step: Step, event: LedgerEvent, args: Args) -> None:
-    step.update("artifact", args["artifactId"], frozen=args["frozen"])
+    if step.get("artifact", args["artifactId"]) is not None:
+        step.update("artifact", args["artifactId"], frozen=args["frozen"])
+    elif step.get("early_freeze", args["artifactId"]) is None:
+        step.insert("early_freeze", args["artifactId"], args["frozen"])
+    else:
+        step.update("early_freeze", args["artifactId"], frozen=args["frozen"])
+
+
+def _frozen_before(step: Step, artifact_id: bytes) -> int:
+    """The council may freeze what is not there yet."""
+    row = step.get("early_freeze", artifact_id)
+    return FreezeState.NONE if row is None else row["frozen"]
 
 
 def _epoch(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -241,10 +258,6 @@ def _denied(step: Step, event: LedgerEvent, args: Args) -> None:
     step.update("usage_grant", args["grantId"], status=GrantStatus.DENIED)
 
 
-def _used(step: Step, event: LedgerEvent, args: Args) -> None:
-    step.update("usage_grant", args["grantId"], used=args["used"])
-
-
 def _revoked(step: Step, event: LedgerEvent, args: Args) -> None:
     step.update("usage_grant", args["grantId"], status=GrantStatus.REVOKED)
 
@@ -281,18 +294,28 @@ def _budget_set(step: Step, event: LedgerEvent, args: Args) -> None:
         step.update("budget", args["artifactId"], total=total)
 
 
-def _budget_moved(reserved: int, spent: int) -> Handler:
-    def apply(step: Step, event: LedgerEvent, args: Args) -> None:
-        account = step.get("budget", args["artifactId"])
-        if account is None:
-            raise StaleLedgerError(f"the endpoint left out the budget before {event.name}")
-        moved = {
-            name: to_signed(from_signed(account[name]) + sign * args["rhoMicro"])
-            for name, sign in (("reserved", reserved), ("spent", spent))
-        }
-        step.update("budget", args["artifactId"], **moved)
+def _known(step: Step, table: str, *key: object) -> dict[str, Any]:
+    """A row that an earlier event made."""
+    row = step.get(table, *key)
+    if row is None:
+        raise StaleLedgerError(f"the endpoint left out the event that makes a row of {table}")
+    return row
 
-    return apply
+
+def _move_rho(step: Step, job: Mapping[str, Any], *, reserved: int = 0, spent: int = 0) -> None:
+    """Move a job's rho in its bundle's account."""
+    account = _known(step, "budget", job["artifact_id"])
+    rho = from_signed(job["rho_micro"])
+    moved = {
+        name: to_signed(from_signed(account[name]) + sign * rho)
+        for name, sign in (("reserved", reserved), ("spent", spent))
+    }
+    step.update("budget", job["artifact_id"], **moved)
+
+
+def _count_use(step: Step, job: Mapping[str, Any], uses: int) -> None:
+    grant = _known(step, "usage_grant", job["grant_id"])
+    step.update("usage_grant", job["grant_id"], used=grant["used"] + uses)
 
 
 def _insert_job(
@@ -304,6 +327,7 @@ def _insert_job(
     key_id: bytes,
     deadline: int,
     replicas: int,
+    asked: int,
     refusal: int,
 ) -> None:
     request = args["request"]
@@ -316,7 +340,7 @@ def _insert_job(
         key_id,
         deadline,
         replicas,
-        0,
+        asked,
         0,
         0,
         0,
@@ -345,11 +369,15 @@ def _posted(step: Step, event: LedgerEvent, args: Args) -> None:
         event,
         args,
         state=JobState.POSTED,
-        key_id=args["keyId"],
+        key_id=_known(step, "artifact", args["artifactId"])["key_id"],
         deadline=args["deadline"],
         replicas=args["replicas"],
+        asked=args["asked"],
         refusal=Refusal.NONE,
     )
+    job = _known(step, "job", args["jobId"])
+    _move_rho(step, job, reserved=1)
+    _count_use(step, job, 1)
 
 
 def _job_denied(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -362,6 +390,7 @@ def _job_denied(step: Step, event: LedgerEvent, args: Args) -> None:
         key_id=known["key_id"] if known else ZERO_32,
         deadline=0,
         replicas=0,
+        asked=0,
         refusal=Refusal(args["reason"]),
     )
 
@@ -387,6 +416,7 @@ def _committed(step: Step, event: LedgerEvent, args: Args) -> None:
         event,
         args,
         state=JobState.COMMITTED,
+        executor=args["executor"],
         result_digest=args["resultDigest"],
         asked=args["asked"],
         deadline=args["deadline"],
@@ -420,14 +450,28 @@ def _disputed(step: Step, event: LedgerEvent, args: Args) -> None:
 
 def _verified(step: Step, event: LedgerEvent, args: Args) -> None:
     _set_job(step, event, args, state=JobState.VERIFIED, deadline=args["deadline"])
+    job = _known(step, "job", args["jobId"])
+    _derived(
+        step,
+        event,
+        ArtifactKind.RESULT,
+        steward=job["executor"],
+        content=job["result_digest"],
+        parent=job["artifact_id"],
+    )
 
 
 def _ended(step: Step, event: LedgerEvent, args: Args) -> None:
+    if args["from"] != JobState.OPENED:
+        job = _known(step, "job", args["jobId"])
+        _move_rho(step, job, reserved=-1)
+        _count_use(step, job, -1)
     _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0)
 
 
 def _opened(step: Step, event: LedgerEvent, args: Args) -> None:
     _set_job(step, event, args, state=JobState.OPENED, deadline=args["deadline"])
+    _move_rho(step, _known(step, "job", args["jobId"]), reserved=-1, spent=1)
 
 
 def _released(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -440,6 +484,14 @@ def _released(step: Step, event: LedgerEvent, args: Args) -> None:
         release_digest=args["releaseDigest"],
         sigma_micro=to_signed(args["sigmaMicro"]),
     )
+    _derived(
+        step,
+        event,
+        ArtifactKind.RELEASE,
+        steward=args["custodian"],
+        content=args["releaseDigest"],
+        parent=derived_id(args["jobId"], ArtifactKind.RESULT),
+    )
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -450,22 +502,16 @@ _HANDLERS: dict[str, Handler] = {
     "KeyDomainRegistered": _key_registered,
     "KeyStatusChanged": _key_status,
     "BundleRegistered": _bundle,
-    "DerivedRecorded": _derived,
     "PolicyChanged": _policy,
     "ArtifactFrozen": _frozen,
     "ConsentEpochAnchored": _epoch,
     "UsageRequested": _requested,
     "UsageGranted": _granted,
     "UsageDenied": _denied,
-    "UsageConsumed": _used,
-    "UsageRestored": _used,
     "UsageRevoked": _revoked,
     "ArtifactUsageRevoked": _artifact_revoked,
     "GranteeUsageRevoked": _grantee_revoked,
     "BudgetSet": _budget_set,
-    "BudgetReserved": _budget_moved(1, 0),
-    "BudgetSettled": _budget_moved(-1, 1),
-    "BudgetRefunded": _budget_moved(-1, 0),
     "JobPosted": _posted,
     "JobDenied": _job_denied,
     "JobClaimed": _claimed,

@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS key_domain (
     registered_at INTEGER NOT NULL,
     status INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS early_freeze (
+    artifact_id BLOB PRIMARY KEY,
+    frozen INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS artifact (
     artifact_id BLOB PRIMARY KEY,
     kind INTEGER NOT NULL,

@@ -217,7 +217,7 @@ class RoleContext:
         if ledger.network.chain.empty_blocks:
             await self.transact(function, job_id)
             return
-        call = ledger.call_data("JobLedger", function, job_id)
+        call = await trio.to_thread.run_sync(ledger.call_data, "JobLedger", function, job_id)
         await self._send(partial(ledger.transact_many, [call], gas=_STEP_GAS))
         log.info("%s %s", function, job_id.hex()[:12])
 

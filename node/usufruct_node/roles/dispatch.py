@@ -30,6 +30,7 @@ _MOVED_ON = frozenset(
         "JobLedgerDeadlineNotPassed",
         "JobLedgerAlreadyCommitted",
         "JobLedgerAlreadyRevealed",
+        "JobLedgerHistoryMismatch",
     }
 )
 """Refusals that only say that somebody else was quicker, or that a block has passed."""

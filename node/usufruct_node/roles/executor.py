@@ -1,5 +1,5 @@
 """Executor: claims posted jobs, runs the kernel on ciphertexts, commits to the result, and keeps it back until verifiers
-have committed. Never sees a key.
+have committed. Brings the verifiers' words along with its own where they give them to it. Never sees a key.
 
 A result that it committed to and does not have, because the node was restored from an older backup, it computes again.
 """
@@ -23,6 +23,10 @@ from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, log, overdue, result_pin
+from usufruct_node.roles.gather import reveals, signed_verdicts
+
+_PATIENCE_SECONDS = 2.0
+"""For verifiers that are not as quick as this node, or gone."""
 
 _ANSWERED_FOR = (
     JobState.COMMITTED,
@@ -42,9 +46,13 @@ class Executor:
         self._room = room
         """Most jobs under way at once; others may have the rest."""
         self._unfit: set[JobId] = set()
+        self._revealed: set[JobId] = set()
+        """Jobs whose openings this node has gathered."""
 
     def wanted(self) -> list[JobRow]:
-        """Jobs on which this node has something to do: those it has claimed, and as many more as it has room for."""
+        """Jobs on which this node has something to do: those it has claimed, and as many more as it has room for, those among
+        them that another claimed and let lapse.
+        """
         org, now = self._context.org, self._context.now()
         rows = [
             row
@@ -52,14 +60,29 @@ class Executor:
             if row.job_id not in self._unfit and not overdue(row.job, now)
         ]
         claimed = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
-        posted = [row for row in rows if row.job.state == JobState.POSTED and row.job.requester != org]
-        return claimed + self._lost() + posted[: max(0, self._room - len(claimed))]
+        lapsed = [
+            row
+            for row in self._context.index.jobs(JobState.CLAIMED)
+            if overdue(row.job, now) and row.job.executor != org and row.job_id not in self._unfit
+        ]
+        free = [row for row in rows if row.job.state == JobState.POSTED] + lapsed
+        posted = [row for row in free if row.job.requester != org]
+        mine = [row for row in self._context.index.jobs(JobState.REVEALING) if row.job.executor == org]
+        self._revealed &= {row.job_id for row in mine}
+        revealing = [row for row in mine if row.job_id not in self._revealed and not overdue(row.job, now)]
+        lost = self._lost()
+        held = {row.job_id for row in lost}
+        room = max(0, self._room - len(claimed))
+        return claimed + lost + [row for row in revealing if row.job_id not in held] + posted[:room]
 
     async def handle(self, row: JobRow) -> None:
         """One step: claim, or compute and commit."""
         try:
-            if row.job.state == JobState.POSTED:
+            lapsed = row.job.state == JobState.CLAIMED and overdue(row.job, self._context.now())
+            if row.job.state == JobState.POSTED or lapsed:
                 await self._claim(row)
+            elif row.job.state == JobState.REVEALING and self._context.holdings.of(_result_cid(row)):
+                await self._reveal(row)
             else:
                 await self._execute(row)
         except BlockMismatchError:
@@ -83,6 +106,7 @@ class Executor:
 
     async def _execute(self, row: JobRow) -> None:
         context = self._context
+        begun = trio.current_time()
         result = await context.execute(row, await context.inputs(row))
         if row.job.state != JobState.CLAIMED:
             check_result(row.job.result_digest, result)
@@ -96,7 +120,18 @@ class Executor:
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )
         if row.job.state == JobState.CLAIMED:
-            await context.transact("commitResult", row.job_id, cid.digest)
+            # Verifiers began when the job was claimed, and need about as long.
+            patience = _PATIENCE_SECONDS + trio.current_time() - begun
+            left = row.job.deadline - context.now()
+            words = await signed_verdicts(context, row, patience_s=min(patience, left / 2))
+            await context.transact("commitResult", row.job_id, cid.digest, words)
+
+    async def _reveal(self, row: JobRow) -> None:
+        """Bring the verifiers' openings, once; who is left out reveals for itself."""
+        self._revealed.add(row.job_id)
+        found = await reveals(self._context, row, patience_s=_PATIENCE_SECONDS)
+        if found:
+            await self._context.transact("revealVerdicts", row.job_id, found)
 
 
 def _result_cid(row: JobRow) -> Cid:

@@ -29,12 +29,11 @@ _NEEDED = {
     "CommitsClosed": "ResultCommitted",
     "JobVerified": "CommitsClosed",
     "ReleaseOpened": "JobVerified",
-    "BudgetSettled": "ReleaseOpened",
     "JobReleased": "ReleaseOpened",
 }
 """What must have happened to a job before; JobVerified is what a release hangs on."""
 
-_ONCE = (*_NEEDED, "JobPosted", "JobDenied", "JobEnded", "BudgetReserved", "BudgetRefunded")
+_ONCE = (*(name for name in _NEEDED if name != "JobClaimed"), "JobPosted", "JobDenied", "JobEnded")
 _ENDS = ("JobReleased", "JobEnded")
 
 
@@ -61,7 +60,8 @@ class Books:
     released: dict[bytes, bytes] = field(default_factory=dict)
     """Digest of the release of each released job."""
     _seen: set[tuple[bytes, str]] = field(default_factory=set)
-    _reservations: dict[bytes, int] = field(default_factory=dict)
+    _reserved: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    """Bundle and micro-rho of each job that still holds its reservation."""
 
     def add(self, events: Sequence[LedgerEvent]) -> list[str]:
         """Take in finalised events in their order; returns what they break."""
@@ -79,10 +79,11 @@ class Books:
             broken += self._job_event(event.name, job)
             if event.name == "JobReleased":
                 self.released[job] = args["releaseDigest"]
+            broken += self._move_budget(event.name, job, args)
             if event.name in _ENDS:
                 self.ends[JobState(args.get("state", JobState.RELEASED)).name] += 1
-        if event.contract == "PrivacyBudget" and event.name.startswith("Budget"):
-            broken += self._budget_event(event.name, args)
+        if event.name == "BudgetSet":
+            self.accounts.setdefault(args["artifactId"], Account()).total = args["totalRhoMicro"]
         return broken
 
     def _job_event(self, name: str, job: bytes) -> list[str]:
@@ -101,21 +102,22 @@ class Books:
             self.open_jobs.discard(job)
         return broken
 
-    def _budget_event(self, name: str, args: dict[str, Any]) -> list[str]:
-        account = self.accounts.setdefault(args["artifactId"], Account())
-        if name == "BudgetSet":
-            account.total = args["totalRhoMicro"]
-            return []
-        job, rho = args["jobId"], args["rhoMicro"]
-        broken = []
-        if name == "BudgetReserved":
-            self._reservations[job] = rho
+    def _move_budget(self, name: str, job: bytes, args: dict[str, Any]) -> list[str]:
+        """What a step of a job does to its bundle's account: reserve, spend, or give back."""
+        if name == "JobPosted":
+            bundle, rho = args["artifactId"], args["request"]["rhoMicro"]
+            self._reserved[job] = bundle, rho
+            account = self.accounts.setdefault(bundle, Account())
             account.reserved += rho
-        else:
-            if self._reservations.pop(job, None) != rho:
-                broken.append(f"{name} of {rho} micro-rho that job {job.hex()[:12]} had not reserved")
+        elif name == "ReleaseOpened" or (name == "JobEnded" and args["from"] != JobState.OPENED):
+            if job not in self._reserved:
+                return [f"{name} of job {job.hex()[:12]}, which had nothing reserved"]
+            bundle, rho = self._reserved.pop(job)
+            account = self.accounts[bundle]
             account.reserved -= rho
-            account.spent += rho if name == "BudgetSettled" else 0
+            account.spent += rho if name == "ReleaseOpened" else 0
+        else:
+            return []
         if account.reserved < 0 or account.reserved + account.spent > account.total:
-            broken.append(f"budget of {args['artifactId'].hex()[:12]} does not conserve: {account}")
-        return broken
+            return [f"budget of {bundle.hex()[:12]} does not conserve: {account}"]
+        return []

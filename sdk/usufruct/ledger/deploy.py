@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import rlp
 from eth_abi.abi import encode
-from eth_utils.address import to_checksum_address
+from eth_utils.address import to_canonical_address, to_checksum_address
+from eth_utils.crypto import keccak
 
 from usufruct.errors import ConfigurationError, LedgerError
 from usufruct.ledger.abi import IMPLEMENTATIONS, abi_type, load_abi, to_abi
@@ -28,17 +30,8 @@ from usufruct.records import ZERO_32, Participant, Timings
 ADMIN_ROLE = 0
 """Role of the AccessManager for everything that is not wired otherwise; in the end the council's alone."""
 
-JOB_LEDGER_ROLE = 1
-"""Role for what a job's life changes in other contracts; held by `JobLedger`."""
-
-REGISTRY_ROLE = 2
+REGISTRY_ROLE = 1
 """Role for who may send transactions at all; held by `ParticipantRegistry`."""
-
-JOB_LEDGER_FUNCTIONS = {
-    "LineageRegistry": ("recordDerived",),
-    "UsageRights": ("consumeUse", "restoreUse"),
-    "PrivacyBudget": ("reserve", "settle", "refund"),
-}
 
 REGISTRY_FUNCTIONS = {"ChainPermissions": ("allow", "revoke")}
 
@@ -87,6 +80,8 @@ class Deployment(Protocol):
     def contract_address(self) -> str | None:
         """Address of the contract that the transaction created."""
 
+
+_MAX_NONCE = 100_000
 
 Transact = Callable[[str | None, bytes], Deployment]
 """Sends `(to, data)` as one transaction from the deployer's account, creating a contract when `to` is None.
@@ -174,26 +169,25 @@ def deploy(
     create("KeyRegistry", *at("AccessManager", "ParticipantRegistry"))
     create("LineageRegistry", *at("AccessManager", "ParticipantRegistry", "KeyRegistry"))
     create("ConsentRegistry", *at("ParticipantRegistry"))
-    create("UsageRights", *at("AccessManager", "ParticipantRegistry", "LineageRegistry"))
-    create("PrivacyBudget", *at("AccessManager", "ParticipantRegistry", "LineageRegistry", "UsageRights"))
+    job_ledger = contract_address(deployer, nonce_of(deployer, contracts["ConsentRegistry"]) + 3)
+    create("UsageRights", *at("ParticipantRegistry", "LineageRegistry"), job_ledger)
+    create("PrivacyBudget", *at("ParticipantRegistry", "LineageRegistry"), job_ledger)
     create(
         "JobLedger",
-        *at("AccessManager", "ParticipantRegistry", "KeyRegistry", "LineageRegistry"),
+        *at("AccessManager", "ParticipantRegistry", "LineageRegistry"),
         *at("ConsentRegistry", "UsageRights", "PrivacyBudget"),
         timings,
         quorum,
     )
+    if contracts["JobLedger"] != job_ledger:
+        raise LedgerError(f"JobLedger came to stand at {contracts['JobLedger']}, not at {job_ledger}")
     create("MemberCouncil", *at("ParticipantRegistry"), voting_period, quorum_bps)
     create("ValidatorSet", *at("AccessManager"), chain.proof_chain)
 
-    for role, holder, reserved in (
-        (JOB_LEDGER_ROLE, "JobLedger", JOB_LEDGER_FUNCTIONS),
-        (REGISTRY_ROLE, "ParticipantRegistry", REGISTRY_FUNCTIONS),
-    ):
-        for target, functions in reserved.items():
-            selectors = [load_abi(target).functions[function].selector for function in functions]
-            call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, role)
-        call("AccessManager", "grantRole", role, contracts[holder], 0)
+    for target, functions in REGISTRY_FUNCTIONS.items():
+        selectors = [load_abi(target).functions[function].selector for function in functions]
+        call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, REGISTRY_ROLE)
+    call("AccessManager", "grantRole", REGISTRY_ROLE, contracts["ParticipantRegistry"], 0)
     if chain.has_lists:
         (permissions,) = at("ChainPermissions")
         transact(TRANSACTION_ALLOW_LIST, set_role_call(permissions, AllowListRole.MANAGER))
@@ -211,6 +205,25 @@ def deploy(
     if chain.has_lists:
         _hand_over_lists(transact, contracts["MemberCouncil"], deployer, founders)
     return contracts
+
+
+def contract_address(creator: str, nonce: int) -> str:
+    """Checksummed address of the contract that an account's transaction with this nonce creates. Source: Yellow Paper, 7."""
+    return to_checksum_address(keccak(rlp.encode([to_canonical_address(creator), nonce]))[12:])
+
+
+def nonce_of(creator: str, created: str) -> int:
+    """Nonce of the transaction that created a contract.
+
+    Raises
+    ------
+    LedgerError
+        If none of the account's first 100,000 transactions did.
+    """
+    for nonce in range(_MAX_NONCE):
+        if contract_address(creator, nonce) == created:
+            return nonce
+    raise LedgerError(f"{creator} did not create {created} in its first {_MAX_NONCE} transactions")
 
 
 def _hand_over_lists(

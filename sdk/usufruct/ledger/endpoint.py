@@ -148,13 +148,31 @@ class Endpoint:
         """The block with this number."""
         return self._head(hex(number))
 
-    def logs(self, addresses: Sequence[str], first: int, last: int) -> list[dict[str, Any]]:
-        """Raw logs of blocks first..last, both included, in order."""
+    def logs(
+        self, addresses: Sequence[str], first: int, last: int, *, subject: bytes | None = None, limit: int = 0
+    ) -> list[dict[str, Any]]:
+        """Raw logs of blocks first..last, both included, in order.
+
+        Parameters
+        ----------
+        subject :
+            Only logs whose first indexed argument is this.
+        limit :
+            Look no further once there are this many; 0 for all.
+        """
         found: list[dict[str, Any]] = []
         for start in range(first, last + 1, _LOG_SPAN):
             stop = min(start + _LOG_SPAN - 1, last)
-            query = {"address": list(addresses), "fromBlock": hex(start), "toBlock": hex(stop)}
+            query: dict[str, Any] = {
+                "address": list(addresses),
+                "fromBlock": hex(start),
+                "toBlock": hex(stop),
+            }
+            if subject is not None:
+                query["topics"] = [None, "0x" + subject.hex()]
             found.extend(self.call("eth_getLogs", query))
+            if limit and len(found) >= limit:
+                return found[:limit]
         return found
 
     def code(self, address: str) -> bytes:

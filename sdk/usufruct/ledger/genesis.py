@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import rlp
-from eth_utils.address import to_checksum_address
-from eth_utils.crypto import keccak
-
 from usufruct.errors import ConfigurationError
 from usufruct.ledger.abi import CONTRACTS
-from usufruct.ledger.deploy import ChainLevel, deploy
+from usufruct.ledger.deploy import ChainLevel, contract_address, deploy
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.network import FinalityPin, Network
@@ -30,11 +26,6 @@ _CALL_GAS = 1_000_000
 @dataclass(frozen=True, slots=True)
 class _Created:
     contract_address: str | None
-
-
-def _created_address(sender: str, nonce: int) -> str:
-    """Address of the contract that a transaction creates: the last 20 bytes of keccak(rlp(sender, nonce))."""
-    return to_checksum_address(keccak(rlp.encode([bytes.fromhex(sender[2:]), nonce]))[-20:])
 
 
 def found_network(
@@ -90,7 +81,7 @@ def found_network(
         """Send without waiting: what follows is valid once this is mined, and nonces keep the order."""
         (sent,) = sender.submit_many([(to, data)], gas=_CALL_GAS if to else CREATION_GAS)
         pending.append(sent)
-        return _Created(None if to else _created_address(sender.address, sent.nonce))
+        return _Created(None if to else contract_address(sender.address, sent.nonce))
 
     addresses = deploy(
         transact=transact,

@@ -19,8 +19,20 @@ from usufruct.ledger.endpoint import Endpoint, Head, well_formed
 from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.finality.witness import is_final, reaches_quorum
 from usufruct.ledger.health import ChainHealth
+from usufruct.ledger.jobs import (
+    NO_COMMITMENTS,
+    NO_JOB,
+    NO_REQUEST,
+    NOBODY,
+    commitments_of,
+    job_of,
+    openings_of,
+    request_of,
+    steps_with_request,
+)
 from usufruct.ledger.network import Network
 from usufruct.ledger.sender import Receipt, Sender
+from usufruct.ledger.series import check_series
 from usufruct.records import (
     Artifact,
     ArtifactId,
@@ -29,6 +41,7 @@ from usufruct.records import (
     GrantId,
     Job,
     JobId,
+    JobProgress,
     KeyDomain,
     KeyId,
     LedgerEvent,
@@ -141,13 +154,29 @@ class Ledger:
 
     def transact(self, contract: str, function: str, *arguments: object, least_gas: int = 0) -> Receipt:
         """Send one call and wait until it is final; see `Sender.transact`."""
-        codec = load_abi(contract).functions[function]
-        data = codec.encode(arguments)
-        return self._require_sender().transact(self.network.contracts[contract], data, least_gas=least_gas)
+        target, data = self.call_data(contract, function, *arguments)
+        return self._require_sender().transact(target, data, least_gas=least_gas)
 
     def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
-        """Address and call data of a call: for proposals to the council and for batches."""
+        """Address and call data of a call: for proposals to the council and for batches.
+
+        Functions of `JobLedger` that want a job's request back take the job's id in its place, and `revealVerdicts` takes
+        `Reveal` records: the rest is read from the job's events.
+        """
+        if contract == "JobLedger" and function in steps_with_request():
+            arguments = self._with_past(function, *arguments)
         return self.network.contracts[contract], load_abi(contract).functions[function].encode(arguments)
+
+    def _with_past(self, function: str, *arguments: Any) -> tuple[object, ...]:
+        job_id, *others = arguments
+        events = self.job_events(job_id)
+        if not events:
+            return NOBODY, NO_REQUEST, *([NO_COMMITMENTS, []] if function == "revealVerdicts" else others)
+        requester = events[0].args["requester"]
+        if function == "revealVerdicts":
+            committed = commitments_of(events)
+            others = [committed, openings_of(committed, *others)]
+        return requester, request_of(events[0]), *others
 
     def transact_many(
         self, calls: Sequence[tuple[str | None, bytes]], *, gas: int = 1_000_000
@@ -163,7 +192,31 @@ class Ledger:
         LedgerUnreachableError, LedgerError
             If the endpoint does not answer, or not in a form that makes sense.
         """
-        logs = self.endpoint.logs([self.network.contracts[name] for name in CONTRACTS], first, last)
+        return self._decoded(
+            self.endpoint.logs([self.network.contracts[name] for name in CONTRACTS], first, last)
+        )
+
+    def job_events(self, job_id: JobId) -> list[LedgerEvent]:
+        """Every event of a job in finalised blocks, in order; none when nobody posted it.
+
+        Raises
+        ------
+        MissingEventError
+            If the endpoint leaves one out.
+        """
+        first = self.progress(job_id).posted_in
+        if first == 0:
+            return []
+        length, head = self.series_head("JobLedger", job_id)
+        last = self.finalised().number
+        logs = self.endpoint.logs(
+            [self.network.contracts["JobLedger"]], first, last, subject=job_id, limit=length
+        )
+        events = self._decoded(logs)
+        check_series(events, final_head=head)
+        return events
+
+    def _decoded(self, logs: list[dict[str, Any]]) -> list[LedgerEvent]:
         with well_formed(self.endpoint.url):
             missing = sorted({log["blockNumber"] for log in logs if "blockTimestamp" not in log})
             blocks = self.endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in missing])
@@ -235,8 +288,15 @@ class Ledger:
         return self._record(BudgetAccount, "PrivacyBudget", "account", artifact_id)
 
     def job(self, job_id: JobId) -> Job:
-        """A job; state NONE when unknown."""
-        return self._record(Job, "JobLedger", "job", job_id)
+        """A job, as its events tell it; state NONE when unknown."""
+        events = self.job_events(job_id)
+        if not events:
+            return NO_JOB
+        return job_of(events, self.artifact(request_of(events[0]).artifact_id).key_id)
+
+    def progress(self, job_id: JobId) -> JobProgress:
+        """Where a job stands; state NONE when unknown."""
+        return self._record(JobProgress, "JobLedger", "progress", job_id)
 
     def series_head(self, contract: str, key: bytes) -> tuple[int, bytes]:
         """Number of events in a series, and its rolling hash; `key` as in `usufruct.ledger.series.series_of`."""

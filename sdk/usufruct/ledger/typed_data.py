@@ -1,4 +1,4 @@
-"""EIP-712 typed data of the network: consent receipts, releases, statements on stored copies. Pure signing and recovery.
+"""EIP-712 typed data of the network: consent receipts, verdicts, releases, statements on stored copies. Pure signing, recovery.
 
 The domain carries chain id and contract, so nothing signed for one network or contract is valid on another.
 """
@@ -22,6 +22,14 @@ CONSENT_RECEIPT = {
         {"name": "noticeDigest", "type": "bytes32"},
         {"name": "givenAt", "type": "uint64"},
         {"name": "expiresAt", "type": "uint64"},
+    ]
+}
+
+VERDICT = {
+    "Verdict": [
+        {"name": "jobId", "type": "bytes32"},
+        {"name": "commitment", "type": "bytes32"},
+        {"name": "deadline", "type": "uint64"},
     ]
 }
 
@@ -87,6 +95,26 @@ def sign(
     return bytes(Account.sign_message(signable, private_key).signature)
 
 
+def recover(
+    signature: bytes, types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str
+) -> str:
+    """Checksummed address of the account that signed.
+
+    Raises
+    ------
+    VerificationError
+        If the signature is malformed.
+    """
+    try:
+        return str(
+            Account.recover_message(
+                _message(types, values, chain_id=chain_id, contract=contract), signature=signature
+            )
+        )
+    except Exception as exc:
+        raise VerificationError(f"malformed signature: {exc}") from exc
+
+
 def check_signature(
     signer: str,
     signature: bytes,
@@ -103,11 +131,6 @@ def check_signature(
     VerificationError
         If the signature is malformed or not by `signer`.
     """
-    try:
-        actual = Account.recover_message(
-            _message(types, values, chain_id=chain_id, contract=contract), signature=signature
-        )
-    except Exception as exc:
-        raise VerificationError(f"malformed signature: {exc}") from exc
+    actual = recover(signature, types, values, chain_id=chain_id, contract=contract)
     if actual != signer:
         raise VerificationError(f"signed by {actual}, not by {signer}")
