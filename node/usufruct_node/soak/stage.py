@@ -269,7 +269,7 @@ class Stage:
             kernels=_KERNELS,
             min_cohort=_MIN_COHORT,
             row_level=False,
-            max_rho_micro_per_job=MICRO,
+            max_rho_micro_per_job=_PLENTY * MICRO,  # cohorts that one withdrawal parts are charged as one
         )
         artifact_id = client.register(published, policy=policy, retain_days=30, budget_rho=_PLENTY)
         bundle = client.bundle(artifact_id)

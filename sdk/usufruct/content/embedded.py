@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
+from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
 from usufruct.content.durable import make_directory, sync_directory, translated
 from usufruct.content.files import BlockFiles
 from usufruct.errors import BlockMismatchError, BlockNotFoundError, CidError, ContentError
 
 
-class EmbeddedBlockStore:
+class EmbeddedBlockStore(CataloguedStore):
     """A `BlockStore` in one directory, for any number of threads and several processes.
 
     **Invariant:** a row in the catalogue is committed only after its file and the file's directory entry are
@@ -61,22 +60,6 @@ class EmbeddedBlockStore:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Release the catalogue and this session's staging directory; closing twice is harmless."""
-        self._catalogue.close()
-
-    def __enter__(self) -> EmbeddedBlockStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def put(self, data: bytes, codec: Codec = Codec.RAW, *, pin: str | None = None) -> Cid:
-        """Store one block durably; see `BlockStore.put`."""
-        return self.put_many([data], codec, pin=pin)[0]
-
     def put_many(
         self, blocks: Sequence[bytes], codec: Codec = Codec.RAW, *, pin: str | None = None
     ) -> list[Cid]:
@@ -111,61 +94,6 @@ class EmbeddedBlockStore:
             raise BlockMismatchError(f"block {cid} has another length on disk than when it was stored")
         cid.check(data)
         return data
-
-    def has(self, cid: Cid) -> bool:
-        """Say whether the block is here."""
-        return self._catalogue.has(cid)
-
-    def size(self, cid: Cid) -> int:
-        """Return the block's length in bytes; see `BlockStore.size`."""
-        return self._catalogue.size(cid)
-
-    def pin(self, cid: Cid, reason: str) -> None:
-        """Keep the block for `reason`; see `BlockStore.pin`."""
-        self._catalogue.pin(cid, reason)
-
-    def unpin(self, cid: Cid, reason: str) -> None:
-        """Drop the pin for `reason`, if there is one."""
-        self._catalogue.unpin(cid, reason)
-
-    def unpin_all(self, reason: str) -> int:
-        """Drop the pins of every block for `reason`; returns how many there were."""
-        return self._catalogue.unpin_all(reason)
-
-    def reasons(self, prefix: str) -> list[str]:
-        """Return the reasons in use that begin with `prefix`."""
-        return self._catalogue.reasons(prefix)
-
-    def pins(self, cid: Cid) -> frozenset[str]:
-        """Return the reasons for which the block is kept."""
-        return self._catalogue.pins(cid)
-
-    def pinned(self, reason: str) -> Iterator[Cid]:
-        """Iterate over the blocks that are kept for `reason`."""
-        return self._catalogue.pinned(reason)
-
-    def cids(self) -> Iterator[Cid]:
-        """Iterate over the blocks that are here, in order of their binary form."""
-        return self._catalogue.cids()
-
-    def holding(self, cids: Iterable[Cid]) -> AbstractContextManager[None]:
-        """Keep blocks in flight from `gc`; see `BlockStore.holding`."""
-        return self._catalogue.holding(cids)
-
-    def gc(self) -> int:
-        """Remove every block that nobody keeps, and files that no row knows; return how many rows went."""
-        removed = self._catalogue.with_reserve(self._collect)
-        self._catalogue.set_reserve()
-        return removed
-
-    def usage_bytes(self) -> int:
-        """Return the total length of the blocks that are here, in bytes."""
-        return self._catalogue.usage_bytes()
-
-    @property
-    def quota_bytes(self) -> int | None:
-        """Upper bound on `usage_bytes`, None for no bound but the disk's."""
-        return self._catalogue.quota_bytes
 
     def check(self) -> None:
         """Look whether blocks can be stored now; see `BlockStore.check`."""

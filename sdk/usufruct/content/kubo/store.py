@@ -7,14 +7,13 @@ pinned beside them. Kubo is not trusted more than a disk: what it hands out is m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
+from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
 from usufruct.content.durable import translated
 from usufruct.content.kubo.rpc import KuboRpc
@@ -24,7 +23,7 @@ _BATCH_BYTES: Final = 8 << 20
 _ATTEMPTS: Final = 5
 
 
-class KuboBlockStore:
+class KuboBlockStore(CataloguedStore):
     """A `BlockStore` whose blocks are in Kubo, for any number of threads and several processes of one node.
 
     **Invariant:** a row in the catalogue is committed only after Kubo has stored and pinned its block, and a block is unpinned
@@ -64,20 +63,8 @@ class KuboBlockStore:
 
     def close(self) -> None:
         """Release the catalogue and the connections; closing twice is harmless."""
-        self._catalogue.close()
+        super().close()
         self._rpc.close()
-
-    def __enter__(self) -> KuboBlockStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def put(self, data: bytes, codec: Codec = Codec.RAW, *, pin: str | None = None) -> Cid:
-        """Store one block durably; see `BlockStore.put`."""
-        return self.put_many([data], codec, pin=pin)[0]
 
     def put_many(
         self, blocks: Sequence[bytes], codec: Codec = Codec.RAW, *, pin: str | None = None
@@ -110,61 +97,6 @@ class KuboBlockStore:
             raise BlockMismatchError(f"block {cid} has another length in Kubo than when it was stored")
         cid.check(data)
         return data
-
-    def has(self, cid: Cid) -> bool:
-        """Say whether the block is here."""
-        return self._catalogue.has(cid)
-
-    def size(self, cid: Cid) -> int:
-        """Return the block's length in bytes; see `BlockStore.size`."""
-        return self._catalogue.size(cid)
-
-    def pin(self, cid: Cid, reason: str) -> None:
-        """Keep the block for `reason`; see `BlockStore.pin`."""
-        self._catalogue.pin(cid, reason)
-
-    def unpin(self, cid: Cid, reason: str) -> None:
-        """Drop the pin for `reason`, if there is one."""
-        self._catalogue.unpin(cid, reason)
-
-    def unpin_all(self, reason: str) -> int:
-        """Drop the pins of every block for `reason`; returns how many there were."""
-        return self._catalogue.unpin_all(reason)
-
-    def reasons(self, prefix: str) -> list[str]:
-        """Return the reasons in use that begin with `prefix`."""
-        return self._catalogue.reasons(prefix)
-
-    def pins(self, cid: Cid) -> frozenset[str]:
-        """Return the reasons for which the block is kept."""
-        return self._catalogue.pins(cid)
-
-    def pinned(self, reason: str) -> Iterator[Cid]:
-        """Iterate over the blocks that are kept for `reason`."""
-        return self._catalogue.pinned(reason)
-
-    def cids(self) -> Iterator[Cid]:
-        """Iterate over the blocks that are here, in order of their binary form."""
-        return self._catalogue.cids()
-
-    def holding(self, cids: Iterable[Cid]) -> AbstractContextManager[None]:
-        """Keep blocks in flight from `gc`; see `BlockStore.holding`."""
-        return self._catalogue.holding(cids)
-
-    def gc(self) -> int:
-        """Remove every block that nobody keeps, and what a crash left in Kubo; return how many rows went."""
-        removed = self._catalogue.with_reserve(self._collect)
-        self._catalogue.set_reserve()
-        return removed
-
-    def usage_bytes(self) -> int:
-        """Return the total length of the blocks that are here, in bytes."""
-        return self._catalogue.usage_bytes()
-
-    @property
-    def quota_bytes(self) -> int | None:
-        """Upper bound on `usage_bytes`, None for no bound but Kubo's."""
-        return self._catalogue.quota_bytes
 
     def check(self) -> None:
         """Look whether Kubo answers; see `BlockStore.check`."""
