@@ -20,6 +20,7 @@ settings.load_profile("untimed")
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plug-in that reads the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, and all of the five validators': networks are costly to start."""
     for item in items:
