@@ -13,8 +13,10 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
+VALIDATORS = "tests/consortium"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SUMMARY = re.compile(r"^\s*(\d+) (passing|failing|pending|skipped|todo)(?: \([^()]*\))?\s*$", re.MULTILINE)
 
@@ -91,13 +93,41 @@ def run_hardhat() -> Counts:
 
 
 def run_pytest(arguments: list[str]) -> Counts:
-    """Run pytest in two processes, with `arguments`: much of a network's time is waiting for blocks."""
+    """Run pytest with `arguments`; without any, the tests on five validators in a process beside the others.
+
+    Much of a network's time is waiting for blocks. What the process beside prints is shown when both are done.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "--numprocesses=2", "--dist=loadgroup"]
-        command += [f"--junitxml={report}", *arguments]
-        exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        return count_pytest(report, exit_code)
+        if arguments:
+            return pytest_process(Path(folder, "report.xml"), arguments).counts()
+        with Path(folder, "output").open("w+b") as output:
+            beside = pytest_process(Path(folder, "validators.xml"), [VALIDATORS], output)
+            try:
+                others = pytest_process(Path(folder, "report.xml"), [f"--ignore={VALIDATORS}"]).counts()
+                found = beside.counts()
+            finally:
+                beside.process.terminate()
+            output.seek(0)
+            sys.stdout.write(f"\n{VALIDATORS}, beside the others:\n{output.read().decode(errors='replace')}")
+        return others + found
+
+
+@dataclass(frozen=True)
+class PytestRun:
+    """A pytest process and where it reports."""
+
+    process: subprocess.Popen[bytes]
+    report: Path
+
+    def counts(self) -> Counts:
+        """Wait for its end and count."""
+        return count_pytest(self.report, self.process.wait())
+
+
+def pytest_process(report: Path, arguments: list[str], output: IO[bytes] | None = None) -> PytestRun:
+    """Start pytest; it prints to `output`, or else to the terminal."""
+    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
+    return PytestRun(subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output), report)
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 members, a running node, a running Kubo, a small sealed bundle."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -16,17 +15,6 @@ from usufruct.home import Home
 # A slow machine is not a failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-HERE = Path(__file__).parent
-
-
-@pytest.hookimpl(tryfirst=True)  # before the plug-in that reads the mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all of the five validators': networks are costly to start."""
-    for item in items:
-        place = item.path.relative_to(HERE)
-        group = place.parts[0] if place.parts[0] == "consortium" else str(place)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
