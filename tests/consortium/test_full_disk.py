@@ -17,7 +17,8 @@ import pytest
 from validators_fixture import RefusedError, TestValidators
 
 VICTIM = 5
-SPARE_BYTES = 4 << 20
+SPARE_BYTES = 640 << 20
+"""The engine does not start with less than 512 MiB."""
 MOST_PAYMENTS = 25
 FOLLOWS_SECONDS = 5.0
 
