@@ -320,7 +320,7 @@ def test_an_index_of_another_version_is_built_anew(story: Story, index: Index, t
     older = Index(path)
     assert older.cursor() is None
     catch_up(older, story.net.reader)
-    older.advance([], index.cursor())
+    index.advance([], older.cursor())
     older.close()
     assert tables(path) == tables(tmp_path / "index.db")
     Index(path).close()

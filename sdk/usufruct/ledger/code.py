@@ -28,6 +28,8 @@ _IMMUTABLES = {
     "RIGHTS": "UsageRights",
     "BUDGETS": "PrivacyBudget",
     "PERMISSIONS": "ChainPermissions",
+    "JOB_LEDGER": "JobLedger",
+    "_cachedThis": "JobLedger",
 }
 """Contract that each immutable address must be."""
 
