@@ -265,10 +265,10 @@ def test_an_executor_that_answers_late_loses_its_turn_to_another(
     shared_network: Consortium, mallory: Mallory
 ) -> None:
     network = shared_network
-    with network.timings(compute=3):
+    with network.timings(compute=12):
         job = mallory.take()
         manifest, blocks = network.computed(job)
-        ended = network.ended(job)
+        ended = network.ended(job, seconds=120)
     assert (ended.state, ended.executor) == (JobState.RELEASED, org_id("compute-1"))
     late = error_of(lambda: mallory.commit(job, manifest, blocks))
     assert isinstance(late, TransactionRevertedError)
