@@ -14,20 +14,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from usufruct.content import Cid, EmbeddedBlockStore, dag
 from usufruct.content.blockstore import MAX_BLOCK_BYTES
+from usufruct.content.durable import new_file, sync_directory
 from usufruct.errors import (
     BackupError,
     BlockNotFoundError,
@@ -173,7 +173,7 @@ def restore(archive: Path, root: Path, passphrase: str, *, advance: Advance = la
             manifest = _Unpacking(unfinished, SealedReader(file, passphrase), advance).run()
             _check_home(unfinished, manifest, passphrase)
             unfinished.rename(root)
-            _sync_directory(root.parent)
+            sync_directory(root.parent)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -258,26 +258,10 @@ def _indexed_block(index: Path) -> int:
     return -1 if row is None else int(row[0])
 
 
-@contextmanager
-def _new_file(target: Path) -> Iterator[Any]:
-    """A file that appears under its name only when it is whole, and never in the place of another."""
-    taken = ConfigurationError(f"{target} exists already", hint="choose another name, or move it away")
-    if os.path.lexists(target):
-        raise taken
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            target.hardlink_to(temporary)
-        except FileExistsError:
-            raise taken from None
-        _sync_directory(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _new_file(target: Path) -> AbstractContextManager[BinaryIO]:
+    return new_file(
+        target, ConfigurationError(f"{target} exists already", hint="choose another name, or move it away")
+    )
 
 
 # Reading.
@@ -465,11 +449,3 @@ def _translated(what: str) -> Iterator[None]:
         if exc.errno in _FULL:
             raise StoreFullError(f"{what}: the disk is full") from exc
         raise ContentError(f"{what}: {exc.strerror or exc}") from exc
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

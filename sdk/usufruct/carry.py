@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.content.durable import translated
+from usufruct.content.durable import new_file, translated
 from usufruct.errors import CarError, InputError
 from usufruct.publish import Destination, Progress, PublishedBundle, read_manifest
 
@@ -152,19 +152,5 @@ def import_bundle(path: Path, node: Destination, *, progress: Progress | None = 
     return PublishedBundle(cid=cid, manifest=manifest, size_bytes=size)
 
 
-@contextmanager
-def _new_file(target: Path) -> Iterator[BinaryIO]:
-    """A file of mode 0600 that appears under its name only when it is whole, and never in the place of another."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            target.hardlink_to(temporary)
-        except FileExistsError:
-            raise InputError(f"{target} exists already", hint="choose another name") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def _new_file(target: Path) -> AbstractContextManager[BinaryIO]:
+    return new_file(target, InputError(f"{target} exists already", hint="choose another name"))

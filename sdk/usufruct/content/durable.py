@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from usufruct.errors import ContentError, StoreFullError
+from usufruct.errors import ContentError, StoreFullError, UsufructError
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -55,3 +56,27 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def new_file(target: Path, taken: UsufructError) -> Iterator[BinaryIO]:
+    """A file of mode 0600 that appears under its name only when it is whole, and never in the place of another.
+
+    Raises `taken` if there is something under that name.
+    """
+    if os.path.lexists(target):
+        raise taken
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise taken from None
+        sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
