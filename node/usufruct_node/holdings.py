@@ -168,7 +168,10 @@ def may_read(
     if holding.purpose == Purpose.PARAMETERS:
         own = [row for row in index.jobs_with_parameters(cid.digest) if row.job.requester == holder]
         live = [row for row in own if row.job.state != JobState.DENIED]
-        return audits or any(_executes(member, row) or _keeps_key(index, member, row) for row in live)
+        return audits or any(
+            _executes(member, row) or _may_claim(member, row, now) or _keeps_key(index, member, row)
+            for row in live
+        )
     row = index.job(JobId(holding.ref))
     if row is None:
         return False
@@ -188,12 +191,17 @@ def _bundles_of(index: Index, holder: OrgId, holding: Holding) -> list[tuple[Art
 
 
 def _executes(member: Participant, row: JobRow) -> bool:
-    """The compute node of a job, those that may still claim it, and its verifiers; never the requester."""
+    """The compute node of a job and, once it is claimed, its verifiers; never the requester."""
     if member.id == row.job.requester:
         return False
-    if row.job.state == JobState.POSTED:
-        return bool(member.roles & Role.COMPUTE)
     return member.id == row.job.executor or (row.job.state in _EXECUTION and Role.VERIFIER in member.roles)
+
+
+def _may_claim(member: Participant, row: JobRow, now: int) -> bool:
+    """Compute nodes while a job is open, or its claim has lapsed; never the requester."""
+    lapsed = row.job.state == JobState.CLAIMED and now >= row.job.deadline
+    claimable = row.job.state == JobState.POSTED or lapsed
+    return claimable and Role.COMPUTE in member.roles and member.id != row.job.requester
 
 
 def _keeps_key(index: Index, member: Participant, row: JobRow) -> bool:

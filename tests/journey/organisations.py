@@ -256,7 +256,7 @@ class Consortium:
         request = self.ledger.job(job_id).request
         bundle = next(c.bundle for c in self.clinics.values() if c.bundle.artifact_id == request.artifact_id)
         epoch = self.ledger.consent_epoch(bundle.artifact.steward, bundle.artifact.consent_scope)
-        content = self.auditor.content
+        content = self.university.content
         status = ConsentStatus.from_record(
             content.get_record(Cid.from_digest(epoch.status_digest, Codec.DAG_CBOR), holder=bundle.steward)
         )

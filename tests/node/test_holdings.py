@@ -218,6 +218,17 @@ def test_from_the_second_retention_ends_nobody_gets_ciphertexts(life: Life) -> N
         assert after.allowed("OPENED", purpose, keeper=keeper) == set()
 
 
+def test_once_a_claim_lapses_other_compute_nodes_may_read_the_parameters_and_no_ciphertexts(life: Life) -> None:
+    row = life.indexes["CLAIMED"].job(life.job_id)
+    assert row
+    for now, others in ((row.job.deadline - 1, set()), (row.job.deadline, {"idle"})):
+        then = replace(life, now=now)
+        assert then.allowed("CLAIMED", Purpose.PARAMETERS) == EXECUTION | others
+        assert then.allowed("CLAIMED", Purpose.BUNDLE) == EXECUTION
+        # What was delivered in time does not lapse.
+        assert then.allowed("COMMITTED", Purpose.PARAMETERS) == EXECUTION
+
+
 def test_what_is_held_for_others_is_not_taken_for_an_own_bundle_nor_the_other_way(life: Life) -> None:
     assert life.allowed("OPENED", Purpose.HELD, keeper="north") == set()
     assert life.allowed("OPENED", Purpose.BUNDLE, keeper="idle") == set()

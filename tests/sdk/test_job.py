@@ -318,15 +318,17 @@ def test_a_posted_job_fixes_everything_by_hash(shared: Shared, bundle: SmallBund
     assert job.request.purpose == label(SCOPE)
 
 
-def test_the_same_nonce_twice_gives_a_typed_error_and_one_job(shared: Shared, bundle: SmallBundle) -> None:
+def test_the_same_request_twice_gives_a_typed_error_and_one_job(shared: Shared, bundle: SmallBundle) -> None:
     parameters = bundle.parameters()
     first = post(shared, parameters, nonce=7)
     before = len(shared.net.events(["JobPosted", "JobDenied"]))
     with pytest.raises(TransactionRevertedError, match="JobLedgerDuplicate") as caught:
-        post(shared, parameters, nonce=7, rho_micro=2000)
+        post(shared, parameters, nonce=7)
     assert caught.value.values == {"jobId": first}
-    assert shared.net.reader.job(first).request.rho_micro == 1000
     assert len(shared.net.events(["JobPosted", "JobDenied"])) == before
+    # Every field counts: what differs in any of them is another job.
+    other = post(shared, parameters, nonce=7, rho_micro=2000)
+    assert [shared.net.reader.job(job).request.rho_micro for job in (first, other)] == [1000, 2000]
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
 def test_protocol_opens_nothing_unverified_ends_every_job_and_conserves_budgets(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "_POLL_SECONDS", (0.01, 0.01))
     network = Consortium(chain.url, cast=CAST, timings=HOUR, profile="besu-qbft")
 
     class Model(Protocol):

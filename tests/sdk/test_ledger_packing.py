@@ -18,7 +18,7 @@ from usufruct.ledger.keccak import keccak_many
 from usufruct.ledger.packing import Packing
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-PACKED = [codec for _, codec in EVENTS if Packing.of(codec.inputs) is not None]
+PACKED = [codec for _, codec in EVENTS if codec.inputs and Packing.of(codec.inputs) is not None]
 MUST_BE_PACKED = {
     "JobPosted",
     "VerdictRevealed",

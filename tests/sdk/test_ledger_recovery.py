@@ -39,18 +39,20 @@ def test_the_registry_lies_in_storage_where_recovery_writes(tmp_path: Path) -> N
     output = solcx.compile_standard(given, solc_binary=solc)
     layout = output["contracts"][unit]["ParticipantRegistry"]["storageLayout"]
     slots = {entry["label"]: (int(entry["slot"]), entry["offset"]) for entry in layout["storage"]}
-    assert slots["_participants"] == (recovery.PARTICIPANTS_SLOT, 0)
+    assert slots["_members"] == (recovery.MEMBERS_SLOT, 0)
     assert slots["_activeWithRole"] == (recovery.ACTIVE_WITH_ROLE_SLOT, 0)
     assert slots["_active"] == (recovery.ACTIVE_SLOT, 0)
-    (struct,) = (t for name, t in layout["types"].items() if name.startswith("t_struct(Participant)"))
+    (struct,) = (t for name, t in layout["types"].items() if name.startswith("t_struct(Member)"))
     words = {member["label"]: (int(member["slot"]), member["offset"] * 8) for member in struct["members"]}
     assert words["nodeAccount"] == (recovery.NODE_ACCOUNT_WORD, 0)
     assert words["roles"] == (recovery.NODE_ACCOUNT_WORD, recovery.ROLES_SHIFT)
     assert words["status"] == (recovery.NODE_ACCOUNT_WORD, recovery.STATUS_SHIFT)
+    assert words["number"] == (recovery.NODE_ACCOUNT_WORD, recovery.NUMBER_SHIFT)
     assert [label for label, (slot, _) in words.items() if slot == recovery.NODE_ACCOUNT_WORD] == [
         "nodeAccount",
         "roles",
         "status",
+        "number",
     ]
 
 
@@ -191,8 +193,9 @@ def test_counts_are_those_of_the_members_left(
     left = [m for m in after if m.status is MemberStatus.ACTIVE]
     assert words[recovery.ACTIVE_SLOT] == len(left) > 0
     assert len(words) == 1 + len(Role) + len(suspend)
-    statuses = [word >> recovery.STATUS_SHIFT for word in words.values() if word >> recovery.ROLES_SHIFT]
-    assert statuses == [MemberStatus.SUSPENDED] * len(suspend)
+    rest = [word >> recovery.STATUS_SHIFT for word in words.values() if word >> recovery.ROLES_SHIFT]
+    numbers = [number for number, member in enumerate(members, start=1) if member.id in suspend]
+    assert rest == [MemberStatus.SUSPENDED | number << 8 for number in numbers]
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,14 @@ from usufruct.ledger.subnet_evm import TRANSACTION_ALLOW_LIST, AllowListRole
 from usufruct.records import MemberStatus, OrgId, Participant, Role
 
 # `ParticipantRegistry` as the compiler lays it out; tests/sdk/test_ledger_recovery.py asks the compiler.
-PARTICIPANTS_SLOT = 1
+MEMBERS_SLOT = 1
 ACTIVE_WITH_ROLE_SLOT = 4
 ACTIVE_SLOT = 6
-NODE_ACCOUNT_WORD = 2
-"""Word of a `Participant` that holds node account, roles and status, from the lowest bit on."""
+NODE_ACCOUNT_WORD = 1
+"""Word of a `Member` that holds node account, roles, status and number, from the lowest bit on."""
 ROLES_SHIFT = 160
 STATUS_SHIFT = 176
+NUMBER_SHIFT = 184
 
 
 def suspension_storage(participants: Iterable[Participant], suspend: Collection[OrgId]) -> dict[int, int]:
@@ -40,7 +41,7 @@ def suspension_storage(participants: Iterable[Participant], suspend: Collection[
     Parameters
     ----------
     participants :
-        All organisations ever admitted, as the registry has them now.
+        All organisations ever admitted, in order of admission, as the registry has them now.
     suspend :
         Active members to suspend.
 
@@ -62,11 +63,15 @@ def suspension_storage(participants: Iterable[Participant], suspend: Collection[
         words[_mapped(encode(["uint16"], [int(role)]), ACTIVE_WITH_ROLE_SLOT)] = sum(
             role in member.roles for member in left
         )
-    for member in known:
+    for number, member in enumerate(known, start=1):
         if member.id in suspend:
-            slot = _mapped(member.id, PARTICIPANTS_SLOT) + NODE_ACCOUNT_WORD
-            status = int(MemberStatus.SUSPENDED) << STATUS_SHIFT
-            words[slot] = int(member.node_account, 16) | int(member.roles) << ROLES_SHIFT | status
+            slot = _mapped(member.id, MEMBERS_SLOT) + NODE_ACCOUNT_WORD
+            words[slot] = (
+                int(member.node_account, 16)
+                | int(member.roles) << ROLES_SHIFT
+                | int(MemberStatus.SUSPENDED) << STATUS_SHIFT
+                | number << NUMBER_SHIFT
+            )
     return words
 
 
@@ -83,7 +88,7 @@ def recovery_upgrade(
     Parameters
     ----------
     network, participants :
-        The network, and all organisations ever admitted as its registry has them now.
+        The network, and all organisations ever admitted, in order of admission, as its registry has them now.
     suspend :
         Active members to suspend.
     activation :
