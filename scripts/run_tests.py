@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-VALIDATORS = "tests/consortium"
+NETWORKS = ("tests/journey", "tests/consortium")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SUMMARY = re.compile(r"^\s*(\d+) (passing|failing|pending|skipped|todo)(?: \([^()]*\))?\s*$", re.MULTILINE)
 
@@ -71,63 +72,47 @@ def count_pytest(report: Path, exit_code: int) -> Counts:
 def run_hardhat() -> Counts:
     """Run the contracts' tests, showing their output as it comes."""
     hardhat = ROOT / "node_modules" / ".bin" / "hardhat"
-    shown: list[str] = []
     try:
-        with subprocess.Popen(
-            [hardhat, "test"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process:
-            for line in process.stdout or ():
-                sys.stdout.write(line)
-                sys.stdout.flush()
-                shown.append(line)
-        exit_code = process.returncode
+        output, exit_code = shown([hardhat, "test"])
     except OSError as exc:
         sys.stdout.write(f"hardhat cannot be run: {exc}\n")
-        exit_code = 1
-    return count_hardhat("".join(shown), exit_code)
+        output, exit_code = "", 1
+    return count_hardhat(output, exit_code)
 
 
 def run_pytest(arguments: list[str]) -> Counts:
-    """Run pytest with `arguments`; without any, the tests on five validators in a process beside the others.
+    """Run pytest with `arguments`; without any, the tests on whole networks in a process beside the others.
 
-    Much of a network's time is waiting for blocks. What the process beside prints is shown when both are done.
+    Much of a network's time is waiting for blocks.
     """
+    if arguments:
+        return pytest_process(arguments)
+    apart = [f"--ignore={path}" for path in NETWORKS]
+    with ThreadPoolExecutor(2) as both:
+        beside = both.submit(pytest_process, NETWORKS, mark="networks | ")
+        others = both.submit(pytest_process, apart)
+        return beside.result() + others.result()
+
+
+def pytest_process(arguments: Sequence[str], *, mark: str = "") -> Counts:
+    """Run pytest in a process of its own, showing its output line by line."""
     with tempfile.TemporaryDirectory() as folder:
-        if arguments:
-            return pytest_process(Path(folder, "report.xml"), arguments).counts()
-        with Path(folder, "output").open("w+b") as output:
-            beside = pytest_process(Path(folder, "validators.xml"), [VALIDATORS], output)
-            try:
-                others = pytest_process(Path(folder, "report.xml"), [f"--ignore={VALIDATORS}"]).counts()
-                found = beside.counts()
-            finally:
-                beside.process.terminate()
-            output.seek(0)
-            sys.stdout.write(f"\n{VALIDATORS}, beside the others:\n{output.read().decode(errors='replace')}")
-        return others + found
+        report = Path(folder, "report.xml")
+        command = [sys.executable, "-u", "-m", "pytest", f"--junitxml={report}", *arguments]
+        return count_pytest(report, shown(command, mark=mark)[1])
 
 
-@dataclass(frozen=True)
-class PytestRun:
-    """A pytest process and where it reports."""
-
-    process: subprocess.Popen[bytes]
-    report: Path
-
-    def counts(self) -> Counts:
-        """Wait for its end and count."""
-        return count_pytest(self.report, self.process.wait())
-
-
-def pytest_process(report: Path, arguments: list[str], output: IO[bytes] | None = None) -> PytestRun:
-    """Start pytest; it prints to `output`, or else to the terminal."""
-    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
-    return PytestRun(subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output), report)
+def shown(command: Sequence[str | Path], *, mark: str = "") -> tuple[str, int]:
+    """Run a command in the clone, showing each line as it comes; returns the output and the exit code."""
+    output: list[str] = []
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            sys.stdout.write(mark + line)
+            sys.stdout.flush()
+            output.append(line)
+    return "".join(output), process.returncode
 
 
 def main() -> int:

@@ -50,7 +50,8 @@ def home_is_whole(network: Consortium, name: str) -> None:
         Cid.parse(path.name).check(path.read_bytes())
     assert [path for path in (home.blocks / "staging").rglob("*") if path.is_file()] == []
     assert list(home.root.glob(".*")) == []
-    for database in (home.index_database, home.node_database, home.blocks / "catalogue.db"):
+    own = [home.custodian_database] if home.custodian_database.exists() else []
+    for database in (home.index_database, home.node_database, home.blocks / "catalogue.db", *own):
         assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
 

@@ -1,4 +1,4 @@
-"""Networks for the journey: one that most tests share, and private ones for tests that break theirs."""
+"""Networks for the journey: one that most tests of a file share, and private ones for tests that break theirs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def _stop(network: Consortium, root: Path) -> None:
     assert not left, f"processes left behind: {left}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
-    """A network that every test leaves as it found it, but for finished jobs."""
+    """A network that every test leaves as it found it, but for finished jobs.
+
+    Of one file: a network that nobody needs any more costs most of a core, ten blocks a second.
+    """
     root = tmp_path_factory.mktemp("shared")
     network = Consortium(root)
     try:

@@ -49,8 +49,8 @@ def restore(archive: Path, root: Path, old: Home) -> None:
     words = ("restore", str(archive), "--home", str(root), "--passphrase-file", str(old.node_passphrase))
     told = run_cli("usufruct-node", *words)
     assert told.returncode == 0, told.stderr
-    for name in ("node.passphrase", "authority.passphrase"):
-        shutil.copy(old.root / name, root / name)
+    for passphrase in old.root.glob("*.passphrase"):
+        shutil.copy(passphrase, root / passphrase.name)
 
 
 def lose_and_restore(network: Consortium, archives: dict[str, Path], *names: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -158,6 +159,23 @@ def test_a_hostile_holder_beside_an_honest_one_costs_nothing_but_time(behaviour:
             assert "wrong block" in client.refusal_counts()
 
     in_network(scenario)
+
+
+def test_what_arrived_from_a_liar_while_its_lie_was_found_out_is_asked_of_another() -> None:
+    class SlowShelf(Shelf):
+        def keep(self, blocks: Sequence[tuple[Cid, bytes]]) -> None:
+            time.sleep(0.5)
+            super().keep(blocks)
+
+    async def scenario(network: Network) -> None:
+        honest = await network.start(0, read_block=HELD.get, quota=Quota(bytes_per_s=400_000.0))
+        hostile = await network.start_hostile(1, repeat)
+        client, shelf = await network.start(2, deadlines=QUICK), SlowShelf()
+        report = await fetch(client, [hostile, honest], shelf)
+        assert shelf.kept == HELD
+        assert set(report.struck) == {hostile.peer_id}
+
+    in_network(scenario, seconds=30)
 
 
 @pytest.mark.parametrize("behaviour", HOSTILE, ids=lambda one: one.__name__)

@@ -34,7 +34,8 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
     if cursor is not None:
         if head.number < cursor.number:
             raise StaleLedgerError(f"the endpoint is at block {head.number}, the index at {cursor.number}")
-        if ledger.endpoint.block(cursor.number).hash != cursor.hash:
+        now = head if head.number == cursor.number else ledger.endpoint.block(cursor.number)
+        if now.hash != cursor.hash:
             raise StaleLedgerError(f"the endpoint has another block {cursor.number} than was indexed")
         if head.number == cursor.number:
             return False

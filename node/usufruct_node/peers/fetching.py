@@ -362,7 +362,12 @@ class _Plan:
     async def _hand_on(self, source: _Source, give: trio.MemorySendChannel[list[Answer]]) -> None:
         if source.arrived:
             batch, source.arrived, source.arrived_bytes = source.arrived, [], 0
-            await give.send(batch)
+            try:
+                await give.send(batch)
+            except trio.Cancelled:
+                # Nobody took it: it goes back with what the holder still owes.
+                source.arrived += batch
+                raise
 
     async def _keep_all(self, source: _Source, take: trio.MemoryReceiveChannel[list[Answer]]) -> None:
         """Check and keep what arrived, one run at a time, while the next arrives."""

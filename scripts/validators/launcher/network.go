@@ -92,9 +92,15 @@ func lockDirectory(directory, builds string) (*consortium, error) {
 			return nil, fmt.Errorf("%s cannot be locked: %w", absolute, err)
 		}
 	}
-	// The fixture keeps notes for a metrics collector in the home directory; they belong here.
-	if err := os.Setenv("HOME", filepath.Join(absolute, "home")); err != nil {
+	// The fixture keeps notes for a metrics collector in the home directory, validators temporary keystores: they belong here.
+	temporary := filepath.Join(absolute, "tmp")
+	if err := os.MkdirAll(temporary, 0o700); err != nil {
 		return nil, err
+	}
+	for name, path := range map[string]string{"HOME": filepath.Join(absolute, "home"), "TMPDIR": temporary} {
+		if err := os.Setenv(name, path); err != nil {
+			return nil, err
+		}
 	}
 	return &consortium{directory: absolute, builds: builds, lock: lock}, nil
 }
