@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NETWORKS = ("tests/journey", "tests/consortium")
+BESIDE = (
+    "tests/consortium",
+    *(f"tests/journey/test_{name}.py" for name in ("backup", "copies", "crash", "load", "soak")),
+)
+"""About half of the time, most of it waiting for blocks or processes."""
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SUMMARY = re.compile(r"^\s*(\d+) (passing|failing|pending|skipped|todo)(?: \([^()]*\))?\s*$", re.MULTILINE)
 
@@ -81,15 +85,12 @@ def run_hardhat() -> Counts:
 
 
 def run_pytest(arguments: list[str]) -> Counts:
-    """Run pytest with `arguments`; without any, the tests on whole networks in a process beside the others.
-
-    Much of a network's time is waiting for blocks.
-    """
+    """Run pytest with `arguments`; without any, run everything in two processes."""
     if arguments:
         return pytest_process(arguments)
-    apart = [f"--ignore={path}" for path in NETWORKS]
+    apart = [f"--ignore={path}" for path in BESIDE]
     with ThreadPoolExecutor(2) as both:
-        beside = both.submit(pytest_process, NETWORKS, mark="networks | ")
+        beside = both.submit(pytest_process, BESIDE, mark="beside | ")
         others = both.submit(pytest_process, apart)
         return beside.result() + others.result()
 

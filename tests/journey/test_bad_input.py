@@ -308,9 +308,7 @@ def test_full_disk_of_a_compute_node_holds_a_job_up_until_there_is_space(shared_
     try:
         job = network.post(kernel="linear", parameters=model(bias=int.from_bytes(os.urandom(1), "big") + 10))
         content = network.clients["compute-1"].content
-        network.until(
-            lambda: "does not fit" in content.query("/status")["jobs_in_trouble"].get(job.hex(), "")
-        )
+        network.until(lambda: "do not fit" in content.query("/status")["jobs_in_trouble"].get(job.hex(), ""))
         assert network.ledger.job(job).state in (JobState.POSTED, JobState.CLAIMED)
     finally:
         _restarted(network, "compute-1", None)

@@ -52,12 +52,18 @@ def row(network: Consortium, bundle: FeatureBundle) -> dict:
 
 
 def proved(network: Consortium, bundle: FeatureBundle, *holders: str) -> None:
-    """Wait until these members, and no others, are the holders and have passed their last challenge."""
+    """Wait until these members, and no others, are the holders, have the blocks, and passed their last challenge.
+
+    That may be of an earlier time when a member is named again.
+    """
+    everything = set(bundle.manifest.blocks)
 
     def whole() -> bool:
         now = row(network, bundle)
         passed = {name for name, last in now["challenges"].items() if last["outcome"] == "passed"}
-        return set(now["holders"]) == passed == set(holders)
+        if not set(now["holders"]) == passed == set(holders):
+            return False
+        return all(blocks_at(network, name, bundle) == everything for name in holders)
 
     network.until(whole, 60)
 

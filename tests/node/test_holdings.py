@@ -218,7 +218,9 @@ def test_from_the_second_retention_ends_nobody_gets_ciphertexts(life: Life) -> N
         assert after.allowed("OPENED", purpose, keeper=keeper) == set()
 
 
-def test_once_a_claim_lapses_other_compute_nodes_may_read_the_parameters_and_no_ciphertexts(life: Life) -> None:
+def test_once_a_claim_lapses_other_compute_nodes_may_read_the_parameters_and_no_ciphertexts(
+    life: Life,
+) -> None:
     row = life.indexes["CLAIMED"].job(life.job_id)
     assert row
     for now, others in ((row.job.deadline - 1, set()), (row.job.deadline, {"idle"})):

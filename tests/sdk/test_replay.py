@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from coincurve import PrivateKey
 
 from anvil_fixture import anvil
 from chain_fixture import KERNEL, PARAMETERS_ID, Consortium, word
-from usufruct.errors import LedgerError
 from usufruct.ledger.signing import sign_transaction
 from usufruct.records import JobId, JobRequest, JobState, Refusal, Role, label, org_id
 from usufruct.verify import verdict_commitment
@@ -27,7 +27,7 @@ def test_signed_transactions_are_good_once_and_on_one_chain(consortium: Consorti
         return (
             "0x"
             + sign_transaction(
-                north.authority_key,
+                PrivateKey(north.authority_key),
                 chain_id=chain_id,
                 nonce=nonce,
                 gas_price=0,
@@ -42,9 +42,13 @@ def test_signed_transactions_are_good_once_and_on_one_chain(consortium: Consorti
     sent = reader.endpoint.call("eth_sendRawTransaction", once)
     while reader.endpoint.call("eth_getTransactionReceipt", sent) is None:
         pass
-    # Another time.
-    with pytest.raises(LedgerError):
-        reader.endpoint.call("eth_sendRawTransaction", once)
+    # Another time it is told where it stands, and not done again: the next transaction has the next nonce.
+    receipt = reader.endpoint.call("eth_getTransactionReceipt", sent)
+    assert reader.endpoint.call("eth_sendRawTransaction", once) == sent
+    north.ledger.transact("KeyRegistry", "registerKeyDomain", word(), PARAMETERS_ID, word())
+    assert reader.endpoint.call("eth_getTransactionReceipt", sent) == receipt
+    used = reader.endpoint.quantity("eth_getTransactionCount", north.record.account, "latest")
+    assert used == nonce + 2
     # Another chain, on which the account has made no transaction: refused there, while one for that chain is taken.
     with anvil(tmp_path) as other:
         fresh = signed(network.chain_id, 0)
