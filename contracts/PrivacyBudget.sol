@@ -2,6 +2,7 @@
 pragma solidity ^0.8.37;
 
 import {OrgId, ArtifactId} from "./Ids.sol";
+import {IJobLedger} from "./IJobLedger.sol";
 import {IParticipantRegistry, ROLE_STEWARD} from "./IParticipantRegistry.sol";
 import {ILineageRegistry} from "./ILineageRegistry.sol";
 import {IPrivacyBudget} from "./IPrivacyBudget.sol";
@@ -11,16 +12,16 @@ import {IPrivacyBudget} from "./IPrivacyBudget.sol";
 contract PrivacyBudget is IPrivacyBudget {
     IParticipantRegistry private immutable PARTICIPANTS;
     ILineageRegistry private immutable LINEAGE;
-    address private immutable JOB_LEDGER;
+    IJobLedger private immutable JOB_LEDGER;
 
     mapping(ArtifactId artifactId => Account) private _accounts;
 
     modifier onlyJobLedger() {
-        if (msg.sender != JOB_LEDGER) revert PrivacyBudgetNotJobLedger(msg.sender);
+        if (msg.sender != address(JOB_LEDGER)) revert PrivacyBudgetNotJobLedger(msg.sender);
         _;
     }
 
-    constructor(IParticipantRegistry participants, ILineageRegistry lineage, address jobLedger) {
+    constructor(IParticipantRegistry participants, ILineageRegistry lineage, IJobLedger jobLedger) {
         PARTICIPANTS = participants;
         LINEAGE = lineage;
         JOB_LEDGER = jobLedger;

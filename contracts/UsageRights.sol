@@ -3,6 +3,7 @@ pragma solidity ^0.8.37;
 
 import {OrgId, ArtifactId, GrantId, Refusal, Level} from "./Ids.sol";
 import {EventSeries} from "./EventSeries.sol";
+import {IJobLedger} from "./IJobLedger.sol";
 import {IParticipantRegistry, ROLE_STEWARD, ROLE_PARTNER} from "./IParticipantRegistry.sol";
 import {ILineageRegistry} from "./ILineageRegistry.sol";
 import {IUsageRights} from "./IUsageRights.sol";
@@ -38,7 +39,7 @@ contract UsageRights is IUsageRights {
 
     IParticipantRegistry private immutable PARTICIPANTS;
     ILineageRegistry private immutable LINEAGE;
-    address private immutable JOB_LEDGER;
+    IJobLedger private immutable JOB_LEDGER;
 
     uint256 private _requests;
     mapping(GrantId grantId => Record) private _records;
@@ -47,11 +48,11 @@ contract UsageRights is IUsageRights {
     mapping(OrgId steward => mapping(OrgId grantee => uint32)) private _granteeRevocations;
 
     modifier onlyJobLedger() {
-        if (msg.sender != JOB_LEDGER) revert UsageRightsNotJobLedger(msg.sender);
+        if (msg.sender != address(JOB_LEDGER)) revert UsageRightsNotJobLedger(msg.sender);
         _;
     }
 
-    constructor(IParticipantRegistry participants, ILineageRegistry lineage, address jobLedger) {
+    constructor(IParticipantRegistry participants, ILineageRegistry lineage, IJobLedger jobLedger) {
         PARTICIPANTS = participants;
         LINEAGE = lineage;
         JOB_LEDGER = jobLedger;

@@ -294,7 +294,7 @@ class Devnet:
             raise NodeUnreachableError(f"{name} does not answer: {exc}") from exc
         return answer
 
-    def _until(self, name: str, probe: Callable[[], Any], *, wait_s: float = 60.0) -> Any:
+    def _until(self, name: str, probe: Callable[[], Any], *, wait_s: float = 180.0) -> Any:
         deadline = time.monotonic() + wait_s
         while True:
             try:

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         warnings.warn(f"{len(ours)} tests skipped. {reason}", stacklevel=1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def five_validators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestValidators]:
     with running_validators(tmp_path_factory.mktemp("consortium")) as found:
         yield found
@@ -40,8 +40,8 @@ def validators(five_validators: TestValidators) -> Iterator[TestValidators]:
     five_validators.make_whole()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GovernedConsortium]:
-    """A network founded on validators of its own, whose lists its council rules."""
+    """A network founded on validators of its own, whose lists its council rules; gone after the file: idle ones cost, too."""
     with governed_consortium(tmp_path_factory.mktemp("governed")) as found:
         yield found
