@@ -17,7 +17,7 @@ import pytest
 from validators_fixture import RefusedError, TestValidators
 
 VICTIM = 5
-SPARE_BYTES = 1 << 30
+SPARE_BYTES = 2 << 30
 """The engine does not start with less than 512 MiB, and takes some itself."""
 MOST_PAYMENTS = 25
 FOLLOWS_SECONDS = 5.0

@@ -346,6 +346,9 @@ func (c *consortium) start(ctx context.Context, node *tmpnet.Node) error {
 	}
 	node.Flags[config.ChainConfigContentKey] = content
 	releaseTakenPorts(node)
+	if err := setLastWordsAside(node.DataDir); err != nil {
+		return err
+	}
 	if err := c.network.StartNode(ctx, node); err != nil {
 		return fmt.Errorf("validator %d does not start (logs: %s): %w",
 			numberOf(node), filepath.Join(node.DataDir, "logs"), err)
