@@ -78,7 +78,9 @@ abstract contract Network {
         keys = new KeyRegistry(address(manager), participants);
         lineage = new LineageRegistry(address(manager), participants, keys);
         consents = new ConsentRegistry(participants);
-        address jobLedger = VM.computeCreateAddress(address(this), VM.getNonce(address(this)) + 2);
+        IJobLedger jobLedger = IJobLedger(
+            VM.computeCreateAddress(address(this), VM.getNonce(address(this)) + 2)
+        );
         rights = new UsageRights(participants, lineage, jobLedger);
         budgets = new PrivacyBudget(participants, lineage, jobLedger);
         IJobLedger.Timings memory timings = IJobLedger.Timings(
@@ -99,7 +101,7 @@ abstract contract Network {
             timings,
             QUORUM
         );
-        assert(address(jobs) == jobLedger);
+        assert(address(jobs) == address(jobLedger));
         for (uint256 i = 0; i < MEMBERS; ++i) participants.admit(_participant(i));
         keys.allowParameters("parameters", 128);
         manager.grantRole(0, COUNCIL, 0);
