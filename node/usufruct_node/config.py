@@ -34,7 +34,7 @@ class NodeSettings(BaseSettings):
     """Multiaddr that others are told, such as `/dns4/node.example.org/tcp/4001`, where `listen_host` cannot be dialled."""
     api_port: int = Field(default=0, ge=0, le=65535)
     """Loopback port of the HTTP interface; 0 takes a free one."""
-    poll_s: float = Field(default=0.2, gt=0, le=3600)
+    poll_s: float = Field(default=0.4, gt=0, le=3600)
     """Seconds between looks at the chain."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run kernels."""

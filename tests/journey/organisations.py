@@ -62,7 +62,7 @@ NOTICE = (
 )
 CLINICS = ("clinic-north", "clinic-south")
 ROWS, FEATURES, SCALE = 60, 12, 64
-BLOCK_SECONDS = 0.1
+BLOCK_SECONDS = 0.2
 LASTING = Timings(claim=60, compute=60, commit=60, reveal=60, dispute=60, release=60)
 
 Outcome = TypeVar("Outcome")

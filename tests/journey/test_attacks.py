@@ -280,7 +280,7 @@ def test_a_job_that_nobody_executes_gives_use_and_budget_back(
 ) -> None:
     network = shared_network
     before = network.account()
-    with network.timings(compute=2, claim=2):
+    with network.timings(compute=4, claim=4):
         job = mallory.take()
         reserved, spent, used = before
         assert network.account() == (reserved + MICRO, spent, used + 1)
@@ -343,7 +343,7 @@ def _reveal(digest: bytes, held: bytes, salt: bytes, name: str = "auditor") -> R
 def test_lazy_verifier_that_copies_the_public_digest_does_not_count(shared_network: Consortium) -> None:
     network = shared_network
     before = network.account()
-    with network.timings(commit=6), network.frozen("auditor"):
+    with network.timings(commit=10), network.frozen("auditor"):
         lazy = network.as_node("auditor")
         with network.frozen("clinic-south"):
             job = network.post()
@@ -367,7 +367,7 @@ def test_copied_commitment_cannot_be_opened_and_its_silent_owner_does_not_stop_t
     shared_network: Consortium,
 ) -> None:
     network = shared_network
-    with network.timings(reveal=4), network.frozen("auditor"):
+    with network.timings(reveal=15), network.frozen("auditor"):
         copycat = network.as_node("auditor")
         job = network.post()
         network.reached(job, JobState.COMMITTED)
@@ -520,7 +520,7 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
     network, clinic = shared_network, shared_network.clinics[NORTH]
     desk = _Desk()
     stale = network.ledger.consent_epoch(org_id(NORTH), label(SCOPE)).epoch
-    with network.timings(commit=5), network.warmed("clinic-south", "compute-1", "auditor"):
+    with network.timings(commit=8), network.warmed("clinic-south", "compute-1", "auditor"):
         before = network.account()
         with network.frozen(NORTH):
             job = network.post()

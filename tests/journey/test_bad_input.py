@@ -137,7 +137,7 @@ def test_suspended_member_cannot_post_and_its_verified_job_is_not_released(
 ) -> None:
     network = shared_network
     status = ("ParticipantRegistry", "setStatus", org_id("university"))
-    with network.timings(commit=5), network.warmed("clinic-south", "compute-1", "auditor"):
+    with network.timings(commit=8), network.warmed("clinic-south", "compute-1", "auditor"):
         before = network.account()
         try:
             with network.frozen(NORTH):
