@@ -96,11 +96,16 @@ def run_pytest(arguments: list[str]) -> Counts:
 
 
 def pytest_process(arguments: Sequence[str], *, mark: str = "") -> Counts:
-    """Run pytest in a process of its own, showing its output line by line."""
+    """Run pytest in a process of its own; its output comes as it is, or marked and line by line."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-u", "-m", "pytest", f"--junitxml={report}", *arguments]
-        return count_pytest(report, shown(command, mark=mark)[1])
+        exit_code = (
+            shown(command, mark=mark)[1]
+            if mark
+            else subprocess.run(command, cwd=ROOT, check=False).returncode
+        )
+        return count_pytest(report, exit_code)
 
 
 def shown(command: Sequence[str | Path], *, mark: str = "") -> tuple[str, int]:
