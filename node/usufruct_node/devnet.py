@@ -282,9 +282,12 @@ class Devnet:
             pid = int(json.loads(self._pid_file(name).read_text("ascii"))["pid"])
             _reap(pid)
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError, KeyError):
+            state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rsplit(")", 1)[1].split()[0]
+        except (OSError, ValueError, KeyError, IndexError):
             return None
-        return pid if b"usufruct_node" in command else None
+        # A process whose program has only just been loaded has no command line yet; neither has one that is over.
+        beginning = not command and state != "Z"
+        return pid if beginning or b"usufruct_node" in command else None
 
     def _health(self, name: str) -> dict[str, Any]:
         url = self.home(name).node_address().url
