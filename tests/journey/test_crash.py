@@ -195,7 +195,7 @@ def _releases_stand(network: Consortium, jobs: list[JobId]) -> None:
             assert Cid.from_bytes(envelope).digest == custodian[bytes(key)].release_digest
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_network_whose_chain_lost_its_port_goes_on_at_another(shared_network: Consortium) -> None:
     network = shared_network
     before = network.ledger.network.rpc_urls[0]
