@@ -95,7 +95,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_nothing_is_lost_when_every_process_is_killed_at_random_points_of_running_jobs(
     private_network: Consortium,
 ) -> None:
