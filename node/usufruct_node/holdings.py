@@ -199,8 +199,7 @@ def _executes(member: Participant, row: JobRow) -> bool:
 
 def _may_claim(member: Participant, row: JobRow, now: int) -> bool:
     """Compute nodes while a job is open, or its claim has lapsed; never the requester."""
-    lapsed = row.job.state == JobState.CLAIMED and now >= row.job.deadline
-    claimable = row.job.state == JobState.POSTED or lapsed
+    claimable = row.job.state == JobState.POSTED or row.lapsed(now)
     return claimable and Role.COMPUTE in member.roles and member.id != row.job.requester
 
 

@@ -47,8 +47,8 @@ def small_disk(validators: TestValidators, tmp_path: Path) -> Iterator[Path]:
     ):
         if refused := refusal(words):
             pytest.skip(f"no file system of a test's own ({refused}): no disk was full")
-    data.chmod(0o700)
     try:
+        data.chmod(0o700)
         shutil.copytree(kept, data, dirs_exist_ok=True)
         validators.restart(VICTIM)
         yield data

@@ -22,7 +22,7 @@ def _stop(network: Consortium, root: Path) -> None:
 def shared_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
     """A network that every test leaves as it found it, but for finished jobs.
 
-    Of one file: a network that nobody needs any more costs most of a core, ten blocks a second.
+    Of one file: one that nobody needs any more still takes processor time.
     """
     root = tmp_path_factory.mktemp("shared")
     network = Consortium(root)

@@ -43,6 +43,14 @@ class JobRow:
     changed_at: int
     sigma_micro: int
 
+    def overdue(self, now: int) -> bool:
+        """Whether the present state's deadline has passed, in chain time."""
+        return self.job.deadline != 0 and now >= self.job.deadline
+
+    def lapsed(self, now: int) -> bool:
+        """Whether the job was claimed and not delivered in time, so that another compute node may claim it."""
+        return self.job.state == JobState.CLAIMED and self.overdue(now)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

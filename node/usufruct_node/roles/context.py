@@ -23,7 +23,7 @@ from usufruct.errors import (
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import FINAL_JOB_STATES, ArtifactId, Job, JobId, JobState, OrgId, Participant, unlabel
+from usufruct.records import FINAL_JOB_STATES, ArtifactId, JobId, JobState, OrgId, Participant, unlabel
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
@@ -297,8 +297,3 @@ def job_pin(job_id: JobId) -> str:
 def result_pin(job_id: JobId) -> str:
     """Pin under which an executor keeps a job's result, and a custodian its release."""
     return _RESULT_PIN + job_id.hex()
-
-
-def overdue(job: Job, now: int) -> bool:
-    """Whether the present state's deadline has passed, in chain time."""
-    return job.deadline != 0 and now >= job.deadline

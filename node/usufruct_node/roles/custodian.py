@@ -29,7 +29,7 @@ from usufruct.verify import ResultManifest
 from usufruct_node.custodian import Case, CustodianProcess, Records, Sealed
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
-from usufruct_node.roles.context import RoleContext, job_pin, log, overdue, result_pin
+from usufruct_node.roles.context import RoleContext, job_pin, log, result_pin
 from usufruct_node.roles.journal import OwnRelease
 
 Answer = TypeVar("Answer")
@@ -61,7 +61,7 @@ class Custodian:
         return [
             row
             for row in rows
-            if not overdue(row.job, now) and self._keeps(row) and row.job_id not in self._withheld
+            if not row.overdue(now) and self._keeps(row) and row.job_id not in self._withheld
         ]
 
     async def handle(self, row: JobRow) -> None:

@@ -22,7 +22,7 @@ from usufruct.records import JobId, JobState
 from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
-from usufruct_node.roles.context import RoleContext, log, overdue, result_pin
+from usufruct_node.roles.context import RoleContext, log, result_pin
 from usufruct_node.roles.gather import reveals, signed_verdicts
 
 _PATIENCE_SECONDS = 2.0
@@ -57,19 +57,19 @@ class Executor:
         rows = [
             row
             for row in self._context.index.jobs(JobState.POSTED, JobState.CLAIMED)
-            if row.job_id not in self._unfit and not overdue(row.job, now)
+            if row.job_id not in self._unfit and not row.overdue(now)
         ]
         claimed = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
         lapsed = [
             row
             for row in self._context.index.jobs(JobState.CLAIMED)
-            if overdue(row.job, now) and row.job.executor != org and row.job_id not in self._unfit
+            if row.lapsed(now) and row.job.executor != org and row.job_id not in self._unfit
         ]
         free = [row for row in rows if row.job.state == JobState.POSTED] + lapsed
         posted = [row for row in free if row.job.requester != org]
         mine = [row for row in self._context.index.jobs(JobState.REVEALING) if row.job.executor == org]
         self._revealed &= {row.job_id for row in mine}
-        revealing = [row for row in mine if row.job_id not in self._revealed and not overdue(row.job, now)]
+        revealing = [row for row in mine if row.job_id not in self._revealed and not row.overdue(now)]
         lost = self._lost()
         held = {row.job_id for row in lost}
         room = max(0, self._room - len(claimed))
@@ -78,8 +78,7 @@ class Executor:
     async def handle(self, row: JobRow) -> None:
         """One step: claim, or compute and commit."""
         try:
-            lapsed = row.job.state == JobState.CLAIMED and overdue(row.job, self._context.now())
-            if row.job.state == JobState.POSTED or lapsed:
+            if row.job.state == JobState.POSTED or row.lapsed(self._context.now()):
                 await self._claim(row)
             elif row.job.state == JobState.REVEALING and self._context.holdings.of(_result_cid(row)):
                 await self._reveal(row)

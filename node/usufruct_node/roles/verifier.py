@@ -28,7 +28,7 @@ from usufruct.verify import possession, sign_verdict, verdict_commitment
 from usufruct_node.index import JobRow
 from usufruct_node.index.rows import Verdict
 from usufruct_node.peers.verdicts import Question, pack_reveal, pack_verdict
-from usufruct_node.roles.context import RoleContext, log, overdue
+from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.journal import OwnVerdict
 
 _CLOSERS = {
@@ -64,13 +64,11 @@ class Verifier:
     def wanted(self) -> list[JobRow]:
         """Jobs on which this node has something to do."""
         now = self._context.now()
-        return [
-            row for row in self._context.index.jobs(*_CLOSERS) if overdue(row.job, now) or self._has_part(row)
-        ]
+        return [row for row in self._context.index.jobs(*_CLOSERS) if row.overdue(now) or self._has_part(row)]
 
     async def handle(self, row: JobRow) -> None:
         """One step: compute, commit, reveal, or close what is overdue."""
-        if overdue(row.job, self._context.now()):
+        if row.overdue(self._context.now()):
             if row.job.state == JobState.CLAIMED and not await self._nobody_took_over(row):
                 return
             await trio.sleep(self._turn())
