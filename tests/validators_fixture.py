@@ -21,7 +21,7 @@ KEYS = [keccak(text=f"consortium-test-key-{i}") for i in range(10)]
 """Keys of five founders, authority and node in turn; the first administers the chain's lists."""
 ACCOUNTS = [Account.from_key(key).address for key in KEYS]
 GAS_PRICE = 2
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 def founders_genesis() -> dict[str, object]:
@@ -91,7 +91,9 @@ class TestValidators(Validators):
             with contextlib.suppress(httpx.HTTPError, RefusedError, ValueError):
                 if receipt := self.mined(number, transaction):
                     return receipt
-            assert time.monotonic() < deadline, f"{transaction} is not mined as validator {number} sees it"
+            assert time.monotonic() < deadline, (
+                f"{transaction} is not mined as validator {number} sees it\n{self.troubles()}"
+            )
             time.sleep(0.1)
 
     def pay(self, number: int, *, value: int = 1) -> dict[str, str]:
@@ -106,8 +108,22 @@ class TestValidators(Validators):
                 self.restart(validator.number)
         deadline = time.monotonic() + PATIENCE_S
         while not all(v["healthy"] for v in json.loads(self.command("status", "--json"))["validators"]):
-            assert time.monotonic() < deadline, "the validators are not healthy"
+            assert time.monotonic() < deadline, f"the validators are not healthy\n{self.troubles()}"
             time.sleep(0.2)
+
+    def troubles(self) -> str:
+        """What each validator says of its health, and its last warnings."""
+        said = []
+        for validator in self.describe().validators:
+            said.append(f"validator {validator.number}: {validator}")
+            with contextlib.suppress(httpx.HTTPError):
+                said.append(httpx.get(validator.rpc_url.partition("/ext/")[0] + "/ext/health", timeout=10).text)
+            logs = self.directory / "network" / f"validator-{validator.number}" / "logs"
+            for log in sorted(logs.glob("*.log")):
+                lines = log.read_text("utf-8", "replace").splitlines()
+                loud = [line for line in lines if "WARN" in line or "ERROR" in line or "FATAL" in line]
+                said += [log.name, *loud[-10:]]
+        return "\n".join(said)
 
 
 @contextmanager

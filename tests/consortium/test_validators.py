@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from eth_account import Account
 
@@ -34,6 +35,12 @@ def processes(directory: Path) -> list[int]:
 
 def votes(validators: TestValidators) -> dict[int, int]:
     return {v.number: v.weight for v in validators.describe().validators}
+
+
+def platform_heights(validators: TestValidators) -> set[int]:
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "platform.getHeight", "params": {}}
+    urls = json.loads(validators.command("status", "--json"))["platform_urls"]
+    return {int(httpx.post(url, json=asked, timeout=10).json()["result"]["height"]) for url in urls}
 
 
 def test_every_validator_shows_the_same_block(validators: TestValidators) -> None:
@@ -157,6 +164,7 @@ def test_validator_rotates_its_keys_and_keeps_its_vote(validators: TestValidator
     after = {v.number: v for v in validators.describe().validators}
     assert after[3].bls_public_key != before[3].bls_public_key
     assert after[3].weight == before[3].weight
+    assert len(platform_heights(validators)) == 1  # nobody is left with a set of validators that is no more
     assert all(after[n].bls_public_key == before[n].bls_public_key for n in (1, 2, 4, 5))
     receipt = validators.pay(3)
     validators.kill(1)  # with four, the new identity's vote decides

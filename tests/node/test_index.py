@@ -434,8 +434,10 @@ def test_reorg_rollback_an_older_or_another_head_is_refused(
             return self.block(cursor.number - 1)
 
     class Forked(Endpoint):
-        def block(self, number: int) -> Head:
-            return Head(number, word(), 0)
+        """Other blocks at every height, whether the chain has moved on since or not."""
+
+        def _head(self, at: str) -> Head:
+            return replace(super()._head(at), hash=word())
 
     for fault, said in ((Behind, "is at block"), (Forked, "another block")):
         network = story.net.network

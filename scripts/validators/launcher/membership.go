@@ -14,6 +14,7 @@ import (
 	"github.com/ava-labs/avalanchego/ids"
 	"github.com/ava-labs/avalanchego/tests/fixture/tmpnet"
 	"github.com/ava-labs/avalanchego/utils/constants"
+	"github.com/ava-labs/avalanchego/utils/rpc"
 	"github.com/ava-labs/avalanchego/utils/set"
 	"github.com/ava-labs/avalanchego/utils/units"
 	"github.com/ava-labs/avalanchego/vms/platformvm"
@@ -256,12 +257,34 @@ func (c *consortium) setValidators(nodeIDs []ids.NodeID) error {
 	return c.subnet().Write(c.network.GetSubnetDir())
 }
 
-// onPlatform acts on the platform chain through the first validator that answers.
+// onPlatform acts on the platform chain through the first validator that answers, once all that run have what went before,
+// and returns when all of them have the change.
+//
+// Without the wait an identity could be taken off the network while a slow validator still counts its stake and not yet that
+// of its successor: more than a fifth would be silent in that validator's eyes, and it would never accept a block again.
 func (c *consortium) onPlatform(
 	ctx context.Context, act func(context.Context, *platformvm.Client, pwallet.Wallet) error,
 ) error {
 	ctx, cancel := context.WithTimeout(ctx, membershipTimeout)
 	defer cancel()
+	followers := map[int]platformFollower{}
+	for _, node := range c.network.Nodes {
+		if node.URI != "" {
+			followers[numberOf(node)] = platformvm.NewClient(node.URI)
+		}
+	}
+	if err := waitUntilLevel(ctx, followers); err != nil {
+		return err
+	}
+	if err := c.actOnPlatform(ctx, act); err != nil {
+		return err
+	}
+	return waitUntilLevel(ctx, followers)
+}
+
+func (c *consortium) actOnPlatform(
+	ctx context.Context, act func(context.Context, *platformvm.Client, pwallet.Wallet) error,
+) error {
 	for _, node := range c.network.Nodes {
 		if !c.isHealthy(ctx, node.URI) {
 			continue
@@ -276,4 +299,38 @@ func (c *consortium) onPlatform(
 		return nil
 	}
 	return errors.New("no validator is healthy")
+}
+
+// platformFollower is a validator as far as the platform chain goes.
+type platformFollower interface {
+	GetHeight(ctx context.Context, options ...rpc.Option) (uint64, error)
+}
+
+// waitUntilLevel waits until every validator, by number, has the highest platform block that any of them has.
+func waitUntilLevel(ctx context.Context, followers map[int]platformFollower) error {
+	for {
+		heights := map[int]uint64{}
+		var top uint64
+		for number, follower := range followers {
+			// One that does not answer now is behind at height 0 until it does.
+			heights[number], _ = follower.GetHeight(ctx)
+			top = max(top, heights[number])
+		}
+		behind := []int{}
+		for number, height := range heights {
+			if height < top || height == 0 {
+				behind = append(behind, number)
+			}
+		}
+		if len(behind) == 0 {
+			return nil
+		}
+		slices.Sort(behind)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("validators %v do not follow the platform chain to its block %d; restart them, "+
+				"so that they fetch it anew, and repeat the command", behind, top)
+		case <-time.After(4 * pollInterval):
+		}
+	}
 }
