@@ -117,7 +117,9 @@ class TestValidators(Validators):
         for validator in self.describe().validators:
             said.append(f"validator {validator.number}: {validator}")
             with contextlib.suppress(httpx.HTTPError):
-                said.append(httpx.get(validator.rpc_url.partition("/ext/")[0] + "/ext/health", timeout=10).text)
+                said.append(
+                    httpx.get(validator.rpc_url.partition("/ext/")[0] + "/ext/health", timeout=10).text
+                )
             logs = self.directory / "network" / f"validator-{validator.number}" / "logs"
             for log in sorted(logs.glob("*.log")):
                 lines = log.read_text("utf-8", "replace").splitlines()

@@ -217,7 +217,7 @@ def _frozen(step: Step, event: LedgerEvent, args: Args) -> None:
 
 def _frozen_before(step: Step, artifact_id: bytes) -> int:
     """The council may freeze what is not there yet."""
-    row = step.get("early_freeze", artifact_id)
+    row = step.find("early_freeze", artifact_id)
     return FreezeState.NONE if row is None else row["frozen"]
 
 

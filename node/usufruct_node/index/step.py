@@ -30,6 +30,8 @@ class _Table:
     """Rows that the file does not have yet."""
     changed: set[Key] = field(default_factory=set)
     """Rows that the file has with other values."""
+    is_whole: bool = False
+    """All rows are here: one that is not, does not exist."""
 
     @property
     def _where(self) -> str:
@@ -37,8 +39,20 @@ class _Table:
 
     def load(self, db: sqlite3.Connection, key: Key) -> Row | None:
         """The row in the file."""
+        if self.is_whole:
+            return None
         found = db.execute(f"SELECT * FROM {self.name} WHERE {self._where}", key).fetchone()  # noqa: S608
         return None if found is None else dict(zip(self.columns, found, strict=True))
+
+    def load_all(self, db: sqlite3.Connection) -> None:
+        """Take every row in: for a small table that is asked for many keys which it does not have."""
+        of_key = itemgetter(*map(self.columns.index, self.key))
+        for found in db.execute(f"SELECT * FROM {self.name}"):  # noqa: S608
+            key = of_key(found)
+            self.rows.setdefault(
+                key if len(self.key) > 1 else (key,), dict(zip(self.columns, found, strict=True))
+            )
+        self.is_whole = True
 
     def write(self, db: sqlite3.Connection) -> None:
         """Bring the file up to date and forget every row; in the order of the keys, which is that of the file."""
@@ -55,6 +69,7 @@ class _Table:
         self.rows.clear()
         self.fresh.clear()
         self.changed.clear()
+        self.is_whole = False
 
 
 class Step:
@@ -74,6 +89,13 @@ class Step:
             if row is not None:
                 held.rows[key] = row
         return row
+
+    def find(self, table: str, *key: object) -> Row | None:
+        """As `get`, in a small table that has few of the keys that it is asked for."""
+        held = self._tables[table]
+        if not held.is_whole:
+            held.load_all(self._db)
+        return held.rows.get(key)
 
     def insert(self, table: str, *values: object) -> None:
         """A row that must not exist yet; values in the order of the columns.

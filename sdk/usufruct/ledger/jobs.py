@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from eth_abi.abi import encode
 from eth_utils.crypto import keccak
 
 from usufruct.errors import LedgerError
@@ -187,9 +186,10 @@ def openings_of(committed: Commitments, reveals: Sequence[Reveal]) -> list[Openi
     ]
 
 
+@lru_cache(maxsize=1024)
 def derived_id(job_id: JobId, kind: ArtifactKind) -> ArtifactId:
     """Id of the result or release that a job leaves behind. Source: `contracts/ILineageRegistry.sol`, `derivedIdOf`."""
-    return ArtifactId(bytes(keccak(encode(["bytes32", "uint8"], [job_id, int(kind)]))))
+    return ArtifactId(bytes(keccak(job_id + int(kind).to_bytes(32, "big"))))
 
 
 @lru_cache(maxsize=1)
