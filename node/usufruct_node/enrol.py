@@ -5,12 +5,11 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from eth_account import Account
-
 from usufruct.errors import ConfigurationError
 from usufruct.home import Home, Organisation, ParticipantFile, write_private
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
+from usufruct.ledger.signing import address_of
 from usufruct.records import Role, org_id
 from usufruct_node.peers import PeerIdentity
 
@@ -59,8 +58,8 @@ def create_home(
     record = ParticipantFile(
         name=name,
         roles=organisation.roles,
-        account=Account.from_key(authority.ledger_key).address,
-        node_account=Account.from_key(node.ledger_key).address,
+        account=address_of(authority.ledger_key),
+        node_account=address_of(node.ledger_key),
         hpke_key=authority.hpke_public.hex(),
         peer_id=PeerIdentity.from_seed(node.peer_seed).peer_id_bytes.hex(),
         endpoint=UNKNOWN_ENDPOINT,

@@ -11,13 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
 import requests
 from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
-from web3 import HTTPProvider
-from web3.types import RPCEndpoint, RPCResponse
 
 from usufruct.errors import LedgerError, LedgerUnreachableError, TransactionRevertedError, WrongChainError
 from usufruct.ledger.abi import decode_revert
@@ -57,9 +54,10 @@ class Endpoint:
         self.profile = profile
         self.watch = ChainWatch(profile)
         self._patience = patience
-        self._provider = _Provider(
-            url, request_kwargs={"timeout": request_s}, exception_retry_configuration=None
-        )
+        # Here, and not above: a command's help, a custodian and a compute worker know this class and ask no chain.
+        from usufruct.ledger.transport import Transport
+
+        self._transport = Transport(url, timeout_s=request_s)
 
     def call(self, method: str, *params: object) -> Any:
         """One request; returns `result`.
@@ -198,13 +196,13 @@ class Endpoint:
 
     def _post(self, method: str, params: Sequence[object]) -> object:
         try:
-            return self._provider.make_request(RPCEndpoint(method), list(params))
+            return self._transport.post(method, params)
         except (requests.RequestException, OSError, ValueError) as exc:
             raise LedgerUnreachableError(f"{self.url} does not answer {method}: {_brief(exc)}") from exc
 
     def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
         try:
-            answers = self._provider.make_batch_request([(RPCEndpoint(m), list(p)) for m, p in calls])
+            answers = self._transport.post_batch(calls)
         except (TypeError, KeyError) as exc:
             raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response") from exc
         except (requests.RequestException, OSError, ValueError) as exc:
@@ -227,18 +225,6 @@ class Endpoint:
         if "revert" in message.lower():
             raise TransactionRevertedError("Reverted", {"message": message})
         raise LedgerError(f"{method}: {message}")
-
-
-class _Provider(HTTPProvider):
-    """Writes and reads JSON with orjson: an index is rebuilt out of gigabytes of answers, batches have hundreds of requests."""
-
-    def encode_rpc_request(self, method: RPCEndpoint, params: Any) -> bytes:
-        request = {"jsonrpc": "2.0", "id": next(self.request_counter), "method": method, "params": params}
-        return orjson.dumps(request)
-
-    @staticmethod
-    def decode_rpc_response(raw_response: bytes) -> RPCResponse:
-        return cast(RPCResponse, orjson.loads(raw_response))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coincurve import PrivateKey
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
+
+
+def address_of(private_key: bytes) -> str:
+    """Checksummed address of the account that this key signs for."""
+    public = PrivateKey(private_key).public_key.format(compressed=False)[1:]
+    return to_checksum_address(keccak(public)[-20:])
 
 
 def sign_transaction(

@@ -6,13 +6,14 @@ The domain carries chain id and contract, so nothing signed for one network or c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eth_account import Account
-from eth_account.messages import SignableMessage, encode_typed_data
 from eth_utils.crypto import keccak
 
 from usufruct.errors import VerificationError
+
+if TYPE_CHECKING:
+    from usufruct.ledger.accounts import SignableMessage
 
 CONSENT_RECEIPT = {
     "ConsentReceipt": [
@@ -77,6 +78,8 @@ ERASURE = {
 def _message(
     types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str
 ) -> SignableMessage:
+    from usufruct.ledger.accounts import encode_typed_data
+
     domain = {"name": "Usufruct", "version": "1", "chainId": chain_id, "verifyingContract": contract}
     return encode_typed_data(domain, types, dict(values))
 
@@ -91,6 +94,8 @@ def sign(
     private_key: bytes, types: dict[str, Any], values: Mapping[str, Any], *, chain_id: int, contract: str
 ) -> bytes:
     """Sign; 65 bytes r || s || v."""
+    from usufruct.ledger.accounts import Account
+
     signable = _message(types, values, chain_id=chain_id, contract=contract)
     return bytes(Account.sign_message(signable, private_key).signature)
 
@@ -105,6 +110,8 @@ def recover(
     VerificationError
         If the signature is malformed.
     """
+    from usufruct.ledger.accounts import Account
+
     try:
         return str(
             Account.recover_message(
