@@ -5,6 +5,8 @@ publish           blocks into a new store; floor: each hashed, written and synce
 local_read        blocks out of the store, hashed; floor: files read and hashed
 fetch             from one and from three holders, checked and thrown away, or kept; floor: bytes over one raw stream
 bitswap           the same by Bitswap, between two of ours and from libp2p's own host to its own client
+fetch_from_kubo   the same from a Kubo daemon
+kubo              from one Kubo daemon to another, which keeps them as fetch_into_store does; where there is a Kubo
 many              two hundred members at once; an error ends the benchmark
 
 Every process is new, so that its peak memory is its own. CPU seconds are those of the measured process and of its servers.
@@ -25,9 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 SCRIPTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(SCRIPTS)]
+PATHS = [str(SCRIPTS), *(str(SCRIPTS.parent / folder) for folder in ("tests", "tests/node"))]
+sys.path[:0] = PATHS
 
 from blocks_bench.data import fill  # noqa: E402
+
+from kubo_fixture import ipfs_program  # noqa: E402
 
 CASES = {
     # name: (what is measured, kind of server, number of servers, floor)
@@ -41,6 +46,8 @@ CASES = {
     "fetch_into_store": ("fetch_into_store", "ours", 1, "raw"),
     "bitswap": ("fetch", "bitswap", 1, "raw"),
     "bitswap_stock": ("stock_bitswap", "stock", 1, "raw"),
+    "fetch_from_kubo": ("fetch", "kubo", 1, "raw"),
+    "kubo": ("kubo", "kubo", 1, "raw"),
     "many": ("many", "ours", 1, "raw"),
 }
 TARGETS = {"publish": 0.8, "fetch": 0.9, "fetch_3_holders": 0.9}
@@ -78,6 +85,11 @@ def measure(directory: Path, megabytes: int, only: list[str] | None) -> list[dic
             continue
         if kind == "stock" and megabytes > SIZES[0]:
             continue  # It keeps everything in memory, at both ends.
+        if kind == "kubo" and ipfs_program() is None:
+            sys.stderr.write(
+                f"{name} is left out: no `ipfs` on the PATH, and `scripts/kubo build` was not run\n"
+            )
+            continue
         row = {"case": name, "mb": megabytes} | run(what, kind, n_servers, directory, megabytes)
         speed[name] = float(str(row["mb_per_s"]))
         if floor is not None:
@@ -90,7 +102,7 @@ def measure(directory: Path, megabytes: int, only: list[str] | None) -> list[dic
 def run(what: str, kind: str | None, n_servers: int, directory: Path, megabytes: int) -> dict[str, object]:
     """One case in processes of its own."""
     arguments = [str(directory), str(megabytes)]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
     with ExitStack() as stack:
         servers = []
         for number in range(n_servers):
@@ -101,10 +113,11 @@ def run(what: str, kind: str | None, n_servers: int, directory: Path, megabytes:
                 env=environment,
             )
             stack.enter_context(server)
-            stack.callback(server.kill)
+            stack.callback(server.terminate)
             servers.append(server)
         addresses = [server.stdout.readline().strip() for server in servers if server.stdout]
         watched = [psutil.Process(server.pid) for server in servers]
+        watched += [child for one in watched for child in one.children()]
         before = sum(sum(one.cpu_times()[:2]) for one in watched)
         done = subprocess.run(
             [sys.executable, "-m", "blocks_bench.measure", what, *arguments, *addresses],

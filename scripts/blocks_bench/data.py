@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid, EmbeddedBlockStore, dag
 
 BLOCK_BYTES = 27_648
 """One sealed ciphertext of the linear scheme: 4096 values at 6.75 bytes."""
@@ -40,3 +40,8 @@ def cids(directory: Path) -> Iterator[Cid]:
     with (directory / "cids").open("rb") as file:
         while raw := file.read(36):
             yield Cid.from_bytes(raw)
+
+
+def root(directory: Path) -> bytes:
+    """A record that links them all, so that one name stands for all."""
+    return dag.encode({"links": list(cids(directory))})

@@ -11,11 +11,12 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import psutil
 import trio
 
-from blocks_bench.data import blocks, cids
+from blocks_bench.data import blocks, cids, root
 from blocks_bench.serve import RAW, identity
-from usufruct.content import Cid, EmbeddedBlockStore
+from usufruct.content import Cid, Codec, EmbeddedBlockStore
 from usufruct_node.peers import Deadlines, Holder, PeerHost, fetch_blocks
 from usufruct_node.peers.asking import WINDOW_BYTES
 from usufruct_node.peers.connection import STREAM_READ_BYTES
@@ -171,16 +172,45 @@ async def stock_bitswap(addresses: Sequence[str], directory: Path) -> int:
     return sum(map(len, found.values()))
 
 
-def peak_mb() -> float:
-    """Most memory that this process ever held."""
-    status = Path("/proc/self/status").read_text("ascii")
+def kubo(addresses: Sequence[str], directory: Path) -> dict[str, float]:
+    """Every block from one Kubo daemon to another, kept and pinned; what the one that fetches took, without its start."""
+    from foreign_ipfs import running_kubo
+
+    wanted = Cid.of(root(directory), Codec.DAG_CBOR)
+    with tempfile.TemporaryDirectory(dir=directory) as folder, running_kubo(Path(folder)) as daemon:
+        (process,) = psutil.Process().children()
+        daemon.connect(addresses[0])
+        begun, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
+        daemon.call("pin/add", str(wanted), timeout=600)
+        took = time.perf_counter() - begun
+        size = sum(len(daemon.get(cid)) for cid in cids(directory))
+        return figures(size, took, sum(process.cpu_times()[:2]) - cpu, peak_mb(process.pid))
+
+
+def peak_mb(pid: int | str = "self") -> float:
+    """Most memory that a process ever held."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def figures(size: int, took: float, cpu: float, peak_rss_mb: float) -> dict[str, float]:
+    """A row."""
+    return {
+        "bytes": size,
+        "seconds": took,
+        "mb_per_s": size / took / 1e6,
+        "cpu_s": cpu,
+        "peak_rss_mb": peak_rss_mb,
+    }
 
 
 def main() -> None:
     """Run one case and print what it took."""
     case, directory, megabytes, addresses = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     local = {f.__name__: f for f in (hash_and_fsync, publish, read_and_hash, local_read)}
+    if case == "kubo":
+        sys.stdout.write(json.dumps(kubo(addresses, directory)) + "\n")
+        return
     begun, cpu = time.perf_counter(), time.process_time()
     if case in local:
         size = local[case](directory, megabytes)
@@ -195,13 +225,7 @@ def main() -> None:
     else:
         size = trio.run(stock_bitswap, addresses, directory)
     took = time.perf_counter() - begun
-    row = {
-        "bytes": size,
-        "seconds": took,
-        "mb_per_s": size / took / 1e6,
-        "cpu_s": time.process_time() - cpu,
-        "peak_rss_mb": peak_mb(),
-    }
+    row = figures(size, took, time.process_time() - cpu, peak_mb())
     sys.stdout.write(json.dumps(row) + "\n")
 
 

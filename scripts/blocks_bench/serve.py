@@ -1,13 +1,15 @@
-"""A process that serves: `blocks_bench.serve ours|bitswap|raw|stock NUMBER DIRECTORY MEGABYTES`; prints its address."""
+"""A process that serves: `blocks_bench.serve ours|bitswap|stock|kubo NUMBER DIRECTORY MEGABYTES`; prints its address."""
 
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import trio
 
-from blocks_bench.data import cids
-from usufruct.content import Cid, EmbeddedBlockStore
+from blocks_bench.data import cids, root
+from usufruct.content import Cid, Codec, EmbeddedBlockStore
 from usufruct.errors import BlockNotFoundError
 from usufruct_node.peers import Deadlines, PeerHost, PeerIdentity, Quota
 from usufruct_node.peers.connection import MemberStream
@@ -73,6 +75,20 @@ async def stock(directory: Path) -> None:
         await trio.sleep_forever()
 
 
+def kubo(directory: Path) -> None:
+    """Serve with a Kubo daemon, which this process owns and ends with."""
+    from foreign_ipfs import running_kubo
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with tempfile.TemporaryDirectory(dir=directory) as folder, running_kubo(Path(folder)) as daemon:
+        with EmbeddedBlockStore(directory) as store:
+            for cid in cids(directory):
+                daemon.put(store.get(cid))
+        daemon.put(root(directory), Codec.DAG_CBOR)
+        say(daemon.multiaddr)
+        signal.pause()
+
+
 def say(address: str) -> None:
     """Tell the parent process."""
     sys.stdout.write(address + "\n")
@@ -83,5 +99,7 @@ if __name__ == "__main__":
     kind, number, place, size = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     if kind == "stock":
         trio.run(stock, place)
+    elif kind == "kubo":
+        kubo(place)
     else:
         trio.run(ours, kind, number, place, size)

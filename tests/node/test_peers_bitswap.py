@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+import trio.testing
 from foreign_helia import running_helia
 from foreign_ipfs import Kubo, running_kubo
 from hypothesis import given
@@ -17,8 +18,9 @@ from libp2p.utils.varint import encode_varint_prefixed
 from peer_network import MEMBERS, Network, in_network, made_blocks, until
 
 from usufruct.content import Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, PeerError, PeerRefusedError
-from usufruct_node.peers import Holder, PeerHost, Quota, fetch_blocks
+from usufruct.errors import BlockNotFoundError, PeerError, PeerRefusedError, PeerTooSlowError
+from usufruct_node.peers import Deadlines, Holder, PeerHost, Quota, fetch_blocks
+from usufruct_node.peers.bitswap import ASK_AGAIN_SECONDS, BitswapLine
 from usufruct_node.peers.bitswap_messages import (
     MAX_ENTRIES,
     PROTOCOL_ID,
@@ -238,6 +240,34 @@ def test_blocks_that_were_not_asked_for_or_come_twice_do_not_displace_those_that
         await until(lambda: client.refusal_counts().get("unsolicited", 0) >= 1)
 
     in_network(scenario)
+
+
+class Sent:
+    """A stream that keeps what is written into it."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self.messages.append(message)
+
+
+def test_what_a_peer_forgot_is_asked_for_again_and_nothing_else() -> None:
+    async def scenario() -> None:
+        stream = Sent()
+        line = BitswapLine("peer", stream, Deadlines(block=30), lambda line: None)  # type: ignore[arg-type]
+        await line.ask(CIDS[:3])
+        line.deliver([(CIDS[1], HELD[CIDS[1]])], [])
+        assert [answer.cid for answer in await line.take()] == [CIDS[1]]
+        begun = trio.current_time()
+        with pytest.raises(PeerTooSlowError):
+            await line.take()
+        assert trio.current_time() - begun == pytest.approx(30)
+        again = stream.messages[1:]
+        assert set(again) == {encode_wants([CIDS[0], CIDS[2]])}
+        assert len(again) == 30 / ASK_AGAIN_SECONDS - 1
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def hostile_messages() -> dict[str, bytes]:
