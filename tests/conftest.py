@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# Before any test imports eth_account or py_ecc by itself, which would raise the recursion limit for all tests.
+import usufruct.ledger.accounts  # noqa: F401
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 from kubo_fixture import Kubo, new_kubo

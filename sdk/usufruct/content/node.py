@@ -25,6 +25,9 @@ from usufruct.errors import (
 )
 
 _BATCH_BYTES = 1_500_000
+_IDLE_SECONDS = 2.0
+"""After which a connection is not used again: the node closes it after five, and may do so while a request is on its way."""
+
 _ERRORS: dict[int, type[ContentError] | type[NotAuthorisedError] | type[InputError]] = {
     400: InputError,
     403: NotAuthorisedError,
@@ -48,7 +51,11 @@ class NodeContent:
                 hint="`usufruct-node run` makes one; only the account that runs the node may read it",
             ) from exc
         self._client = httpx.Client(
-            base_url=url, timeout=timeout_s, headers={"Authorization": f"Bearer {token}"}, trust_env=False
+            base_url=url,
+            timeout=timeout_s,
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
         )
 
     def close(self) -> None:
