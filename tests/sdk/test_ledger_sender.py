@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from chain_fixture import Consortium, word
-from rpc_door import Call, Door, door_to
+from rpc_door import Door, door_to
 from usufruct.errors import (
     ConfigurationError,
     LedgerError,
@@ -102,32 +102,6 @@ def test_a_batch_is_carried_out_in_order(consortium: Consortium) -> None:
     assert said == [f"/batch/{i}" for i in range(12)]
     assert consortium.reader.participant(consortium["compute"].id).endpoint == "/batch/11"
     assert ledger.transact_many([]) == []
-
-
-def test_receipts_of_a_block_that_did_not_become_final_are_asked_for_again(
-    door: Door, consortium: Consortium
-) -> None:
-    ledger = through(door, consortium, key=consortium["compute"].authority_key)
-    forged = "0x" + word().hex()
-    early: set[str] = set()
-
-    def lie(call: Call, result: Any) -> Any:
-        """What is not final yet stands in a block that the chain will not keep."""
-        if call["method"] != "eth_getTransactionReceipt" or result is None:
-            return result
-        final = consortium.reader.finalised().number
-        if int(result["blockNumber"], 16) <= final:
-            return result
-        early.add(result["transactionHash"])
-        return result | {"blockHash": forged, "logs": [], "gasUsed": "0x1"}
-
-    door.lie = lie
-    receipts = ledger.transact_many([move(ledger, f"/forked/{i}") for i in range(5)])
-    assert early, "nothing was asked for before it was final"
-    blocks = {receipt.block_number: receipt.block_hash for receipt in receipts}
-    assert blocks == {number: consortium.reader.endpoint.block(number).hash for number in blocks}
-    said = [ledger.event_of(receipt, "ParticipantEndpointChanged").args["endpoint"] for receipt in receipts]
-    assert said == [f"/forked/{i}" for i in range(5)]
 
 
 def test_a_receipt_is_given_only_for_a_finalised_block(consortium: Consortium) -> None:

@@ -65,10 +65,6 @@ class Pending:
     data: bytes
 
 
-_Receipts = list[dict[str, Any] | None]
-"""Of intents, in their order; None where none was found."""
-
-
 class _Refused(Exception):
     """An endpoint takes these transactions not, and the chain does not have them."""
 
@@ -288,7 +284,8 @@ class Sender:
         for entry_id in ids:
             self._endpoint.watch.sent(entry_id)
         try:
-            receipts = self._receipts_anywhere(pending, self._wait(pending))
+            self._wait(pending)
+            receipts = self._receipts_anywhere(pending)
         except LedgerError:
             self._journal.release(ids)
             raise
@@ -303,22 +300,14 @@ class Sender:
                 )
         return [receipt for receipt in receipts if receipt is not None]
 
-    def _wait(self, pending: Sequence[Pending]) -> _Receipts:
-        """Wait until the highest nonce is used in a final block, and so all before it.
-
-        Returns receipts that were read while their blocks were not final yet.
-        """
+    def _wait(self, pending: Sequence[Pending]) -> None:
+        """Wait until the highest nonce is used in a final block, and so all before it."""
         last = max(pending, key=lambda item: item.nonce)
-        early: _Receipts = []
         begun = time.monotonic()
         poll, at_most = _POLL_SECONDS
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
-        while True:
-            (receipt,) = self._receipts([last])
-            final = self._endpoint.finalised().number
-            if receipt is not None and int(receipt["blockNumber"], 16) <= final:
-                return early
+        while not self._is_over(last):
             self._endpoint.watch.check()
             now = time.monotonic()
             if now - begun >= self._patience:
@@ -329,12 +318,14 @@ class Sender:
             if now >= look_after:
                 look_after = now + pause
                 if self._look_after({item.transaction_hash for item in pending}) > last.nonce:
-                    return early
-            if receipt is not None and not early:
-                early = self._receipts(pending)
-                continue
+                    return
             time.sleep(poll)
             poll = min(1.5 * poll, at_most)
+
+    def _is_over(self, pending: Pending) -> bool:
+        (receipt,) = self._receipts([pending])
+        final = self._endpoint.finalised().number
+        return receipt is not None and int(receipt["blockNumber"], 16) <= final
 
     def _look_after(self, ids: set[bytes]) -> int:
         """Send what is not included yet again, at a higher fee if the chain asks for more by now.
@@ -356,7 +347,7 @@ class Sender:
                 self._broadcast(again)
         return self._endpoint.quantity("eth_getTransactionCount", self.address, profile.finality_tag)
 
-    def _receipts(self, pending: Sequence[Pending]) -> _Receipts:
+    def _receipts(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
         """The receipt of whichever transaction of each intent was included; None where none was.
 
         One sender's transactions stand together: while many are missing, the whole block of the first is asked for. A block
@@ -389,17 +380,9 @@ class Sender:
     def _look_up(self, transactions: Sequence[str]) -> list[Any]:
         return self._endpoint.batch([("eth_getTransactionReceipt", (hash_,)) for hash_ in transactions])
 
-    def _receipts_anywhere(
-        self, pending: Sequence[Pending], early: Sequence[dict[str, Any] | None] = ()
-    ) -> _Receipts:
-        """As `_receipts`, for nonces that are used: one endpoint's word is not enough to call a transaction replaced.
-
-        `early` receipts, in the order of `pending`, count where their block became final.
-        """
-        found = self._still_there(early) or [None] * len(pending)
-        missing = [position for position, receipt in enumerate(found) if receipt is None]
-        for position, receipt in zip(missing, self._receipts([pending[p] for p in missing]), strict=True):
-            found[position] = receipt
+    def _receipts_anywhere(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+        """As `_receipts`, for nonces that are used: one endpoint's word is not enough to call a transaction replaced."""
+        found = self._receipts(pending)
         for position, item in enumerate(pending):
             for transaction in self._journal.hashes_of(item.transaction_hash):
                 if found[position] is None:
@@ -407,18 +390,6 @@ class Sender:
                         "eth_getTransactionReceipt", "0x" + transaction.hex()
                     )
         return found
-
-    def _still_there(self, receipts: Sequence[dict[str, Any] | None]) -> _Receipts:
-        """The receipts whose blocks the chain has; None for the others. Their blocks are final, so that it keeps them."""
-        with well_formed(self._endpoint.url):
-            numbers = {int(receipt["blockNumber"], 16) for receipt in receipts if receipt is not None}
-            hashes = {number: "0x" + self._endpoint.block(number).hash.hex() for number in numbers}
-            return [
-                receipt
-                if receipt is not None and receipt["blockHash"] == hashes[int(receipt["blockNumber"], 16)]
-                else None
-                for receipt in receipts
-            ]
 
     def _receipt_of(self, receipt: dict[str, Any], pending: Pending) -> Receipt:
         """The receipt as a record.
