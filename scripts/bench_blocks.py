@@ -113,7 +113,9 @@ def run(what: str, kind: str | None, n_servers: int, directory: Path, megabytes:
                 env=environment,
             )
             stack.enter_context(server)
-            stack.callback(server.terminate)
+            stack.callback(
+                server.terminate
+            )  # And not killed: a Kubo daemon ends with the process that owns it.
             servers.append(server)
         addresses = [server.stdout.readline().strip() for server in servers if server.stdout]
         watched = [psutil.Process(server.pid) for server in servers]

@@ -55,7 +55,7 @@ def publish(directory: Path, megabytes: int) -> int:
 def read_and_hash(directory: Path, megabytes: int) -> int:
     """The floor of reading: each file opened, read and hashed."""
     size = 0
-    for path in (directory / "blocks").rglob("b*"):
+    for path in (directory / "blocks").glob("*/b*"):
         data = path.read_bytes()
         hashlib.sha256(data).digest()
         size += len(data)
@@ -182,9 +182,10 @@ def kubo(addresses: Sequence[str], directory: Path) -> dict[str, float]:
         daemon.connect(addresses[0])
         begun, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
         daemon.call("pin/add", str(wanted), timeout=600)
-        took = time.perf_counter() - begun
+        took, cpu = time.perf_counter() - begun, sum(process.cpu_times()[:2]) - cpu
+        peak = peak_mb(process.pid)
         size = sum(len(daemon.get(cid)) for cid in cids(directory))
-        return figures(size, took, sum(process.cpu_times()[:2]) - cpu, peak_mb(process.pid))
+        return figures(size, took, cpu, peak)
 
 
 def peak_mb(pid: int | str = "self") -> float:

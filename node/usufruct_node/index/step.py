@@ -37,21 +37,20 @@ class _Table:
     def _where(self) -> str:
         return " AND ".join(f"{column} = ?" for column in self.key)
 
+    def key_of(self, row: Row) -> Key:
+        """The primary key of a row."""
+        return tuple([row[column] for column in self.key])
+
     def load(self, db: sqlite3.Connection, key: Key) -> Row | None:
         """The row in the file."""
-        if self.is_whole:
-            return None
         found = db.execute(f"SELECT * FROM {self.name} WHERE {self._where}", key).fetchone()  # noqa: S608
         return None if found is None else dict(zip(self.columns, found, strict=True))
 
     def load_all(self, db: sqlite3.Connection) -> None:
         """Take every row in: for a small table that is asked for many keys which it does not have."""
-        of_key = itemgetter(*map(self.columns.index, self.key))
         for found in db.execute(f"SELECT * FROM {self.name}"):  # noqa: S608
-            key = of_key(found)
-            self.rows.setdefault(
-                key if len(self.key) > 1 else (key,), dict(zip(self.columns, found, strict=True))
-            )
+            row = dict(zip(self.columns, found, strict=True))
+            self.rows.setdefault(self.key_of(row), row)
         self.is_whole = True
 
     def write(self, db: sqlite3.Connection) -> None:
@@ -107,7 +106,7 @@ class Step:
         """
         held = self._tables[table]
         row = dict(zip(held.columns, values, strict=True))
-        key = tuple([row[column] for column in held.key])
+        key = held.key_of(row)
         if key in held.rows:
             raise _shown_twice(table)
         held.rows[key] = row

@@ -9,8 +9,11 @@ Source: draft-irtf-cfrg-bls-signature-05, sections 2.5 to 2.9, 3.3 and 4.2.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from py_arkworks_bls12381 import GT, G1Point, G2Point
+
+_Point = TypeVar("_Point", G1Point, G2Point)
 
 PUBLIC_KEY_BYTES = 48
 SIGNATURE_BYTES = 96
@@ -46,7 +49,7 @@ def is_possessed(key: bytes, proof: bytes) -> bool:
 
 def is_signature(data: bytes) -> bool:
     """Whether these bytes are a point that a signature can be; says nothing about whose."""
-    return _signature(data) is not None
+    return _point(G2Point, data) is not None
 
 
 def aggregate(signatures: Sequence[bytes]) -> bytes:
@@ -58,7 +61,7 @@ def aggregate(signatures: Sequence[bytes]) -> bytes:
 
 
 def _holds(key: G1Point, message: bytes, signature: bytes, tag: bytes) -> bool:
-    point = _signature(signature)
+    point = _point(G2Point, signature)
     if point is None or key == G1Point.identity():
         return False
     hashed = G2Point.hash_to_curve(message, tag)
@@ -67,20 +70,16 @@ def _holds(key: G1Point, message: bytes, signature: bytes, tag: bytes) -> bool:
 
 
 def _public_key(data: bytes) -> G1Point | None:
-    """The point, if these bytes are its only spelling and it is of the right group and not the identity."""
+    """As `_point`; the identity, which anybody can sign for, is no key."""
+    point = _point(G1Point, data)
+    return None if point == G1Point.identity() else point
+
+
+def _point(group: type[_Point], data: bytes) -> _Point | None:
+    """The point, if these bytes are its only spelling and it is of the right group."""
     try:
-        point = G1Point.from_compressed_bytes(data)
+        point = group.from_compressed_bytes(data)
     except ValueError:
         return None
     # The library reads some bytes that no encoder writes, such as zeros.
-    is_canonical = point.to_compressed_bytes() == data
-    return point if is_canonical and point != G1Point.identity() and point.is_in_subgroup() else None
-
-
-def _signature(data: bytes) -> G2Point | None:
-    """The point, if these bytes are its only spelling and it is of the right group; the identity is one."""
-    try:
-        point = G2Point.from_compressed_bytes(data)
-    except ValueError:
-        return None
     return point if point.to_compressed_bytes() == data and point.is_in_subgroup() else None
