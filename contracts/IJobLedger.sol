@@ -289,7 +289,8 @@ interface IJobLedger {
     function closeReveals(OrgId requester, JobRequest calldata request) external;
 
     /// @notice The council settles a dispute. Upheld means that the dissent is dismissed: the job becomes Verified when enough
-    /// verifiers agree and Expired when they do not. Otherwise it becomes Refuted.
+    /// verifiers agree and Expired when they do not. Otherwise it becomes Refuted, as
+    /// `ResultInvalid`, which tells the council's word from its silence.
     function settleDispute(OrgId requester, JobRequest calldata request, bool upheld) external;
 
     /// @notice Any active member ends a job that stalled: Posted, Claimed, Verified or Opened past the deadline become Expired,

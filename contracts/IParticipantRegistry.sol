@@ -90,6 +90,9 @@ interface IParticipantRegistry {
     /// In the same transaction the chain itself stops taking transactions from both accounts, or begins to again.
     function setStatus(OrgId id, Status status) external;
 
+    /// @notice Suspends an active member, as `setStatus` does, and leaves any other as it is; for `IReputation` only.
+    function suspend(OrgId id) external;
+
     /// @notice Replaces the roles of a member; council only.
     function setRoles(OrgId id, uint16 roles) external;
 

@@ -198,7 +198,7 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
         Record storage record = _requireState(jobId, JobState.Disputed);
         _requireInTime(jobId, record);
 
-        if (!upheld) _end(jobId, record, request, JobState.Refuted, Refusal.None);
+        if (!upheld) _end(jobId, record, request, JobState.Refuted, Refusal.ResultInvalid);
         else if (record.agreeing >= record.replicas) _verify(jobId, record);
         else _end(jobId, record, request, JobState.Expired, Refusal.None);
     }

@@ -72,11 +72,13 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
         Member storage known = _changeable(id);
         if (status == Status.None) revert ParticipantRegistryInvalidParticipant(id);
 
-        if (known.status == Status.Active) _countOut(known.roles);
-        if (status == Status.Active) _countIn(known.roles);
-        known.status = status;
-        emit ParticipantStatusChanged(id, status);
-        _permit(known, status == Status.Active);
+        _setStatus(id, known, status);
+    }
+
+    /// @inheritdoc IParticipantRegistry
+    function suspend(OrgId id) external restricted {
+        Member storage known = _members[id];
+        if (known.status == Status.Active) _setStatus(id, known, Status.Suspended);
     }
 
     /// @inheritdoc IParticipantRegistry
@@ -183,6 +185,14 @@ contract ParticipantRegistry is IParticipantRegistry, AccessManaged {
     function _take(address account, OrgId id) private {
         if (_owner[account] != NOBODY) revert ParticipantRegistryAccountTaken(account);
         _owner[account] = id;
+    }
+
+    function _setStatus(OrgId id, Member storage known, Status status) private {
+        if (known.status == Status.Active) _countOut(known.roles);
+        if (status == Status.Active) _countIn(known.roles);
+        known.status = status;
+        emit ParticipantStatusChanged(id, status);
+        _permit(known, status == Status.Active);
     }
 
     function _permit(Member storage member, bool active) private {

@@ -2,7 +2,7 @@
 import { writeFileSync } from "node:fs";
 import {
   KERNEL, PURPOSE, RESULT, Status, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers, given, govern, grant,
-  history, jobIn, opening, participantOf, passDeadline, post, posting, ready, registration, reveal, setStatus, terms, verdicts,
+  history, jobIn, judged, opening, participantOf, passDeadline, post, posting, ready, registration, report, reveal, setStatus, terms, verdicts,
 } from "../tests/contracts/network.js";
 
 const format = (gas) => String(gas).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -65,7 +65,11 @@ async function otherEnds(n) {
   const jobId = await post(n, { nonce: 91 });
   await passDeadline(n, jobId);
   const expired = await gasOf(n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId)));
-  return [["`postJob` that is denied", denied], ["`expireJob` (gives use and rho back)", expired]];
+  const refuted = await judged(n, [digest("other"), digest("other"), RESULT], { nonce: 92 });
+  return [
+    ["`postJob` that is denied", denied], ["`expireJob` (gives use and rho back)", expired],
+    ["`Reputation.report` of a refuted job, two members at fault", await gasOf(report(n, refuted))],
+  ];
 }
 
 async function registries() {

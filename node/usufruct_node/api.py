@@ -145,8 +145,13 @@ def build_api(node: NodeView, token: str) -> FastAPI:
 
     @api.get("/members", dependencies=private, tags=["queries"])
     def members() -> list[dict[str, Any]]:
-        """Every organisation ever admitted."""
+        """Every organisation ever admitted, with the points that it has for faults now and the number of faults ever."""
         return queries.members()
+
+    @api.get("/members/{name}/faults", dependencies=private, tags=["queries"])
+    def faults(name: Annotated[str, Path()]) -> list[dict[str, Any]]:
+        """What a member did wrong in jobs, newest first."""
+        return queries.faults(org_id(name))
 
     @api.get("/proposals", dependencies=private, tags=["queries"])
     def proposals() -> list[dict[str, Any]]:

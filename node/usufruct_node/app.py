@@ -63,7 +63,7 @@ from usufruct_node.peers.verdicts import PROTOCOL_ID as VERDICTS
 from usufruct_node.peers.verdicts import Question, VerdictHandler
 from usufruct_node.peers_view import describe_peers
 from usufruct_node.placement import Placements
-from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, RoleContext, Verifier
+from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, Reporter, RoleContext, Verifier
 from usufruct_node.roles.challenger import Challenger, ChallengeRules
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.custody_peers import CustodyPeers
@@ -323,6 +323,8 @@ class Node:
             loops.append(self._verifier)
         if self._custodian is not None:
             loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
+        if Role.AUDITOR in roles:
+            loops.append(Reporter(self._context))
         return loops
 
     def _custody_service(self) -> CustodyService:

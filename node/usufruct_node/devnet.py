@@ -28,7 +28,7 @@ from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Network
 from usufruct.ledger.genesis import found_network
 from usufruct.ledger.subnet_evm import GenesisMember, genesis
-from usufruct.records import Role, Timings
+from usufruct.records import ReputationRule, Role, Timings
 from usufruct_node.chain import ChainEndpoint, read_endpoint
 from usufruct_node.enrol import create_home_with_passphrase_files
 from usufruct_node.validators import Validators
@@ -87,6 +87,7 @@ class Devnet:
         chain: ChainKind | None = None,
         say: Say = lambda _: None,
         timings: Timings | None = None,
+        reputation: ReputationRule | None = None,
         block_interval_s: float = 0.25,
     ) -> None:
         """Start everything; a directory that holds a network goes on where it stopped.
@@ -123,7 +124,7 @@ class Devnet:
         else:
             self.start_chain(block_interval_s=block_interval_s)
         if not founded:
-            self._found(records, say, timings)
+            self._found(records, say, timings, reputation)
         for member in self.members:
             say(f"node {member.name}")
             self.start_node(member.name, wait=False)
@@ -222,7 +223,13 @@ class Devnet:
             )
         return records
 
-    def _found(self, records: dict[str, ParticipantFile], say: Say, timings: Timings | None) -> None:
+    def _found(
+        self,
+        records: dict[str, ParticipantFile],
+        say: Say,
+        timings: Timings | None,
+        reputation: ReputationRule | None,
+    ) -> None:
         """Deploy the contracts with the founders, and hand everybody the network file."""
         say("contracts")
         founders = [member.name for member in self.members if member.founder]
@@ -233,6 +240,7 @@ class Devnet:
             founders=[records[name].to_participant() for name in founders],
             parameters=[(key, value.security_bits) for key, value in ALLOWED.items()],
             timings=timings,
+            reputation=reputation,
             profile="subnet-evm" if consortium else "embedded",
             finality=self.validators.describe().finality() if consortium else None,
         )

@@ -41,18 +41,36 @@ class Queries:
         self._contracts = {address.lower(): name for name, address in contracts.items()}
 
     def members(self) -> list[dict[str, Any]]:
-        """Every organisation ever admitted."""
+        """Every organisation ever admitted, with the points that it has for faults now and the number of faults ever."""
+        head = self._index.cursor()
+        reputation = self._index.reputation(head.timestamp if head else 0)
         return [
             {
                 "name": member.name,
                 "status": member.status.name,
                 "roles": [role.name for role in Role if role and role in member.roles],
+                "points": reputation[member.id].points if member.id in reputation else 0,
+                "faults": reputation[member.id].faults if member.id in reputation else 0,
                 "account": member.account,
                 "node_account": member.node_account,
                 "peer_id": member.peer_id.hex(),
                 "endpoint": member.endpoint,
             }
             for member in self._index.participants()
+        ]
+
+    def faults(self, org: OrgId) -> list[dict[str, Any]]:
+        """What a member did wrong in jobs, newest first."""
+        if self._index.participant(org) is None:
+            raise UnknownRecordError(f"no member {unlabel(org)}")
+        return [
+            {
+                "job_id": row.job_id.hex(),
+                "fault": row.fault.name,
+                "points": row.points,
+                "recorded_at": row.recorded_at,
+            }
+            for row in self._index.faults(org)
         ]
 
     def bundles(self) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ from usufruct.keys import identity
 from usufruct.keys.identity import AuthorityKeys
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Ledger, Network
+from usufruct.ledger.reputation import faults_of, shown
 from usufruct.lineage import Lineage
 from usufruct.privacy import MICRO
 from usufruct.publish import Progress, PublishedBundle, publish_bundle
@@ -45,6 +46,7 @@ from usufruct.records import (
     ArtifactId,
     BudgetAccount,
     ConsentEpoch,
+    Fault,
     GrantId,
     GrantStatus,
     GrantTerms,
@@ -485,6 +487,25 @@ class Client:
     def denials(self) -> list[dict[str, Any]]:
         """Every refusal on the ledger, newest first."""
         return list(self.content.query("/denials"))
+
+    def report(self, job_id: JobId) -> list[tuple[OrgId, Fault]]:
+        """Put on the ledger what members did wrong in a job that has ended; returns who did what.
+
+        Raises
+        ------
+        InputError
+            If the job has not ended, or nobody did wrong in it.
+        TransactionRevertedError
+            If it is recorded already.
+        """
+        events = self.ledger.job_events(job_id)
+        faults = faults_of(events)
+        if not faults:
+            raise InputError(
+                f"there is nothing to report of job {job_id.hex()[:12]}: it has not ended, or all did well"
+            )
+        self.ledger.transact("Reputation", "report", job_id, shown(events))
+        return faults
 
     # Membership.
 

@@ -134,6 +134,16 @@ class Level(IntEnum):
     REPLICATED = 4
 
 
+class Fault(IntEnum):
+    """What a member did wrong in a job. Source: `contracts/IReputation.sol`, enum `Fault`."""
+
+    NONE = 0
+    REFUTED_RESULT = 1
+    WRONG_VERDICT = 2
+    UNREVEALED_VERDICT = 3
+    LAPSED_CLAIM = 4
+
+
 class Role(IntFlag):
     """Roles of a member. Source: `contracts/IParticipantRegistry.sol`, constants `ROLE_*`."""
 
@@ -474,6 +484,19 @@ class Timings:
     reveal: int = 600
     dispute: int = 86400
     release: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReputationRule:
+    """What a fault costs, in points, and how many suspend a member. Source: `contracts/IReputation.sol`, struct `Rule`."""
+
+    fade_seconds: int = 3600
+    """In which one point fades."""
+    limit: int = 30
+    refuted_result: int = 15
+    wrong_verdict: int = 15
+    unrevealed_verdict: int = 3
+    lapsed_claim: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,9 @@ const COUNCIL = {
   keys: ["allowParameters", "disallowParameters"],
   jobs: ["settleDispute", "setTimings", "setQuorum"],
   validators: ["replace"],
+  reputation: ["forgive", "setRule"],
 };
+const REPUTATION = { participants: ["suspend"] };
 const JOB_LEDGER = {
   rights: ["consumeUse", "restoreUse"],
   budgets: ["reserve", "settle", "refund"],
@@ -18,11 +20,12 @@ const MEMBER = {
   keys: ["retire"],
   rights: ["denyUsage", "revokeUsage", "revokeArtifact", "revokeGrantee"],
   jobs: ["commitVerdicts", "revealVerdicts", "closeCommits", "closeReveals", "expireJob"],
+  reputation: ["report"],
 };
-const EITHER_ACCOUNT = ["setEndpoint", ...MEMBER.jobs];
+const EITHER_ACCOUNT = ["setEndpoint", ...MEMBER.jobs, ...MEMBER.reputation];
 const MEMBER_OR_COUNCIL = { keys: ["markCompromised"], lineage: ["setFrozen"] };
 const ITSELF = { council: ["setParameters"] };
-const MANAGED = ["participants", "keys", "lineage", "jobs", "validators"];
+const MANAGED = ["participants", "keys", "lineage", "jobs", "validators", "reputation"];
 const ROLE = {
   keys: { registerKeyDomain: ["account", Role.CUSTODIAN] },
   lineage: { registerBundle: ["account", Role.STEWARD], setPolicy: ["account", Role.STEWARD] },
@@ -84,7 +87,7 @@ describe("Access", () => {
   it("lists every function that changes state", async () => {
     const n = await loadFixture(deployed);
     const listed = new Set([
-      ...[COUNCIL, JOB_LEDGER, MEMBER, MEMBER_OR_COUNCIL, ITSELF].flatMap(flat).map(([k, f]) => `${k}.${f}`),
+      ...[COUNCIL, REPUTATION, JOB_LEDGER, MEMBER, MEMBER_OR_COUNCIL, ITSELF].flatMap(flat).map(([k, f]) => `${k}.${f}`),
       ...Object.entries(ROLE).flatMap(([key, functions]) => Object.keys(functions).map((f) => `${key}.${f}`)),
       ...MANAGED.map((key) => `${key}.setAuthority`),
     ]);
@@ -155,6 +158,19 @@ describe("Access", () => {
     }
   });
 
+  it("leaves suspension by rule to the contract that keeps the rule, the council included", async () => {
+    const n = await loadFixture(ready);
+    for (const signer of [n.north.account, n.auditor.node]) {
+      expect(await failure(n, "participants", "suspend", signer)).to.equal("AccessManagedUnauthorized");
+    }
+    await expect(govern(n, n.participants, "suspend", [n.south.id]))
+      .to.be.revertedWithCustomError(n.council, "MemberCouncilCallFailed")
+      .withArgs(
+        (id) => id > 0n,
+        n.participants.interface.encodeErrorResult("AccessManagedUnauthorized", [n.council.target]),
+      );
+  });
+
   it("asks for the role, from the right account of the organisation", async () => {
     const n = await loadFixture(ready);
     await govern(n, n.participants, "setRoles", [n.south.id, 63]);
@@ -191,17 +207,17 @@ describe("Access", () => {
     expect((await n.jobs.progress(jobId)).state).to.equal(State.Claimed);
   });
 
-  it("gives nobody but council and registry a role in the AccessManager", async () => {
+  it("gives nobody but council, registry and rule a role in the AccessManager", async () => {
     const n = await loadFixture(ready);
     const granted = await n.manager.queryFilter(n.manager.filters.RoleGranted());
     const revoked = await n.manager.queryFilter(n.manager.filters.RoleRevoked());
     const held = new Set(granted.map(({ args }) => `${args.roleId} ${args.account}`));
     for (const { args } of revoked) held.delete(`${args.roleId} ${args.account}`);
     expect([...held].sort()).to.deep.equal([
-      `0 ${n.council.target}`, `1 ${n.participants.target}`,
+      `0 ${n.council.target}`, `1 ${n.participants.target}`, `2 ${n.reputation.target}`,
     ]);
     const wired = await n.manager.queryFilter(n.manager.filters.TargetFunctionRoleUpdated());
-    const reserved = [["permissions", "allow"], ["permissions", "revoke"]];
+    const reserved = [["permissions", "allow"], ["permissions", "revoke"], ["participants", "suspend"]];
     const expected = reserved.map(([key, name]) => n.contracts[key].interface.getFunction(name).selector);
     expect(wired.map(({ args }) => args.selector).sort()).to.deep.equal(expected.sort());
   });

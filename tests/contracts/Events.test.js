@@ -2,7 +2,7 @@
 import { expect } from "chai";
 import {
   Freeze, Grant, PURPOSE, Refusal, RESULT, Role, State, Status, anchor, ask, digest, encode, ethers, given, govern, grant,
-  jobIn, judged, loadFixture, passDeadline, post, ready, registerBundle, setStatus,
+  jobIn, judged, loadFixture, passDeadline, post, ready, registerBundle, report, setStatus,
 } from "./network.js";
 
 const KEYS = ethers.concat([ethers.toBeHex((0x80n << 376n) | 1n, 48), ethers.toBeHex((0x80n << 376n) | 2n, 48)]);
@@ -23,7 +23,7 @@ async function busy() {
     await jobIn(n, state, { ...used, nonce: ++nonce });
   }
   await judged(n, [RESULT, RESULT, digest("other")], { ...used, nonce: ++nonce });
-  await judged(n, [digest("other"), digest("other"), RESULT], { ...used, nonce: ++nonce });
+  await report(n, await judged(n, [digest("other"), digest("other"), RESULT], { ...used, nonce: ++nonce }));
   const expired = await jobIn(n, "Posted", { ...used, nonce: ++nonce });
   await passDeadline(n, expired);
   await n.jobs.connect(n.auditor.node).expireJob(...given(n, expired));
@@ -45,6 +45,7 @@ async function busy() {
   await grant(n);
   await n.council.connect(n.south.account).propose(n.jobs.target, "0x12345678");
   await n.council.connect(n.north.account).vote(await n.council.proposalCount(), false);
+  await govern(n, n.reputation, "forgive", [n.compute.id]);
   await setStatus(n, n.south, Status.Suspended);
   await govern(n, n.jobs, "setQuorum", [3]);
   await govern(n, n.council, "setParameters", [60, 6000]);
@@ -113,7 +114,8 @@ function object(result) {
 function rebuild(events) {
   const state = {
     participants: {}, keys: {}, allowed: {}, artifacts: {}, consents: {}, grants: {}, accounts: {}, committed: {},
-    jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null, validators: null,
+    jobs: {}, proposals: {}, timings: null, quorum: null, votingPeriod: null, quorumBps: null, validators: null, points: {},
+    rule: null,
   };
   const { participants, keys, artifacts, grants, jobs, accounts } = state;
   const revoke = (which) => {
@@ -206,6 +208,9 @@ function rebuild(events) {
     ValidatorSetChanged: (a) => {
       state.validators = { version: a.sequence, publicKeys: a.publicKeys, weights: [...a.weights] };
     },
+    FaultRecorded: (a) => (state.points[a.organisation] = a.points),
+    FaultsForgiven: (a) => (state.points[a.organisation] = 0n),
+    RuleChanged: (a) => (state.rule = object(a.rule)),
     QuorumChanged: (a) => (state.quorum = a.replicas),
     CouncilParametersChanged: (a) => {
       Object.assign(state, { votingPeriod: a.votingPeriod, quorumBps: a.quorumBps });
@@ -242,9 +247,9 @@ describe("Events", () => {
       expect(await toldEnd(event), event.name).to.deep.equal(ends.get(series));
       contracts.add(event.contract);
     }
-    expect(contracts).to.deep.equal(new Set([n.lineage, n.consents, n.rights, n.jobs, n.validators]));
+    expect(contracts).to.deep.equal(new Set([n.lineage, n.consents, n.rights, n.jobs, n.reputation, n.validators]));
     const unknown = digest("nothing has this id");
-    for (const contract of [n.lineage, n.rights, n.jobs, n.validators]) {
+    for (const contract of [n.lineage, n.rights, n.jobs, n.validators, n.reputation]) {
       expect(await contract.seriesHead(unknown)).to.deep.equal([0n, ethers.ZeroHash]);
     }
     for (const key of [[n.south.id, PURPOSE], [n.north.id, unknown]]) {
@@ -319,6 +324,9 @@ describe("Events", () => {
     }
     expect(state.timings).to.deep.equal(object(await n.jobs.timings()));
     expect(state.quorum).to.equal(await n.jobs.quorum());
+    expect(state.rule).to.deep.equal(object(await n.reputation.rule()));
+    expect(Object.values(state.points)).to.include(0n);
+    for (const [id, points] of Object.entries(state.points)) expect(await n.reputation.pointsOf(id)).to.equal(points);
     expect(state.validators).to.deep.equal(object(await n.validators.current()));
     expect([state.votingPeriod, state.quorumBps]).to.deep.equal([
       await n.council.votingPeriod(), await n.council.quorumBps(),

@@ -569,7 +569,7 @@ describe("JobLedger", () => {
       const n = await loadFixture(longer);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await settle(n, jobId, false);
-      await expectEnded(n, jobId, State.Refuted);
+      await expectEnded(n, jobId, State.Refuted, Refusal.ResultInvalid);
       await expectGivenBack(n);
     });
 

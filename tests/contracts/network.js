@@ -36,6 +36,9 @@ export const KERNEL = digest("kernel sum");
 export const PURPOSE = label("occupancy");
 export const PARAMETERS = digest("bfv-4096-54");
 export const TIMINGS = { claim: 100, compute: 200, commit: 300, reveal: 400, dispute: 500, release: 600 };
+export const RULE = {
+  fadeSeconds: 3600, limit: 30, refutedResult: 15, wrongVerdict: 12, unrevealedVerdict: 3, lapsedClaim: 1,
+};
 export const QUORUM = 2;
 export const VOTING_PERIOD = 3600;
 export const QUORUM_BPS = 5000;
@@ -89,9 +92,14 @@ export async function deployOver(beneath, { wired = async () => {}, handOver = a
   ]);
   const council = await ethers.deployContract("MemberCouncil", [participants.target, VOTING_PERIOD, QUORUM_BPS]);
   const validators = await ethers.deployContract("ValidatorSet", [manager.target, CHAIN]);
-  const selectors = ["allow", "revoke"].map((name) => permissions.interface.getFunction(name).selector);
-  await manager.setTargetFunctionRole(permissions.target, selectors, 1);
-  await manager.grantRole(1, participants.target, 0);
+  const reputation = await ethers.deployContract("Reputation", [manager.target, participants.target, jobs.target, RULE]);
+  for (const [role, holder, target, names] of [
+    [1, participants, permissions, ["allow", "revoke"]], [2, reputation, participants, ["suspend"]],
+  ]) {
+    const selectors = names.map((name) => target.interface.getFunction(name).selector);
+    await manager.setTargetFunctionRole(target.target, selectors, role);
+    await manager.grantRole(role, holder.target, 0);
+  }
   await wired(permissions, deployer);
 
   const members = {};
@@ -103,7 +111,7 @@ export async function deployOver(beneath, { wired = async () => {}, handOver = a
   await manager.grantRole(0, council.target, 0);
   await manager.renounceRole(0, deployer.address);
   await handOver(council, deployer);
-  const contracts = { participants, keys, lineage, consents, rights, budgets, jobs, council, validators, permissions };
+  const contracts = { participants, keys, lineage, consents, rights, budgets, jobs, council, validators, reputation, permissions };
   return { ...contracts, contracts, manager, members, ...members, deployer, stranger, spare: signers };
 }
 
@@ -349,6 +357,18 @@ export async function judged(n, found, overrides = {}) {
 export async function stateOf(n, jobId) {
   return (await n.jobs.progress(jobId)).state;
 }
+
+/** A job's whole series, as whoever reports its faults shows it. */
+export async function series(n, jobId) {
+  const logs = await ethers.provider.getLogs({ address: n.jobs.target, fromBlock: 0, topics: [null, jobId] });
+  return logs.map((log) => {
+    const { fragment, args, topic } = n.jobs.interface.parseLog(log);
+    const covered = fragment.inputs.slice(0, -2);
+    return { topic, payload: encode(covered, covered.map((_, index) => args[index])) };
+  });
+}
+export const report = async (n, jobId, reporter = n.auditor.node) =>
+  n.reputation.connect(reporter).report(jobId, await series(n, jobId));
 
 /** The next transaction is mined `seconds` after the job's deadline. */
 export async function atDeadline(n, jobId, seconds = 0) {

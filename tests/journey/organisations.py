@@ -45,6 +45,7 @@ from usufruct.records import (
     JobId,
     JobState,
     MemberStatus,
+    ReputationRule,
     Timings,
     org_id,
 )
@@ -64,6 +65,9 @@ CLINICS = ("clinic-north", "clinic-south")
 ROWS, FEATURES, SCALE = 60, 12, 64
 BLOCK_SECONDS = 0.2
 LASTING = Timings(claim=60, compute=60, commit=60, reveal=60, dispute=60, release=60)
+
+PATIENT_RULE = ReputationRule(limit=10_000)
+"""Nobody is suspended for what the tests do."""
 
 Outcome = TypeVar("Outcome")
 
@@ -104,7 +108,7 @@ class Consortium:
         self._uses, self._rho = uses, rho
         self._pool = ThreadPoolExecutor(8)
         try:
-            self.net.up(chain=chain, timings=timings, block_interval_s=BLOCK_SECONDS)
+            self.net.up(chain=chain, timings=timings, reputation=PATIENT_RULE, block_interval_s=BLOCK_SECONDS)
             names = [member.name for member in self.net.members]
             self.clients = dict(zip(names, self._pool.map(self._open, names), strict=True))
             self._timings = timings

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from organisations import (
     FEATURES,
+    PATIENT_RULE,
     ROWS,
     SCOPE,
     Consortium,
@@ -37,6 +38,7 @@ from usufruct.errors import (
     BlockNotFoundError,
     JobDeniedError,
     JobFailedError,
+    LedgerError,
     NotAuthorisedError,
     PeerError,
     PeerRefusedError,
@@ -63,6 +65,7 @@ from usufruct.records import (
     KeyId,
     MemberStatus,
     Refusal,
+    ReputationRule,
     Reveal,
     Role,
     SignedVerdict,
@@ -259,6 +262,41 @@ def test_an_executor_that_works_by_the_rules_is_verified_and_released(
     assert np.abs(release.values - truth).max() <= 12 * release.sigma
     network.indexed()
     assert isinstance(error_of(lambda: mallory.host.fetch(network.ledger, NORTH, block)), PeerRefusedError)
+
+
+def test_a_member_that_lies_twice_is_suspended_by_rule_and_reinstated_by_the_council(
+    shared_network: Consortium, mallory: Mallory
+) -> None:
+    """Nobody votes for the suspension, and no node but the auditor's says anything: the ledger reads the jobs' events."""
+    network, liar = shared_network, org_id("mallory")
+    network.decide("Reputation", "forgive", liar)
+    network.decide("Reputation", "setRule", ReputationRule())
+
+    def standing() -> dict[str, object]:
+        rows = network.auditor.content.query("/members")
+        return next(row for row in rows if row["name"] == "mallory")
+
+    for points, status in ((15, "ACTIVE"), (30, "SUSPENDED")):
+        job = mallory.take()
+        forged = _first_row_instead_of_the_sum(network, job)
+        blocks = tuple(Cid.of(block) for block in forged)
+        mallory.commit(job, replace(network.computed(job)[0], blocks=blocks), forged)
+        assert network.ended(job).state is JobState.REFUTED
+        network.until(lambda points=points: standing()["points"] == points, 30)
+        assert standing()["status"] == status
+    faults = network.auditor.content.query("/members/mallory/faults")
+    assert [row["fault"] for row in faults[:2]] == ["REFUTED_RESULT"] * 2
+    assert faults[0]["job_id"] == job.hex()
+    # Nobody records it twice, and who is suspended can do nothing.
+    with pytest.raises(TransactionRevertedError, match="ReputationAlreadyReported"):
+        network.university.report(job)
+    with pytest.raises(LedgerError):
+        mallory.take()
+    network.decide("Reputation", "setRule", PATIENT_RULE)
+    network.decide("Reputation", "forgive", liar)
+    network.set_status("mallory", MemberStatus.ACTIVE)
+    network.until(lambda: (standing()["points"], standing()["status"]) == (0, "ACTIVE"), 30)
+    _is_unharmed(network)
 
 
 def test_an_executor_that_answers_late_loses_its_turn_to_another(

@@ -10,6 +10,7 @@ from eth_abi.abi import encode
 from chain_fixture import CAST, KERNEL, TERMS, Consortium, Vote, reveal_moves, word
 from usufruct.ledger.abi import load_abi
 from usufruct.ledger.jobs import derived_id
+from usufruct.ledger.reputation import faults_of, shown
 from usufruct.records import (
     ArtifactId,
     ArtifactKind,
@@ -20,6 +21,7 @@ from usufruct.records import (
     KeyId,
     MemberStatus,
     Refusal,
+    ReputationRule,
     Role,
     Timings,
     label,
@@ -104,6 +106,7 @@ def told_on(chain_url: str) -> Story:
     jobs_are_refused(told)
     jobs_are_computed(told)
     jobs_stall(told)
+    faults_are_reported(told)
     return told
 
 
@@ -274,7 +277,8 @@ def jobs_are_computed(told: Story) -> None:
             (JobState.STALE_CONSENT, Refusal.CONSENT_EPOCH_STALE, ("stale",)),
             (JobState.VERIFIED, Refusal.NONE, ("verified", "dispute-upheld")),
             (JobState.OPENED, Refusal.NONE, ("opened",)),
-            (JobState.REFUTED, Refusal.NONE, ("refuted", "dispute-lost")),
+            (JobState.REFUTED, Refusal.NONE, ("refuted",)),
+            (JobState.REFUTED, Refusal.RESULT_INVALID, ("dispute-lost",)),
             (JobState.EXPIRED, Refusal.NONE, ("dispute-few",)),
             (JobState.DISPUTED, Refusal.NONE, ("disputed",)),
             (JobState.REVEALING, Refusal.NONE, ("revealing",)),
@@ -345,3 +349,15 @@ def jobs_stall(told: Story) -> None:
         "late-dispute": (JobState.REFUTED, Refusal.NONE),
         "few-commits": (JobState.COMMITTED, Refusal.NONE),
     }
+
+
+def faults_are_reported(told: Story) -> None:
+    """Of every job that has ended and in which somebody did wrong; under a rule that suspends nobody."""
+    net = told.net
+    net.govern("Reputation", "setRule", ReputationRule(limit=1000))
+    reporter = net["auditor"].node
+    for job_id in told.jobs.values():
+        events = net.reader.job_events(job_id)
+        if faults_of(events):
+            net.together([(reporter, "Reputation", "report", job_id, shown(events))])
+    net.govern("Reputation", "forgive", net["auditor"].id)

@@ -15,17 +15,27 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from ledger_story import ALL, HOSTILE_ENDPOINT, SCOPE, Story
 
 from chain_fixture import FAR, KERNEL, Consortium, word
 from rpc_door import Call, door_to
-from usufruct.errors import LedgerError, LedgerUnreachableError, MissingEventError, StaleLedgerError
+from usufruct.errors import (
+    LedgerError,
+    LedgerUnreachableError,
+    MissingEventError,
+    StaleLedgerError,
+    TransactionRevertedError,
+)
 from usufruct.ledger import Endpoints, Head, Ledger
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.jobs import derived_id
+from usufruct.ledger.reputation import Points, faded, faults_of, shown
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.records import (
     ArtifactKind,
+    Fault,
     GrantStatus,
     JobRequest,
     JobState,
@@ -177,6 +187,7 @@ def test_every_series_of_the_run_is_without_a_gap(story: Story) -> None:
         "ConsentRegistry",
         "JobLedger",
         "LineageRegistry",
+        "Reputation",
         "UsageRights",
     }
     for events in series.values():
@@ -536,3 +547,52 @@ def test_largest_numbers_of_the_ledger_are_indexed_exactly(chain_url: str, tmp_p
     assert index.grant(grant) == net.reader.grant(grant)
     assert index.grant(grant).terms.expires_at > FAR
     index.close()
+
+
+# Faults: the index, the pure function and the contract, each by itself.
+
+
+def test_contract_and_sdk_agree_on_who_did_wrong_in_every_job(story: Story) -> None:
+    recorded: dict[object, list[tuple[object, object]]] = {}
+    for event in story.net.events(["FaultRecorded"]):
+        recorded.setdefault(event.args["jobId"], []).append((event.args["organisation"], event.args["fault"]))
+    for name, job_id in story.jobs.items():
+        events = story.net.reader.job_events(job_id)
+        assert faults_of(events) == recorded.get(job_id, []), name
+        expected = "AlreadyReported" if job_id in recorded else "(NoFault|NotEnded)"
+        with pytest.raises(TransactionRevertedError, match=f"Reputation{expected}"):
+            story.net["south"].node.transact("Reputation", "report", job_id, shown(events))
+    told = {fault for found in recorded.values() for _, fault in found}
+    assert told == set(Fault) - {Fault.NONE}
+
+
+def test_index_and_contract_agree_on_points_and_what_was_reported(story: Story, index: Index) -> None:
+    head = index.cursor()
+    assert head is not None
+    found = index.reputation(head.timestamp)
+    for member in index.participants():
+        (points,) = story.net.reader.read("Reputation", "pointsOf", member.id)
+        assert points == (found[member.id].points if member.id in found else 0), member.name
+        assert len(index.faults(member.id)) == (found[member.id].faults if member.id in found else 0)
+    assert found[story.net["compute"].id].points > 0
+    assert found[story.net["auditor"].id].faults > found[story.net["auditor"].id].points == 0
+    faultless = [row.job_id for row in index.suspect_jobs()]
+    assert all(faults_of(story.net.reader.job_events(job_id)) == [] for job_id in faultless)
+    assert story.jobs["late-dispute"] in faultless
+
+
+@given(
+    points=st.integers(0, 1000),
+    since=st.integers(0, 10**6),
+    later=st.lists(st.integers(0, 10**5), max_size=4),
+)
+def test_points_fade_the_same_however_often_one_looks(points: int, since: int, later: list[int]) -> None:
+    held, now = Points(points, since), since
+    for passed in later:
+        now += passed
+        held = faded(held, now, 3600)
+    assert (
+        held.points
+        == faded(Points(points, since), now, 3600).points
+        == max(0, points - (now - since) // 3600)
+    )

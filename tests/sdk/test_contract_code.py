@@ -48,7 +48,7 @@ from usufruct.ledger.subnet_evm import (
     AllowListRole,
     set_role_call,
 )
-from usufruct.records import Timings
+from usufruct.records import ReputationRule, Timings
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_MODULES = ROOT / "node_modules"
@@ -138,6 +138,7 @@ def deploy_on(chain: Anvil, level: ChainLevel | None = None) -> dict[str, str]:
         founders=FOUNDERS,
         parameters=[(PARAMETERS, 128)],
         timings=Timings(claim=1, compute=2, commit=3, reveal=4, dispute=5, release=6),
+        reputation=ReputationRule(limit=9),
         quorum=2,
         voting_period=60,
         quorum_bps=5000,
@@ -246,6 +247,7 @@ def test_only_the_council_administers_once_deployed(chain: Anvil, contracts: dic
     assert not holds(0, chain.account)
     assert holds(0, contracts["MemberCouncil"])
     assert holds(1, contracts["ParticipantRegistry"])
+    assert holds(2, contracts["Reputation"])
     assert not holds(1, contracts["JobLedger"])
     with pytest.raises(RuntimeError, match="revert"):
         admit = load_abi("ParticipantRegistry").functions["admit"]
@@ -280,6 +282,7 @@ def test_founders_parameters_and_timings_are_in_force(chain: Anvil, contracts: d
     assert chain.view(contracts, "ParticipantRegistry", "activeCount") == (3,)
     assert chain.view(contracts, "KeyRegistry", "isAllowed", PARAMETERS) == (True,)
     assert chain.view(contracts, "JobLedger", "timings") == ((1, 2, 3, 4, 5, 6),)
+    assert chain.view(contracts, "Reputation", "rule") == ((3600, 9, 15, 15, 3, 1),)
     assert chain.view(contracts, "JobLedger", "quorum") == (2,)
 
 

@@ -22,6 +22,7 @@ from usufruct.records import (
     MemberStatus,
     Refusal,
 )
+from usufruct_node.index import faults
 from usufruct_node.index.step import Step
 
 Args = dict[str, Any]
@@ -360,6 +361,7 @@ def _insert_job(
         0,
         event.timestamp,
         event.timestamp,
+        0,
     )
 
 
@@ -407,7 +409,17 @@ def _count(step: Step, args: Args, column: str) -> None:
 
 
 def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:
-    _set_job(step, event, args, state=JobState.CLAIMED, executor=args["executor"], deadline=args["deadline"])
+    job = _known(step, "job", args["jobId"])
+    is_taken_over = job["state"] == JobState.CLAIMED
+    _set_job(
+        step,
+        event,
+        args,
+        state=JobState.CLAIMED,
+        executor=args["executor"],
+        deadline=args["deadline"],
+        suspect=int(is_taken_over or job["suspect"]),
+    )
 
 
 def _committed(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -462,11 +474,12 @@ def _verified(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _ended(step: Step, event: LedgerEvent, args: Args) -> None:
+    job = _known(step, "job", args["jobId"])
+    suspect = faults.is_suspect(job, args["state"])
     if args["from"] != JobState.OPENED:
-        job = _known(step, "job", args["jobId"])
         _move_rho(step, job, reserved=-1)
         _count_use(step, job, -1)
-    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0)
+    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0, suspect=int(suspect))
 
 
 def _opened(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -483,6 +496,7 @@ def _released(step: Step, event: LedgerEvent, args: Args) -> None:
         deadline=0,
         release_digest=args["releaseDigest"],
         sigma_micro=to_signed(args["sigmaMicro"]),
+        suspect=int(faults.is_suspect(_known(step, "job", args["jobId"]), JobState.RELEASED)),
     )
     _derived(
         step,
@@ -524,4 +538,7 @@ _HANDLERS: dict[str, Handler] = {
     "JobEnded": _ended,
     "ReleaseOpened": _opened,
     "JobReleased": _released,
+    "FaultRecorded": faults.recorded,
+    "FaultsForgiven": faults.forgiven,
+    "RuleChanged": faults.rule_changed,
 }

@@ -16,12 +16,14 @@ from zlib import crc32
 
 from usufruct.errors import InputError, LedgerError, StaleLedgerError
 from usufruct.ledger import Head
+from usufruct.ledger.reputation import Points, faded
 from usufruct.records import (
     Artifact,
     ArtifactId,
     ArtifactKind,
     BudgetAccount,
     ConsentEpoch,
+    Fault,
     GrantId,
     GrantTerms,
     JobId,
@@ -36,7 +38,9 @@ from usufruct.records import (
 )
 from usufruct_node.index.apply import apply_events, from_signed
 from usufruct_node.index.rows import (
+    FaultRow,
     JobRow,
+    Reputation,
     Verdict,
     artifact_of,
     event_of,
@@ -276,6 +280,30 @@ class Index:
     def jobs_with_parameters(self, digest: bytes) -> list[JobRow]:
         """Jobs whose parameters block has this digest."""
         return [job_of(row) for row in self._all("SELECT * FROM job WHERE parameters_digest = ?", digest)]
+
+    def suspect_jobs(self) -> list[JobRow]:
+        """Jobs that have ended and in which somebody may have done wrong that the ledger has not recorded; oldest first."""
+        rows = self._all("SELECT * FROM job WHERE suspect = 1 AND deadline = 0 ORDER BY posted_at, job_id")
+        return [job_of(row) for row in rows]
+
+    def reputation(self, now: int) -> dict[OrgId, Reputation]:
+        """What each member that ever did wrong has on its account at a time, in Unix seconds of the chain."""
+        rule = self._one("SELECT fade_seconds FROM reputation_rule")
+        return {
+            OrgId(row["org_id"]): Reputation(
+                points=faded(Points(row["points"], row["since"]), now, rule[0] if rule else 1).points,
+                faults=row["faults"],
+            )
+            for row in self._all("SELECT * FROM standing")
+        }
+
+    def faults(self, org: OrgId) -> list[FaultRow]:
+        """What a member did wrong, newest first."""
+        rows = self._all("SELECT * FROM fault WHERE org_id = ? ORDER BY sequence DESC", org)
+        return [
+            FaultRow(JobId(row["job_id"]), Fault(row["fault"]), row["points"], row["recorded_at"])
+            for row in rows
+        ]
 
     def verdicts(self, job_id: JobId) -> list[Verdict]:
         """What the verifiers of a job committed and revealed."""

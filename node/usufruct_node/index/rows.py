@@ -13,6 +13,7 @@ from usufruct.records import (
     Artifact,
     ArtifactId,
     ArtifactKind,
+    Fault,
     FreezeState,
     GrantId,
     GrantStatus,
@@ -61,6 +62,24 @@ class Verdict:
     result_digest: bytes | None
     possession: bytes | None
     agrees: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRow:
+    """What one member did wrong in one job; `points` are what it had after that, and the time is the block's."""
+
+    job_id: JobId
+    fault: Fault
+    points: int
+    recorded_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reputation:
+    """What a member has on its account now, and how often it ever did wrong."""
+
+    points: int
+    faults: int
 
 
 def participant_of(row: sqlite3.Row) -> Participant:

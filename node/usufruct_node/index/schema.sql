@@ -134,8 +134,30 @@ CREATE TABLE IF NOT EXISTS job (
     nonce INTEGER NOT NULL,
     sigma_micro INTEGER NOT NULL DEFAULT 0,
     posted_at INTEGER NOT NULL,
-    changed_at INTEGER NOT NULL
+    changed_at INTEGER NOT NULL,
+    suspect INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS job_suspect ON job (job_id) WHERE suspect = 1;
+CREATE TABLE IF NOT EXISTS fault (
+    org_id BLOB NOT NULL,
+    sequence INTEGER NOT NULL,
+    job_id BLOB NOT NULL,
+    fault INTEGER NOT NULL,
+    points INTEGER NOT NULL,
+    recorded_at INTEGER NOT NULL,
+    PRIMARY KEY (org_id, sequence)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS standing (
+    org_id BLOB PRIMARY KEY,
+    points INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    faults INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reputation_rule (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    fade_seconds INTEGER NOT NULL,
+    points_limit INTEGER NOT NULL
+);
 CREATE INDEX IF NOT EXISTS job_state ON job (state);
 CREATE INDEX IF NOT EXISTS job_artifact ON job (artifact_id);
 CREATE INDEX IF NOT EXISTS job_parameters ON job (parameters_digest);

@@ -208,6 +208,10 @@ class RoleContext:
         )
         log.info("%s %s", function, job_id.hex()[:12])
 
+    async def report(self, job_id: JobId, events: Sequence[tuple[bytes, bytes]]) -> None:
+        """Show an ended job's whole series to the contract that records faults."""
+        await self._send(partial(self.ledger.transact, "Reputation", "report", job_id, events))
+
     async def close(self, function: str, job_id: JobId) -> None:
         """End what is overdue.
 

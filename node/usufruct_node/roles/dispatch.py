@@ -31,6 +31,7 @@ _MOVED_ON = frozenset(
         "JobLedgerAlreadyCommitted",
         "JobLedgerAlreadyRevealed",
         "JobLedgerHistoryMismatch",
+        "ReputationAlreadyReported",
     }
 )
 """Refusals that only say that somebody else was quicker, or that a block has passed."""

@@ -22,7 +22,7 @@ from usufruct.keys import he_keys
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Ledger, Network
 from usufruct.privacy import MICRO
-from usufruct.records import GrantId, JobId, JobState, Refusal, Timings, label, org_id
+from usufruct.records import GrantId, JobId, JobState, Refusal, ReputationRule, Timings, label, org_id
 from usufruct.register import Policy
 from usufruct.rights import terms
 from usufruct_node.devnet import ChainKind, Devnet
@@ -47,6 +47,9 @@ _EXPECTED_DENIALS = {"CONSENT_EPOCH_STALE"}
 BLOCK_SECONDS = 0.1
 _PATIENT = Timings(claim=300, compute=300, commit=300, reveal=300, dispute=300, release=300)
 """A job may wait for processes that are away, and may not expire for it."""
+
+_POINTS = 10_000
+"""Who is killed again and again lets claims lapse; nobody is to be suspended for it."""
 
 
 _Place = tuple[str, tuple[str, ...]]
@@ -102,7 +105,13 @@ class Stage:
 
     def open(self, say: Callable[[str], None]) -> None:
         """Start every process, admit the university, publish one bundle per clinic."""
-        self.net.up(chain=self.chain, say=say, timings=_PATIENT, block_interval_s=BLOCK_SECONDS)
+        self.net.up(
+            chain=self.chain,
+            say=say,
+            timings=_PATIENT,
+            reputation=ReputationRule(limit=_POINTS),
+            block_interval_s=BLOCK_SECONDS,
+        )
         say("founders admit the university")
         record = ParticipantFile.load(self.net.home("university").root / "participant.json")
         number = self.client("auditor").propose("ParticipantRegistry", "admit", record.to_participant())

@@ -29,7 +29,7 @@ from usufruct.errors import InputError
 from usufruct.he.kernels import KERNELS
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
-from usufruct.records import REFUSAL_HINTS, ArtifactId, JobId, JobState, Refusal
+from usufruct.records import REFUSAL_HINTS, ArtifactId, JobId, JobState, Refusal, unlabel
 
 job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
 
@@ -167,6 +167,22 @@ def jobshow(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: Passphra
     """Print one job with its verdicts and every event of its life, as JSON."""
     client = Client.open(home, passphrase_file=passphrase_file)
     print_json(client.content.query(f"/jobs/{client.find_id('job', job).hex()}"))
+
+
+@job_app.command("report")
+@guarded
+def job_report(
+    job: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put on the ledger what members did wrong in a job that has ended; auditors' nodes do it by themselves."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    job_id = JobId(client.find_id("job", job))
+    faults = [{"member": unlabel(org), "fault": fault.name} for org, fault in client.report(job_id)]
+    told = ", ".join(f"{entry['member']} {entry['fault'].lower()}" for entry in faults)
+    done(f"recorded: {told}", {"job_id": job_id.hex(), "faults": faults}, as_json=as_json)
 
 
 @guarded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -40,10 +41,32 @@ network_app = typer.Typer(help="The network that a home belongs to.", no_args_is
 def members_list(
     home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
-    """List every organisation ever admitted."""
+    """List every organisation ever admitted, and what it has on its account for faults in jobs."""
     rows = Client.open(home, passphrase_file=passphrase_file).content.query("/members")
-    columns = {"name": "name", "status": "status", "roles": "roles", "endpoint": "endpoint"}
+    columns = {
+        "name": "name",
+        "status": "status",
+        "roles": "roles",
+        "points": "points",
+        "endpoint": "endpoint",
+    }
     show("members", rows, columns, as_json=as_json)
+
+
+@members_app.command("faults")
+@guarded
+def members_faults(
+    name: Annotated[str, typer.Argument(help="Short name of the member.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a member did wrong in jobs, newest first; points fade with time, the council may take them away."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query(
+        f"/members/{quote(name, safe='')}/faults"
+    )
+    columns = {"job": "job_id", "fault": "fault", "points then": "points", "recorded": "recorded_at"}
+    show("faults", rows, columns, as_json=as_json)
 
 
 @members_app.command("admit")
@@ -78,6 +101,20 @@ def members_set_status(
     client = Client.open(home, passphrase_file=passphrase_file)
     number = client.propose("ParticipantRegistry", "setStatus", org_id(name), MemberStatus[wanted])
     done(f"proposal {number}", {"proposal": number}, as_json=as_json)
+
+
+@members_app.command("forgive")
+@guarded
+def members_forgive(
+    name: Annotated[str, typer.Argument(help="Short name of the member.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose to take all points from a member, as when it is reinstated after a suspension by rule."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    number = client.propose("Reputation", "forgive", org_id(name))
+    done(f"proposal {number}: forgive {name}", {"proposal": number, "member": name}, as_json=as_json)
 
 
 @members_app.command("proposals")

@@ -35,6 +35,7 @@ CONTRACTS = (
     "UsageRights",
     "PrivacyBudget",
     "JobLedger",
+    "Reputation",
 )
 """Names of a network's contracts that clients call, as the address book has them."""
 

@@ -32,6 +32,7 @@ CONTRACTS = (
     "OpenPermissions",
     "ParticipantRegistry",
     "PrivacyBudget",
+    "Reputation",
     "SubnetEvmPermissions",
     "UsageRights",
     "ValidatorSet",

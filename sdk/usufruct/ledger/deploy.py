@@ -25,7 +25,7 @@ from usufruct.ledger.subnet_evm import (
     AllowListRole,
     set_role_call,
 )
-from usufruct.records import ZERO_32, Participant, Timings
+from usufruct.records import ZERO_32, Participant, ReputationRule, Timings
 
 ADMIN_ROLE = 0
 """Role of the AccessManager for everything that is not wired otherwise; in the end the council's alone."""
@@ -33,7 +33,14 @@ ADMIN_ROLE = 0
 REGISTRY_ROLE = 1
 """Role for who may send transactions at all; held by `ParticipantRegistry`."""
 
-REGISTRY_FUNCTIONS = {"ChainPermissions": ("allow", "revoke")}
+REPUTATION_ROLE = 2
+"""Role for who may suspend a member by rule; held by `Reputation`."""
+
+WIRING = (
+    (REGISTRY_ROLE, "ParticipantRegistry", "ChainPermissions", ("allow", "revoke")),
+    (REPUTATION_ROLE, "Reputation", "ParticipantRegistry", ("suspend",)),
+)
+"""Roles of the AccessManager besides the council's: (role, its only holder, contract, functions that it may call)."""
 
 DEPLOYMENT_ORDER = (
     "AccessManager",
@@ -47,6 +54,7 @@ DEPLOYMENT_ORDER = (
     "JobLedger",
     "MemberCouncil",
     "ValidatorSet",
+    "Reputation",
 )
 """Names in the address book, in its order; `AddressBook` itself comes last."""
 
@@ -101,6 +109,7 @@ def deploy(
     founders: Sequence[Participant | tuple[Any, ...]],
     parameters: Sequence[tuple[bytes, int]],
     timings: Timings,
+    reputation: ReputationRule,
     quorum: int,
     voting_period: int,
     quorum_bps: int,
@@ -124,6 +133,8 @@ def deploy(
         Allowed homomorphic parameter sets, as (id of 32 bytes, security bits).
     timings :
         Seconds per job state.
+    reputation :
+        What faults cost, and when a member is suspended for them.
     quorum :
         Fewest agreeing verifiers of any job.
     voting_period, quorum_bps :
@@ -183,11 +194,12 @@ def deploy(
         raise LedgerError(f"JobLedger came to stand at {contracts['JobLedger']}, not at {job_ledger}")
     create("MemberCouncil", *at("ParticipantRegistry"), voting_period, quorum_bps)
     create("ValidatorSet", *at("AccessManager"), chain.proof_chain)
+    create("Reputation", *at("AccessManager", "ParticipantRegistry", "JobLedger"), reputation)
 
-    for target, functions in REGISTRY_FUNCTIONS.items():
+    for role, holder, target, functions in WIRING:
         selectors = [load_abi(target).functions[function].selector for function in functions]
-        call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, REGISTRY_ROLE)
-    call("AccessManager", "grantRole", REGISTRY_ROLE, contracts["ParticipantRegistry"], 0)
+        call("AccessManager", "setTargetFunctionRole", contracts[target], selectors, role)
+        call("AccessManager", "grantRole", role, contracts[holder], 0)
     if chain.has_lists:
         (permissions,) = at("ChainPermissions")
         transact(TRANSACTION_ALLOW_LIST, set_role_call(permissions, AllowListRole.MANAGER))

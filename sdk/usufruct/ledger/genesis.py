@@ -13,7 +13,7 @@ from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.network import FinalityPin, Network
 from usufruct.ledger.profile import ChainProfile, profile_of
 from usufruct.ledger.sender import Pending, Sender
-from usufruct.records import Participant, Timings
+from usufruct.records import Participant, ReputationRule, Timings
 
 QUORUM_BPS = 5_000
 VOTING_SECONDS = 7 * 86_400
@@ -35,6 +35,7 @@ def found_network(
     founders: Sequence[Participant],
     parameters: Sequence[tuple[bytes, int]],
     timings: Timings | None = None,
+    reputation: ReputationRule | None = None,
     quorum: int = 2,
     voting_period: int = VOTING_SECONDS,
     name: str = "usufruct",
@@ -89,6 +90,7 @@ def found_network(
         founders=founders,
         parameters=parameters,
         timings=timings or Timings(),
+        reputation=reputation or ReputationRule(),
         quorum=quorum,
         voting_period=voting_period,
         quorum_bps=QUORUM_BPS,

@@ -23,6 +23,7 @@ _SERIES_KEYS = {
     "UsageRights": ("grantId",),
     "JobLedger": ("jobId",),
     "ValidatorSet": ("chain",),
+    "Reputation": ("organisation",),
 }
 
 
