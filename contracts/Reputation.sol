@@ -41,8 +41,7 @@ contract Reputation is IReputation, AccessManaged {
     Rule private _rule;
     mapping(OrgId organisation => Standing) private _standings;
     mapping(OrgId organisation => EventSeries.Series) private _series;
-    /// @inheritdoc IReputation
-    mapping(JobId jobId => bool) public reported;
+    mapping(JobId jobId => bool) private _reported;
 
     constructor(
         address authority,
@@ -58,13 +57,13 @@ contract Reputation is IReputation, AccessManaged {
     /// @inheritdoc IReputation
     function report(JobId jobId, SeriesEvent[] calldata events) external {
         PARTICIPANTS.requireMember(msg.sender);
-        if (reported[jobId]) revert ReputationAlreadyReported(jobId);
+        if (_reported[jobId]) revert ReputationAlreadyReported(jobId);
         _requireWhole(jobId, events);
         if (JOBS.progress(jobId).deadline != 0) revert ReputationNotEnded(jobId);
         Reading memory reading = _read(events);
         if (reading.faults == 0) revert ReputationNoFault(jobId);
 
-        reported[jobId] = true;
+        _reported[jobId] = true;
         for (uint256 i = 0; i < reading.faults; ++i) _blame(reading.who[i], jobId, reading.what[i]);
     }
 
@@ -86,6 +85,11 @@ contract Reputation is IReputation, AccessManaged {
     /// @inheritdoc IReputation
     function pointsOf(OrgId organisation) external view returns (uint64) {
         return _faded(_standings[organisation]).points;
+    }
+
+    /// @inheritdoc IReputation
+    function reported(JobId jobId) external view returns (bool) {
+        return _reported[jobId];
     }
 
     /// @inheritdoc IReputation
@@ -130,14 +134,14 @@ contract Reputation is IReputation, AccessManaged {
 
     function _faded(Standing storage kept) private view returns (Standing memory standing) {
         standing = kept;
-        uint64 fadeSeconds = _rule.fadeSeconds;
-        uint64 faded = (uint64(block.timestamp) - standing.since) / fadeSeconds;
-        if (faded >= standing.points) {
-            (standing.points, standing.since) = (0, uint64(block.timestamp));
-        } else {
-            standing.points -= faded;
-            standing.since += faded * fadeSeconds;
-        }
+        (uint64 now_, uint64 fadeSeconds) = (uint64(block.timestamp), _rule.fadeSeconds);
+        uint64 passed = now_ - standing.since;
+        uint64 gone = passed / fadeSeconds;
+        bool all = gone >= standing.points;
+        standing.points = all ? 0 : standing.points - gone;
+        // The rest of a division of time, nothing that is to be unpredictable.
+        // slither-disable-next-line weak-prng
+        standing.since = all ? now_ : now_ - (passed % fadeSeconds);
     }
 
     function _cost(Fault fault) private view returns (uint16) {

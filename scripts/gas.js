@@ -2,7 +2,8 @@
 import { writeFileSync } from "node:fs";
 import {
   KERNEL, PURPOSE, RESULT, Status, anchor, claim, commitResult, commitVerdict, deployed, digest, ethers, given, govern, grant,
-  history, jobIn, judged, opening, participantOf, passDeadline, post, posting, ready, registration, report, reveal, setStatus, terms, verdicts,
+  history, jobIn, judged, opening, participantOf, passDeadline, post, posting, ready, registration, report, reveal, setStatus, terms,
+  verdicts,
 } from "../tests/contracts/network.js";
 
 const format = (gas) => String(gas).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -130,6 +131,7 @@ async function deployment() {
     AccessManager: manager, ParticipantRegistry: c.participants, KeyRegistry: c.keys, LineageRegistry: c.lineage,
     ConsentRegistry: c.consents, UsageRights: c.rights, PrivacyBudget: c.budgets, JobLedger: c.jobs,
     MemberCouncil: c.council, OpenPermissions: c.permissions, ValidatorSet: c.validators,
+    Reputation: c.reputation,
   };
   const rows = [];
   for (const [name, contract] of Object.entries(named)) {
