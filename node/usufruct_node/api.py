@@ -75,6 +75,9 @@ class NodeView(Protocol):
     def view(self) -> CustodyView:
         """Copies, challenges, erasures."""
 
+    def rechecks(self) -> list[dict[str, Any]]:
+        """Doubtful jobs, and what came of executing them again."""
+
     async def erasures(self, artifact_id: ArtifactId) -> dict[str, Any]:
         """Statements on a bundle's erasure, from its steward's node."""
 
@@ -179,6 +182,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
     ) -> list[dict[str, Any]]:
         """Jobs, newest first."""
         return queries.jobs([_job_state(name) for name in state or []], limit)
+
+    @api.get("/rechecks", dependencies=private, tags=["queries"])
+    def rechecks() -> list[dict[str, Any]]:
+        """Released jobs of members found to lie since; an auditor's node executes them again."""
+        return node.rechecks()
 
     @api.get("/jobs/{job_id}", dependencies=private, tags=["queries"])
     def job(job_id: Annotated[str, Path()]) -> dict[str, Any]:

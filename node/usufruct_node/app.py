@@ -63,13 +63,23 @@ from usufruct_node.peers.verdicts import PROTOCOL_ID as VERDICTS
 from usufruct_node.peers.verdicts import Question, VerdictHandler
 from usufruct_node.peers_view import describe_peers
 from usufruct_node.placement import Placements
-from usufruct_node.roles import Custodian, Dispatcher, Executor, Journal, Reporter, RoleContext, Verifier
+from usufruct_node.roles import (
+    Custodian,
+    Dispatcher,
+    Executor,
+    Journal,
+    Rechecker,
+    Reporter,
+    RoleContext,
+    Verifier,
+)
 from usufruct_node.roles.challenger import Challenger, ChallengeRules
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.custody_peers import CustodyPeers
 from usufruct_node.roles.dispatch import Role as RoleLoop
 from usufruct_node.roles.keeper import Keeper
 from usufruct_node.roles.pinner import Pinner
+from usufruct_node.roles.rechecker import DOUBTFUL_SECONDS
 from usufruct_node.roles.retention import Retention
 from usufruct_node.storage import open_store
 
@@ -263,6 +273,7 @@ class Node:
             "holdings": self.holdings.count(),
             "key_openings": self._key_openings(),
             "jobs_in_trouble": self._dispatcher.troubles,
+            "wrong_results": [row["job_id"] for row in self.rechecks() if row["is_same"] is False],
             "copies_in_trouble": self._keeper.troubles,
         }
 
@@ -324,8 +335,20 @@ class Node:
         if self._custodian is not None:
             loops.append(Custodian(self._context, process=self._custodian, signing_key=self._signing_key))
         if Role.AUDITOR in roles:
-            loops.append(Reporter(self._context))
+            loops += [Reporter(self._context), Rechecker(self._context)]
         return loops
+
+    def rechecks(self) -> list[dict[str, Any]]:
+        """Released jobs of members that were found to lie since, and whether they gave the same result when executed again."""
+        return [
+            {
+                "job_id": row.job_id.hex(),
+                "executor": unlabel(row.job.executor),
+                "released_at": row.changed_at,
+                "is_same": self._journal.recheck(row.job_id),
+            }
+            for row in self.index.doubtful_jobs(DOUBTFUL_SECONDS)
+        ]
 
     def _custody_service(self) -> CustodyService:
         return CustodyService(

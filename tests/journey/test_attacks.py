@@ -267,8 +267,14 @@ def test_an_executor_that_works_by_the_rules_is_verified_and_released(
 def test_a_member_that_lies_twice_is_suspended_by_rule_and_reinstated_by_the_council(
     shared_network: Consortium, mallory: Mallory
 ) -> None:
-    """Nobody votes for the suspension, and no node but the auditor's says anything: the ledger reads the jobs' events."""
+    """Nobody votes for the suspension, and no node but the auditor's says anything: the ledger reads the jobs' events.
+
+    What it did before is executed again.
+    """
     network, liar = shared_network, org_id("mallory")
+    honest = mallory.take()
+    mallory.commit(honest, *network.computed(honest))
+    assert network.ended(honest).state is JobState.RELEASED
     network.decide("Reputation", "forgive", liar)
     network.decide("Reputation", "setRule", ReputationRule())
 
@@ -287,6 +293,13 @@ def test_a_member_that_lies_twice_is_suspended_by_rule_and_reinstated_by_the_cou
     faults = network.auditor.content.query("/members/mallory/faults")
     assert [row["fault"] for row in faults[:2]] == ["REFUTED_RESULT"] * 2
     assert faults[0]["job_id"] == job.hex()
+
+    def rechecked() -> object:
+        rows = network.auditor.content.query("/rechecks")
+        return next(row["is_same"] for row in rows if row["job_id"] == honest.hex())
+
+    network.until(lambda: rechecked() is True, 60)
+    assert network.net.health("auditor")["ok"]
     # Nobody records it twice, and who is suspended can do nothing.
     with pytest.raises(TransactionRevertedError, match="ReputationAlreadyReported"):
         network.university.report(job)

@@ -1,4 +1,4 @@
-"""What a role must remember across a crash: salts of verdicts, releases made. Written before the ledger hears of it."""
+"""What a role must remember across a crash: salts of verdicts and releases, before the ledger hears of them; jobs rechecked."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Journal:
             " possession BLOB NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID",
             "CREATE TABLE IF NOT EXISTS release (job_id BLOB PRIMARY KEY, envelope BLOB NOT NULL,"
             " sigma_micro INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS recheck (job_id BLOB PRIMARY KEY, is_same INTEGER NOT NULL) WITHOUT ROWID",
         )
 
     def keep_verdict(self, job_id: JobId, verdict: OwnVerdict) -> OwnVerdict:
@@ -76,6 +77,17 @@ class Journal:
                 "SELECT envelope, sigma_micro FROM release WHERE job_id = ?", (job_id,)
             ).fetchone()
         return None if row is None else OwnRelease(envelope=Cid.from_bytes(row[0]), sigma_micro=row[1])
+
+    def keep_recheck(self, job_id: JobId, is_same: bool) -> None:
+        """Keep whether a job that was executed again gave the result that the ledger has."""
+        with self._lock, self._db:
+            self._db.execute("INSERT OR IGNORE INTO recheck VALUES (?, ?)", (job_id, is_same))
+
+    def recheck(self, job_id: JobId) -> bool | None:
+        """Whether a job gave the same result again; None when it was not rechecked."""
+        with self._lock:
+            row = self._db.execute("SELECT is_same FROM recheck WHERE job_id = ?", (job_id,)).fetchone()
+        return None if row is None else bool(row[0])
 
     def close(self) -> None:
         """Close the file."""

@@ -169,6 +169,19 @@ def jobshow(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: Passphra
     print_json(client.content.query(f"/jobs/{client.find_id('job', job).hex()}"))
 
 
+@job_app.command("rechecks")
+@guarded
+def job_rechecks(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List released jobs of members found to lie since, and whether an auditor's node found the same result again."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query("/rechecks")
+    told = {None: "not executed again", True: "same result", False: "WRONG RESULT"}
+    shown = rows if as_json else [row | {"outcome": told[row["is_same"]]} for row in rows]
+    columns = {"job": "job_id", "executor": "executor", "released": "released_at", "outcome": "outcome"}
+    show("rechecks", shown, columns, as_json=as_json)
+
+
 @job_app.command("report")
 @guarded
 def job_report(

@@ -1,0 +1,78 @@
+"""What a liar did before is executed again, and what comes out otherwise is told. The ledger's story is a real chain's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+from ledger_story import Story
+
+from usufruct.content import Cid, Codec
+from usufruct.records import ArtifactId
+from usufruct_node.index import Index, JobRow, catch_up
+from usufruct_node.roles.journal import Journal
+from usufruct_node.roles.rechecker import DOUBTFUL_SECONDS, Rechecker
+
+
+class Results:
+    """A node's context that executes to what the test says; everything else is the real thing."""
+
+    def __init__(self, index: Index, journal: Journal, now: int) -> None:
+        self.index, self.journal, self._now = index, journal, now
+        self.found: dict[bytes, bytes] = {}
+
+    def now(self) -> int:
+        return self._now
+
+    async def inputs(self, row: JobRow) -> JobRow:
+        return row
+
+    async def execute(self, row: JobRow, inputs: JobRow) -> SimpleNamespace:
+        return SimpleNamespace(cid=Cid.from_digest(self.found[row.job_id], Codec.DAG_CBOR))
+
+
+@pytest.fixture
+def index(story: Story, tmp_path: Path) -> Iterator[Index]:
+    built = Index(tmp_path / "index.db")
+    catch_up(built, story.net.reader)
+    yield built
+    built.close()
+
+
+def test_what_a_liar_released_before_is_executed_again_once_and_a_wrong_result_is_told(
+    story: Story, index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = index.cursor()
+    assert head is not None
+    journal = Journal(tmp_path / "node.db")
+    context = Results(index, journal, head.timestamp)
+    rechecker = Rechecker(context)  # type: ignore[arg-type]
+    rows = rechecker.wanted()
+    # The story's compute node was refuted after it had both of these released.
+    assert {row.job_id for row in rows} == {story.jobs["released"], story.jobs["released-rows"]}
+    context.found = {row.job_id: row.job.result_digest for row in rows}
+    context.found[story.jobs["released-rows"]] = bytes(32)
+    for row in rows:
+        trio.run(rechecker.handle, row)
+    assert journal.recheck(story.jobs["released"]) is True
+    assert journal.recheck(story.jobs["released-rows"]) is False
+    assert "WRONG" in caplog.text and story.jobs["released-rows"].hex()[:12] in caplog.text
+    assert rechecker.wanted() == []
+    journal.close()
+
+
+def test_nothing_is_asked_for_that_nobody_keeps_any_more_or_that_was_long_before(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "node.db")
+    row = index.job(story.jobs["released"])
+    assert row is not None
+    artifact = index.artifact(ArtifactId(row.job.request.artifact_id))
+    assert artifact is not None
+    rechecker = Rechecker(Results(index, journal, artifact.retain_until))  # type: ignore[arg-type]
+    assert index.doubtful_jobs(DOUBTFUL_SECONDS) and rechecker.wanted() == []
+    assert index.doubtful_jobs(0) == []
+    journal.close()
