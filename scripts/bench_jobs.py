@@ -33,8 +33,8 @@ from organisations import LASTING, Consortium  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from usufruct.records import FINAL_JOB_STATES, JobId, JobState, Role  # noqa: E402
-from usufruct_node.devnet import MEMBERS, Member  # noqa: E402
+from usufruct.records import FINAL_JOB_STATES, JobId, JobState, LedgerEvent, Role  # noqa: E402
+from usufruct_node.devnet import MEMBERS, ChainKind, Member  # noqa: E402
 
 VERIFIERS = (3, 5, 9)
 IN_FLIGHT = (1, 8, 64)
@@ -49,10 +49,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench jobs", description="Measure jobs end to end.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured as JSON")
     parser.add_argument("--quick", action="store_true", help="three verifiers, one and four jobs in flight")
+    parser.add_argument(
+        "--chain",
+        choices=("embedded", "consortium"),
+        default="embedded",
+        help="embedded: a block is final two blocks later; consortium: five validators, final at once",
+    )
     given = parser.parse_args()
     rows: list[dict[str, object]] = []
     for verifiers in VERIFIERS[:1] if given.quick else VERIFIERS:
-        with network_of(verifiers) as network:
+        with network_of(verifiers, given.chain) as network:
             computing = compute_seconds(network)
             released(network, [network.post()])
             for in_flight in (1, 4) if given.quick else IN_FLIGHT:
@@ -61,18 +67,19 @@ def main() -> int:
     show(rows)
     if given.json:
         host = {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-        report = {"schema": "usufruct-bench/1", "host": host, "block_seconds": BLOCK_SECONDS, "rows": rows}
+        report = {"schema": "usufruct-bench/1", "host": host, "chain": given.chain, "rows": rows}
         given.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return 0
 
 
 @contextmanager
-def network_of(verifiers: int) -> Iterator[Consortium]:
+def network_of(verifiers: int, chain: ChainKind = "embedded") -> Iterator[Consortium]:
     """Two clinics, a compute node, an auditor, a partner, and as many more verifiers as are wanted."""
     organisations.BLOCK_SECONDS = BLOCK_SECONDS
     more = [Member(f"verifier-{number}", Role.VERIFIER) for number in range(4, verifiers + 1)]
     with tempfile.TemporaryDirectory(prefix="usufruct-bench-") as folder:
-        network = Consortium(Path(folder), members=(*MEMBERS[:-1], *more, MEMBERS[-1]), timings=PATIENT)
+        members = (*MEMBERS[:-1], *more, MEMBERS[-1])
+        network = Consortium(Path(folder), chain=chain, members=members, timings=PATIENT)
         try:
             yield network
         finally:
@@ -107,6 +114,7 @@ def measure(
         "jobs": len(jobs),
         "jobs_per_minute": 60 * len(jobs) / seconds,
         "latency_blocks": statistics.median(blocks),
+        "latency_seconds": statistics.median(life["seconds"] for life in lives),
         "compute_seconds": computing,
         "ledger_bytes": round(statistics.mean(life["bytes"] for life in lives)),
         "gas": round(statistics.mean(life["gas"] for life in lives)),
@@ -130,12 +138,12 @@ def lives_of(network: Consortium, jobs: list[JobId]) -> list[dict]:
     """Every transaction of each job's life: blocks between posting and release, gas, bytes."""
     ledger, wanted = network.ledger, set(jobs)
     calls: dict[JobId, dict[bytes, str]] = defaultdict(dict)
-    at: dict[JobId, dict[str, int]] = defaultdict(dict)
+    at: dict[JobId, dict[str, LedgerEvent]] = defaultdict(dict)
     for event in ledger.events(ledger.network.deployed_at_block, ledger.finalised().number):
         if event.args.get("jobId") in wanted and event.contract == "JobLedger":
             job = event.args["jobId"]
             calls[job].setdefault(event.transaction_hash, event.name)
-            at[job][event.name] = event.block_number
+            at[job][event.name] = event
     lives = []
     for job in jobs:
         gas: Counter[str] = Counter()
@@ -147,8 +155,16 @@ def lives_of(network: Consortium, jobs: list[JobId]) -> list[dict]:
             gas[step] += int(receipt["gasUsed"], 16)
             size += len(sent["input"]) // 2 - 1 + 110  # signature, nonce, gas, addresses
             size += sum(len(log["data"]) // 2 - 1 + 32 * len(log["topics"]) + 20 for log in receipt["logs"])
-        blocks = at[job]["JobReleased"] - at[job]["JobPosted"]
-        lives.append({"blocks": blocks, "gas": sum(gas.values()), "bytes": size, "steps": dict(gas)})
+        begin, end = at[job]["JobPosted"], at[job]["JobReleased"]
+        lives.append(
+            {
+                "blocks": end.block_number - begin.block_number,
+                "seconds": end.timestamp - begin.timestamp,
+                "gas": sum(gas.values()),
+                "bytes": size,
+                "steps": dict(gas),
+            }
+        )
     return lives
 
 
@@ -162,8 +178,8 @@ def steps_of(lives: list[dict]) -> dict[str, int]:
 
 def show(rows: list[dict[str, object]]) -> None:
     """Print a table, and the gas of the steps."""
-    names = ("verifiers", "in_flight", "jobs_per_minute", "latency_blocks", "blocks_beyond_compute")
-    names += ("compute_seconds", "gas", "ledger_bytes")
+    names = ("verifiers", "in_flight", "jobs_per_minute", "latency_blocks", "latency_seconds")
+    names += ("blocks_beyond_compute", "compute_seconds", "gas", "ledger_bytes")
     table = Table(*names)
     for row in rows:
         values = (row.get(name, "") for name in names)
