@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import trio
-from fault_proxy import FaultProxy
 from peer_network import MEMBERS, Network, in_network, made_blocks
 
+from fault_proxy import FaultProxy
 from usufruct.content import Cid
 from usufruct.errors import PeerError
 from usufruct_node.peers import Deadlines, FetchReport, Holder, PeerHost, Quota, fetch_blocks
