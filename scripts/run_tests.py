@@ -19,7 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BESIDE = (
     "tests/consortium",
-    *(f"tests/journey/test_{name}.py" for name in ("backup", "copies", "crash", "load", "soak")),
+    *(
+        f"tests/journey/test_{name}.py"
+        for name in ("backup", "copies", "crash", "load", "network_faults", "soak")
+    ),
 )
 """About half of the time, most of it waiting for blocks or processes."""
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -27,6 +27,7 @@ from usufruct.errors import (
     IntegrityError,
     NodeUnreachableError,
     NotAuthorisedError,
+    PeerError,
     VerificationError,
 )
 from usufruct.features import Features, FeatureSchema, prepare_features
@@ -544,12 +545,12 @@ class Client:
         return GrantId(bytes(32))
 
     def _patiently(self, cid: Cid, holder: str, patience_s: float) -> bytes:
-        """The holder's node may be a block behind: ask again for a while."""
+        """The holder's node may be a block behind, or a connection be cut: ask again for a while."""
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 return self.content.get(cid, holder=holder)
-            except (NotAuthorisedError, BlockNotFoundError):
+            except (NotAuthorisedError, BlockNotFoundError, PeerError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.25)

@@ -138,6 +138,17 @@ class CarError(IntegrityError):
     """A CAR archive is malformed, cut, or does not hold exactly what it is said to hold; nothing of it was kept for good."""
 
 
+class ArchiveMismatchError(CarError):
+    """A CAR archive is another file than the one that was asked for; `expected` and `actual` are CIDs of files."""
+
+    hint = "ask whoever made it for another copy; `ipfs add` gives the same CID with the options in docs/operating.md"
+
+    def __init__(self, expected: str, actual: str) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"the archive is {actual}, not {expected}; nothing was taken in")
+
+
 class ContainerError(IntegrityError):
     """A ciphertext container is malformed; `field` names the part that is wrong."""
 

@@ -40,6 +40,16 @@ def budgets_conserve(network: Consortium, jobs: Sequence[JobId]) -> None:
 def home_is_whole(network: Consortium, name: str) -> None:
     """A stopped node's disk: every block is what it claims to be, nothing lies about, no database is damaged."""
     home = network.net.home(name)
+    store_is_whole(network, name)
+    assert list(home.root.glob(".*")) == []
+    own = [home.custodian_database] if home.custodian_database.exists() else []
+    for database in (home.index_database, home.node_database, home.blocks / "catalogue.db", *own):
+        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def store_is_whole(network: Consortium, name: str) -> None:
+    """A store that nobody writes to now: every block is what it claims to be, and there is no other file beside them."""
+    home = network.net.home(name)
     with EmbeddedBlockStore(home.blocks) as store:
         kept = list(store.cids())
         for cid in kept:
@@ -49,10 +59,6 @@ def home_is_whole(network: Consortium, name: str) -> None:
     for path in files:
         Cid.parse(path.name).check(path.read_bytes())
     assert [path for path in (home.blocks / "staging").rglob("*") if path.is_file()] == []
-    assert list(home.root.glob(".*")) == []
-    own = [home.custodian_database] if home.custodian_database.exists() else []
-    for database in (home.index_database, home.node_database, home.blocks / "catalogue.db", *own):
-        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
 
 def index_equals_a_fresh_replay(network: Consortium, name: str) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import trio
-from fault_proxy import FaultProxy
 from peer_network import MEMBERS, Network, in_network, made_blocks
 
+from fault_proxy import FaultProxy
 from usufruct.content import Cid
 from usufruct.errors import PeerError
 from usufruct_node.peers import Deadlines, FetchReport, Holder, PeerHost, Quota, fetch_blocks
@@ -58,7 +58,8 @@ async def fetch(
 def test_a_fetch_over_a_slow_and_lossy_link_completes() -> None:
     async def scenario(network: Network) -> None:
         proxy, holder = await through(network, await network.start(0, read_block=HELD.get))
-        proxy.delay_s, proxy.loss = 0.1, 0.05
+        for way in (proxy.up, proxy.down):
+            way.delay_s, way.loss = 0.1, 0.05
         client, kept = await network.start(1), Kept()
         report = await fetch(client, [holder], kept)
         assert kept.blocks == HELD
@@ -69,9 +70,9 @@ def test_a_fetch_over_a_slow_and_lossy_link_completes() -> None:
 
 
 @pytest.mark.parametrize(
-    "blocked", [{"up", "down"}, {"up"}, {"down"}], ids=["partition", "one way", "other way"]
+    "blocked", [("up", "down"), ("up",), ("down",)], ids=["partition", "one way", "other way"]
 )
-def test_a_partition_in_mid_transfer_that_heals_is_waited_for(blocked: set[str]) -> None:
+def test_a_partition_in_mid_transfer_that_heals_is_waited_for(blocked: Sequence[str]) -> None:
     async def scenario(network: Network) -> None:
         proxy, holder = await through(network, await network.start(0, read_block=HELD.get, quota=PACE))
         client, kept = await network.start(1, deadlines=QUICK), Kept()
@@ -79,9 +80,12 @@ def test_a_partition_in_mid_transfer_that_heals_is_waited_for(blocked: set[str])
         async def trouble() -> None:
             while not kept.blocks:
                 await trio.sleep(0.01)
-            proxy.blocked |= blocked  # type: ignore[arg-type]
+            ways = [getattr(proxy, name) for name in blocked]
+            for way in ways:
+                way.blocked = True
             await trio.sleep(2)
-            proxy.blocked.clear()
+            for way in ways:
+                way.blocked = False
 
         network.nursery.start_soon(trouble)
         await fetch(client, [holder], kept, stall_s=1)
@@ -98,7 +102,7 @@ def test_a_partition_that_does_not_heal_fails_cleanly_or_falls_to_another_holder
         async def trouble() -> None:
             while not kept.blocks:
                 await trio.sleep(0.01)
-            proxy.blocked |= {"up", "down"}
+            proxy.up.blocked = proxy.down.blocked = True
 
         network.nursery.start_soon(trouble)
         with pytest.raises(PeerError):
@@ -117,12 +121,41 @@ def test_a_partition_that_does_not_heal_fails_cleanly_or_falls_to_another_holder
 def test_a_link_that_works_one_way_only_fails_within_the_deadlines(blocked: str) -> None:
     async def scenario(network: Network) -> None:
         proxy, holder = await through(network, await network.start(0, read_block=HELD.get))
-        proxy.blocked.add(blocked)  # type: ignore[arg-type]
+        getattr(proxy, blocked).blocked = True
         client, kept = await network.start(1, deadlines=QUICK), Kept()
         with pytest.raises(PeerError):
             await fetch(client, [holder], kept, patience_s=0.1)
         assert kept.blocks == {}
         assert client.connected() == []
+
+    in_network(scenario)
+
+
+def test_a_holder_that_refused_too_early_is_asked_again_while_another_is_silent() -> None:
+    async def scenario(network: Network) -> None:
+        allowed, asked = trio.Event(), 0
+
+        def authorise(peer_id: str, cid: Cid) -> bool:
+            nonlocal asked
+            asked += 1
+            return allowed.is_set()
+
+        behind = await network.start(0, read_block=HELD.get, authorise=authorise)
+        proxy, silent = await through(network, await network.start(2, read_block=HELD.get))
+        proxy.down.blocked = True
+        client, kept = await network.start(1), Kept()
+
+        async def catch_up() -> None:
+            while not asked:
+                await trio.sleep(0.01)
+            allowed.set()
+
+        network.nursery.start_soon(catch_up)
+        with trio.fail_after(8):
+            report = await fetch(client, [Holder(behind.peer_id, behind.multiaddr), silent], kept)
+        assert kept.blocks == HELD
+        assert report.by_holder == {behind.peer_id: len(HELD)}
+        assert asked > len(HELD), "nothing was refused at first"
 
     in_network(scenario)
 

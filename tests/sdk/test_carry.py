@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +19,12 @@ from hypothesis import strategies as st
 
 from bundle_fixture import ROWS, SCOPE, SmallBundle
 from kubo_fixture import Kubo
-from usufruct.carry import CarDestination, export_bundle, import_bundle
+from usufruct import carry
+from usufruct.carry import Archive, CarDestination, export_bundle, import_bundle
 from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec, EmbeddedBlockStore, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.errors import BlockMismatchError, CarError, InputError, IntegrityError
+from usufruct.content.unixfs import FileHasher
+from usufruct.errors import ArchiveMismatchError, BlockMismatchError, CarError, InputError, IntegrityError
 from usufruct.publish import publish_bundle, read_manifest
 from usufruct.seal import seal_features
 from usufruct_node.holdings import Holdings
@@ -73,7 +81,7 @@ def test_a_bundle_sealed_into_a_file_arrives_at_the_node_as_if_published_there(
     for cid in taken.manifest.blocks:
         assert node.store.pins(cid) == {f"bundle:{taken.cid.digest.hex()}"}
     copy = tmp_path / "copy.car"
-    assert export_bundle(taken.cid, node.store.get, copy) == file.stat().st_size
+    assert export_bundle(taken.cid, node.store.get, copy).size_bytes == file.stat().st_size
     assert copy.read_bytes() == file.read_bytes()
 
 
@@ -92,6 +100,108 @@ def test_an_export_that_fails_leaves_no_file(bundle: SmallBundle, node: Intake, 
     with pytest.raises(BlockMismatchError):
         export_bundle(cid, lambda asked: manifest if asked == cid else b"a lie", tmp_path / "bundle.car")
     assert list(tmp_path.glob("*.car*")) == []
+
+
+def sealed_into(bundle: SmallBundle, file: Path) -> Archive:
+    destination = CarDestination(file)
+    sealed = seal_features(bundle.features, bundle.secret)
+    publish_bundle(sealed, destination, scope=SCOPE, row_subjects=range(ROWS))
+    return destination.archive
+
+
+def test_sealing_and_exporting_name_the_file_that_they_wrote(
+    bundle: SmallBundle, node: Intake, tmp_path: Path
+) -> None:
+    file, copy = tmp_path / "bundle.car", tmp_path / "copy.car"
+    archive = sealed_into(bundle, file)
+    hasher = FileHasher()
+    hasher.update(file.read_bytes())
+    assert archive == Archive(hasher.finish(), file.stat().st_size)
+    taken = import_bundle(file, node, expected=archive.cid)
+    assert export_bundle(taken.cid, node.store.get, copy) == archive
+
+
+def test_an_unfinished_file_has_no_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="manifest is missing"):
+        _ = CarDestination(tmp_path / "bundle.car").archive
+
+
+def test_another_file_than_the_expected_one_is_refused_before_the_node_gets_anything(
+    bundle: SmallBundle, node: Intake, tmp_path: Path
+) -> None:
+    file, other = tmp_path / "bundle.car", tmp_path / "other.car"
+    archive, foreign = sealed_into(bundle, file), sealed_into(bundle, other)
+    with pytest.raises(ArchiveMismatchError) as caught:
+        import_bundle(other, node, expected=archive.cid)
+    assert (caught.value.expected, caught.value.actual) == (str(archive.cid), str(foreign.cid))
+    assert list(node.store.cids()) == []
+    # Positive control: it is a bundle like any other, and its name alone is wrong.
+    import_bundle(other, node, expected=foreign.cid)
+
+
+def test_a_file_that_changes_after_it_was_checked_is_refused(
+    bundle: SmallBundle, node: Intake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = tmp_path / "bundle.car", tmp_path / "other.car"
+    archive, foreign = sealed_into(bundle, file), sealed_into(bundle, other)
+    check = carry._check_whole
+
+    def check_then_swap(path: Path, *rest: Any) -> None:
+        check(path, *rest)
+        with path.open("r+b") as swapped:
+            swapped.write(other.read_bytes())
+            swapped.truncate()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carry, "_check_whole", check_then_swap)
+        with pytest.raises(ArchiveMismatchError) as caught:
+            import_bundle(file, node, expected=archive.cid)
+    assert caught.value.actual == str(foreign.cid)
+    assert node.store.reasons("bundle") == []
+    # Positive control: what it changed into would be taken in.
+    import_bundle(file, node)
+
+
+def test_a_file_that_grew_behind_the_last_block_is_another_file(
+    bundle: SmallBundle, node: Intake, tmp_path: Path
+) -> None:
+    file = tmp_path / "bundle.car"
+    archive = sealed_into(bundle, file)
+    with file.open("ab") as more:
+        more.write(b"\0")
+    with pytest.raises(ArchiveMismatchError):
+        import_bundle(file, node, expected=archive.cid)
+    assert list(node.store.cids()) == []
+
+
+def test_what_can_be_read_once_only_is_not_checked_against_a_cid(
+    bundle: SmallBundle, node: Intake, tmp_path: Path
+) -> None:
+    file, pipe = tmp_path / "bundle.car", tmp_path / "pipe"
+    archive = sealed_into(bundle, file)
+    os.mkfifo(pipe)
+
+    def feed() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(file.read_bytes())
+
+    for expected in (archive.cid, None):
+        thread = Thread(target=feed, daemon=True)
+        thread.start()
+        if expected is None:
+            import_bundle(pipe, node)
+        else:
+            with pytest.raises(InputError, match="twice"):
+                import_bundle(pipe, node, expected=expected)
+            assert list(node.store.cids()) == []
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_directory_or_nothing_is_no_archive(node: Intake, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(InputError, match="cannot be read"):
+            import_bundle(path, node)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +308,16 @@ def test_rubbish_is_refused_or_means_the_same_when_written_again(data: bytes) ->
     except IntegrityError:
         return
     assert archive(list(reader.roots), blocks) == data
+
+
+def test_kubo_gives_the_archive_the_cid_that_we_print(
+    bundle: SmallBundle, kubo: Kubo, tmp_path: Path
+) -> None:
+    file = tmp_path / "bundle.car"
+    archive = sealed_into(bundle, file)
+    page = (Path(__file__).parents[2] / "docs/operating.md").read_text("utf-8")
+    (shown,) = re.findall(r"^ipfs (add .*) clinic\.car$", page, re.MULTILINE)
+    assert kubo.ipfs(*shlex.split(shown), str(file)).decode().strip() == str(archive.cid)
 
 
 def test_kubo_imports_the_archive_and_walks_the_manifest(

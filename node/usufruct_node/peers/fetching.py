@@ -326,12 +326,14 @@ class _Plan:
             if not source.owed:
                 await self._hand_on(source, give)
                 if not self._done():
-                    with trio.move_on_after(STEAL_AFTER_SECONDS):
+                    with trio.move_on_after(STEAL_AFTER_SECONDS) as waiting:
                         await changed.wait()
+                    if waiting.cancelled_caught:
+                        self._forget_refusals(source)
                 continue
-            with trio.move_on_after(self._stall_s) as waiting:
+            with trio.move_on_after(self._stall_s) as stalling:
                 answers = await line.take()
-            if waiting.cancelled_caught:
+            if stalling.cancelled_caught:
                 raise PeerTooSlowError(f"{source.holder.peer_id} gave nothing for {self._stall_s:g} s")
             for answer in answers:
                 self._take(source, answer)
@@ -358,6 +360,11 @@ class _Plan:
             self._queue.append(answer.cid)
         self._check_hope()
         self._change()
+
+    def _forget_refusals(self, source: _Source) -> None:
+        """While the others are silent, ask again: the block by which a member may have what it wants reaches some later."""
+        for said in self._open.values():
+            said.pop(source.holder.peer_id, None)
 
     async def _hand_on(self, source: _Source, give: trio.MemorySendChannel[list[Answer]]) -> None:
         if source.arrived:

@@ -135,10 +135,17 @@ class RoleContext:
         return self.placements.sources(artifact_id, but=self.org)
 
     async def fetch_record(self, digest: bytes, *holders: OrgId, pin: str) -> dict[str, dag.DagValue]:
-        """A DAG-CBOR record by the digest that the ledger names."""
-        cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self.fetch([cid], *holders, pin=pin)
-        return dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid))
+        """A DAG-CBOR record by the digest that the ledger names; errors as for `fetch`, or ManifestError."""
+        (record,) = await self.fetch_records([digest], *holders, pin=pin)
+        return record
+
+    async def fetch_records(
+        self, digests: Sequence[bytes], *holders: OrgId, pin: str
+    ) -> list[dict[str, dag.DagValue]]:
+        """Several records, asked for at once: over a link of much latency each question counts."""
+        cids = [Cid.from_digest(digest, Codec.DAG_CBOR) for digest in digests]
+        await self.fetch(cids, *holders, pin=pin)
+        return [dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid)) for cid in cids]
 
     async def inputs(self, row: JobRow) -> JobInputs:
         """Everything that a job depends on except the ciphertexts, fetched and checked.
@@ -157,10 +164,10 @@ class RoleContext:
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
         pin = job_pin(row.job_id)
-        sources = self.sources(request.artifact_id)
-        manifest = await self.fetch_record(artifact.content_digest, *sources, pin=pin)
-        policy = await self.fetch_record(policy_digest, *sources, pin=pin)
-        status = await self.fetch_record(epoch.status_digest, *sources, pin=pin)
+        digests = (artifact.content_digest, policy_digest, epoch.status_digest)
+        manifest, policy, status = await self.fetch_records(
+            digests, *self.sources(request.artifact_id), pin=pin
+        )
         parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
         return check_job(
             request,

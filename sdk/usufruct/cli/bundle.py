@@ -27,6 +27,7 @@ from usufruct.cli.terminal import (
 from usufruct.client import Client, micro, open_authority_keystore
 from usufruct.consent import ConsentBook
 from usufruct.content import Cid, Codec
+from usufruct.content.unixfs import FileCid
 from usufruct.home import Home
 from usufruct.keys import he_keys, identity
 from usufruct.publish import publish_bundle
@@ -55,7 +56,10 @@ def bundle_seal(
     custodian_passphrase_file: CustodianPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Steps 1 to 3 without a network: check and seal a feature matrix into a file; needs neither node nor ledger."""
+    """Steps 1 to 3 without a network: check and seal a feature matrix into a file, and print the file's CID.
+
+    Needs neither node nor ledger.
+    """
     features = read_features(matrix, schema)
     place = Home.at(home)
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
@@ -82,8 +86,13 @@ def bundle_seal(
             )
     finally:
         destination.discard()
-    answer = {"manifest": str(published.cid), "size_bytes": published.size_bytes}
-    done(f"manifest {published.cid} in {file}", answer, as_json=as_json)
+    answer = {
+        "manifest": str(published.cid),
+        "size_bytes": published.size_bytes,
+        "archive_cid": str(destination.archive.cid),
+        "archive_bytes": destination.archive.size_bytes,
+    }
+    done(f"manifest {published.cid} in {file}\narchive {destination.archive.cid}", answer, as_json=as_json)
 
 
 @bundle_app.command("export")
@@ -95,19 +104,20 @@ def bundle_export(
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an own bundle into a CAR file that every IPFS tool reads; ciphertext only."""
+    """Write an own bundle into a CAR file that every IPFS tool reads, and print the file's CID; ciphertext only."""
     client = Client.open(home, passphrase_file=passphrase_file)
     artifact = client.ledger.artifact(ArtifactId(client.find_id("artifact", bundle)))
     cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
     with Progress(*_COLUMNS, console=err, transient=True) as bar:
         task = bar.add_task("exporting")
-        size = export_bundle(
+        archive = export_bundle(
             cid,
             lambda block: client.content.get(block, holder=client.name),
             file,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    done(f"{file}: {size} bytes, root {cid}", {"manifest": str(cid), "size_bytes": size}, as_json=as_json)
+    answer = {"manifest": str(cid), "size_bytes": archive.size_bytes, "archive_cid": str(archive.cid)}
+    done(f"{file}: {archive.size_bytes} bytes, root {cid}\narchive {archive.cid}", answer, as_json=as_json)
 
 
 @bundle_app.command("import")
@@ -115,6 +125,12 @@ def bundle_export(
 def bundle_import(
     file: Annotated[Path, typer.Argument(help="CAR file that `seal` or `export` made.")],
     kernel: Annotated[list[str], typer.Option(help="Kernel that the policy allows; may be repeated.")],
+    cid: Annotated[
+        str | None,
+        typer.Option(
+            help="CID of the file, as `seal` or `export` printed it: another file is refused before anything is taken in."
+        ),
+    ] = None,
     min_cohort: Annotated[int, typer.Option(help="Fewest consenting subjects of a release.")] = 20,
     row_level: Annotated[bool, typer.Option(help="Whether per-row results may be released.")] = False,
     max_rho: Annotated[float, typer.Option(help="Most privacy that one job may spend (rho).")] = 1.0,
@@ -127,12 +143,14 @@ def bundle_import(
     as_json: JsonOption = False,
 ) -> None:
     """Steps 3 and 4 of a carried bundle: verify it block by block, hand it to the node, register it."""
+    expected = FileCid.parse(cid) if cid is not None else None
     client = Client.open(home, passphrase_file=passphrase_file)
     with Progress(*_COLUMNS, console=err, transient=True) as bar:
         task = bar.add_task("importing")
         published = import_bundle(
             file,
             client.content,
+            expected=expected,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     policy = Policy(

@@ -9,11 +9,12 @@ Source: the CARv1 specification (ipld.io/specs/transport/car/carv1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 from usufruct.content import dag
 from usufruct.content.blockstore import MAX_BLOCK_BYTES
 from usufruct.content.cid import CID_BYTES, Cid
+from usufruct.content.varint import varint
 from usufruct.errors import CarError, CidError, ManifestError
 
 MAX_ROOTS: Final = 16
@@ -21,14 +22,28 @@ _HEADER_BYTES: Final = 2048
 _VARINT_BYTES: Final = 9
 
 
+class Source(Protocol):
+    """What an archive is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer than `size` only at the end."""
+
+
+class Sink(Protocol):
+    """What an archive is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of `data`."""
+
+
 class CarWriter:
     """Writes one archive to a stream; the header goes out at once."""
 
-    def __init__(self, file: BinaryIO, roots: Sequence[Cid]) -> None:
+    def __init__(self, file: Sink, roots: Sequence[Cid]) -> None:
         """Raises OSError as the stream does."""
         self._file = file
         header = dag.encode({"roots": list(roots), "version": 1})
-        file.write(_varint(len(header)) + header)
+        file.write(varint(len(header)) + header)
 
     def add(self, cid: Cid, data: bytes) -> None:
         """Write one block.
@@ -39,14 +54,14 @@ class CarWriter:
             If `data` is not the block of that CID.
         """
         cid.check(data)
-        self._file.write(_varint(CID_BYTES + len(data)) + bytes(cid))
+        self._file.write(varint(CID_BYTES + len(data)) + bytes(cid))
         self._file.write(data)
 
 
 class CarReader:
     """Reads one archive from a stream that may be hostile."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Source) -> None:
         """Read the header.
 
         Raises
@@ -111,12 +126,3 @@ class CarReader:
         if len(data) != size:
             raise CarError("the CAR is cut within a block")
         return data
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
