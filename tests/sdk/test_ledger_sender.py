@@ -192,6 +192,45 @@ def test_a_lost_reply_to_a_transaction_neither_loses_nor_repeats_it(
     assert nonce_of(ledger) == before + 4
 
 
+@pytest.mark.parametrize("shown", [True, False], ids=["shown in the end", "never shown"])
+def test_a_transaction_whose_nonce_is_used_is_looked_for_again_before_it_counts_as_refused(
+    consortium: Consortium, door: Door, shown: bool
+) -> None:
+    """An engine counts the nonce first and finds the transaction a moment later: a caller told of a refusal would repeat it."""
+    ledger = through(door, consortium, key=consortium["compute"].authority_key)
+    before, sent, hidden = nonce_of(ledger), [], []
+
+    def drop_first_reply(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        time.sleep(0.5)
+        return b""
+
+    def refuse_the_second(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        sent.append(calls)
+        error = {"code": -32000, "message": f"nonce too low: next nonce {before + 1}, tx nonce {before}"}
+        answers = [{"jsonrpc": "2.0", "id": call["id"], "error": error} for call in calls]
+        return None if len(sent) == 1 else json.dumps(answers).encode()
+
+    def hide(call: dict[str, Any], result: object) -> object:
+        if call["method"] != "eth_getTransactionByHash" or (shown and len(hidden) >= 3):
+            return result
+        hidden.append(call)
+        return None
+
+    door.before, door.after, door.lie = refuse_the_second, drop_first_reply, hide
+    if shown:
+        ledger.transact("ParticipantRegistry", "setEndpoint", "/used")
+        assert len(hidden) == 3
+    else:
+        with pytest.raises(LedgerError, match="nonce too low"):
+            ledger.transact("ParticipantRegistry", "setEndpoint", "/used")
+        assert len(hidden) > 3
+    assert nonce_of(ledger) == before + 1
+
+
 def test_an_endpoint_that_comes_back_within_patience_goes_unnoticed(
     consortium: Consortium, door: Door
 ) -> None:

@@ -31,6 +31,9 @@ from usufruct.ledger.signing import address_of, sign_transaction
 _POLL_SECONDS = 0.02, 0.1
 """Between two looks whether a transaction is final: at first, and at most."""
 
+_LOOKUP_SECONDS = 3.0
+"""For how long a transaction is looked for whose nonce is used."""
+
 _GAS_MARGIN = 1.3
 _CHUNK = 100
 """Transactions per JSON-RPC batch; while one is on its way the next is signed and written down."""
@@ -267,11 +270,26 @@ class Sender:
         except LedgerUnreachableError:
             raise
         except LedgerError as exc:
+            if refused := self._unknown(entries):
+                raise _Refused([entry.id for entry in refused], exc) from exc
+
+    def _unknown(self, entries: Sequence[InFlight]) -> list[InFlight]:
+        """Those that the chain does not have.
+
+        An engine may count a nonce as used some moments before it finds the transaction that used it: such ones are looked
+        for again.
+        """
+        deadline = time.monotonic() + _LOOKUP_SECONDS
+        while True:
             lookups = [("eth_getTransactionByHash", ["0x" + entry.hashes[-1].hex()]) for entry in entries]
             found = self._endpoint.batch(lookups)
-            refused = [entry.id for entry, known in zip(entries, found, strict=True) if known is None]
-            if refused:
-                raise _Refused(refused, exc) from exc
+            unknown = [entry for entry, known in zip(entries, found, strict=True) if known is None]
+            used = (
+                self._endpoint.quantity("eth_getTransactionCount", self.address, "latest") if unknown else 0
+            )
+            if time.monotonic() > deadline or all(entry.nonce >= used for entry in unknown):
+                return unknown
+            time.sleep(_POLL_SECONDS[1])
 
     # Waiting.
 
