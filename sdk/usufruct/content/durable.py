@@ -7,11 +7,17 @@ import errno
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 from usufruct.errors import ContentError, StoreFullError, UsufructError
+
+_AT_ONCE: Final = 8
+"""Syncs that wait for the disk side by side; a journalling file system commits them together."""
+
+Item = TypeVar("Item")
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -56,6 +62,17 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def for_each(action: Callable[[Item], object], items: Collection[Item]) -> None:
+    """Run what ends in a sync on every item, several at a time; all have ended when it returns or raises the first error."""
+    if len(items) < 2:
+        for item in items:
+            action(item)
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(items)), thread_name_prefix="sync") as pool:
+        for _ in pool.map(action, items):
+            pass
 
 
 @contextlib.contextmanager

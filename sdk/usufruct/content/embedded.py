@@ -16,7 +16,7 @@ from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
 from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
-from usufruct.content.durable import make_directory, sync_directory, translated
+from usufruct.content.durable import for_each, make_directory, sync_directory, translated
 from usufruct.content.files import BlockFiles
 from usufruct.errors import BlockMismatchError, BlockNotFoundError, CidError, ContentError
 
@@ -74,9 +74,13 @@ class EmbeddedBlockStore(CataloguedStore):
         with translated("the blocks could not be stored"):
             try:
                 while True:
-                    for cid, data in wanted.items():
-                        if cid not in staged and not self._is_intact(cid, data):
-                            staged[cid] = self._stage(data)
+                    fresh = [
+                        cid
+                        for cid, data in wanted.items()
+                        if cid not in staged and not self._is_intact(cid, data)
+                    ]
+                    staged |= {cid: self._catalogue.session_directory / secrets.token_hex(8) for cid in fresh}
+                    for_each(_write_new, [(staged[cid], wanted[cid]) for cid in fresh])
                     if self._commit(wanted, staged, pin):
                         return cids
             finally:
@@ -101,21 +105,6 @@ class EmbeddedBlockStore(CataloguedStore):
             raise ContentError(f"{self._blocks} is not writable")
         self.usage_bytes()
 
-    def _stage(self, data: bytes) -> Path:
-        path = self._catalogue.session_directory / secrets.token_hex(8)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-        return path
-
     def _commit(self, wanted: dict[Cid, bytes], staged: dict[Cid, Path], pin: str | None) -> bool:
         """Move staged files into place and record them; False if an unstaged block has vanished meanwhile."""
         moved: set[Path] = set()
@@ -133,8 +122,7 @@ class EmbeddedBlockStore(CataloguedStore):
                     make_directory(target.parent)
                     path.rename(target)
                     moved.add(target.parent)
-                for directory in moved:
-                    sync_directory(directory)
+                for_each(sync_directory, moved)
         except BaseException:
             if moved:
                 with self._catalogue.transaction():
@@ -166,3 +154,16 @@ class EmbeddedBlockStore(CataloguedStore):
     def _drop_if_unknown(self, cid: Cid) -> None:
         if not self.has(cid):
             self.files.path_of(cid).unlink(missing_ok=True)
+
+
+def _write_new(given: tuple[Path, bytes]) -> None:
+    """A new file of mode 0600 whose bytes are on disk; whoever gave its name removes it."""
+    path, data = given
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
