@@ -17,9 +17,11 @@ from usufruct.records import (
     ArtifactKind,
     GrantId,
     GrantTerms,
+    Job,
     JobId,
     JobRequest,
     JobState,
+    Level,
     OrgId,
     Refusal,
     Role,
@@ -305,9 +307,7 @@ class Queries:
             "policy_version": request.policy_version,
             "rho_micro": request.rho_micro,
             "row_level": request.row_level,
-            "level": f"REPLICATED({job.agreeing}/{job.asked})"
-            if job.state in (JobState.VERIFIED, JobState.OPENED, JobState.RELEASED)
-            else None,
+            "level": _level(job),
             "deadline": job.deadline,
             "parameters_digest": request.parameters_digest.hex(),
             "result_digest": job.result_digest.hex(),
@@ -316,6 +316,15 @@ class Queries:
             "posted_at": row.posted_at,
             "changed_at": row.changed_at,
         }
+
+
+def _level(job: Job) -> str | None:
+    """What stands behind a job's result; None when there is none, or it came to nothing."""
+    if job.state in (JobState.VERIFIED, JobState.OPENED, JobState.RELEASED):
+        return f"{Level.REPLICATED.name}({job.agreeing}/{job.asked})"
+    if job.state in (JobState.COMMITTED, JobState.REVEALING, JobState.DISPUTED):
+        return Level.CLAIMED.name
+    return None
 
 
 def _grant(grant_id: GrantId, grant: UsageGrant, asked: GrantTerms) -> dict[str, Any]:

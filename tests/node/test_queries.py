@@ -55,6 +55,8 @@ def test_jobs_are_filtered_by_state_newest_first(story: Story, queries: Queries)
     released = queries.jobs([JobState.RELEASED], 1000)
     assert {job["job_id"] for job in released} == {story.jobs[n].hex() for n in ("released", "released-rows")}
     assert all(job["level"] == "REPLICATED(3/3)" for job in released)
+    claimed = queries.jobs([JobState.COMMITTED, JobState.REVEALING, JobState.DISPUTED], 1000)
+    assert len(claimed) >= 3 and all(job["level"] == "CLAIMED" for job in claimed)
     assert all(job["level"] is None for job in queries.jobs([JobState.POSTED, JobState.REFUTED], 1000))
     assert len(queries.jobs([], 5)) == 5
 
