@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from distributed import LocalCluster
-from test_compute import CIDS, JOBS, BlockFiles, files, in_this_process, job, leases  # noqa: F401
+from test_compute import CIDS, JOBS, BlockFiles, files, in_this_process, job, leases, own_temporary_files  # noqa: F401
 
 from usufruct.compute.cluster import ClusterExecutor
 from usufruct.errors import BlockMismatchError, ConfigurationError, WorkerError

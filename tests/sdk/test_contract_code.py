@@ -215,6 +215,7 @@ def test_immutables_hold_the_addresses_of_the_address_book(chain: Anvil, contrac
         "RIGHTS": "UsageRights",
         "BUDGETS": "PrivacyBudget",
         "JOB_LEDGER": "JobLedger",
+        "JOBS": "JobLedger",
         "_cachedThis": "JobLedger",
         "PERMISSIONS": "ChainPermissions",
     }
@@ -300,6 +301,7 @@ def test_deployment_stops_when_a_creation_has_no_address() -> None:
             founders=[],
             parameters=[],
             timings=Timings(),
+            reputation=ReputationRule(),
             quorum=1,
             voting_period=1,
             quorum_bps=5000,
@@ -324,6 +326,7 @@ def test_lists_are_handed_over_after_the_contracts_and_the_one_that_lets_the_dep
         founders=FOUNDERS,
         parameters=[],
         timings=Timings(),
+        reputation=ReputationRule(),
         quorum=1,
         voting_period=1,
         quorum_bps=5000,

@@ -29,6 +29,7 @@ _IMMUTABLES = {
     "BUDGETS": "PrivacyBudget",
     "PERMISSIONS": "ChainPermissions",
     "JOB_LEDGER": "JobLedger",
+    "JOBS": "JobLedger",
     "_cachedThis": "JobLedger",
 }
 """Contract that each immutable address must be."""
