@@ -249,14 +249,6 @@ def test_identity_is_never_drawn_twice_into_one_keystore(tmp_path: Path) -> None
         identity.load_node_keys(store)
 
 
-def test_public_key_of_ledger_key_one_is_the_generator() -> None:
-    generator = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
-    assert identity.secp256k1_public((1).to_bytes(32, "big")).hex().startswith(generator)
-    for wrong in (bytes(32), b"\xff" * 32):
-        with pytest.raises(KeyStoreError):
-            identity.secp256k1_public(wrong)
-
-
 def test_key_domain_is_stored_found_and_destroyed(tmp_path: Path) -> None:
     import numpy as np
 

@@ -103,15 +103,6 @@ def load_authority_keys(store: KeyStore) -> AuthorityKeys:
     )
 
 
-def secp256k1_public(ledger_key: bytes) -> bytes:
-    """Public key of a ledger key: 64 bytes, x and y; raises KeyStoreError if the key is out of range."""
-    try:
-        uncompressed: bytes = PrivateKey(ledger_key).public_key.format(compressed=False)
-    except ValueError as exc:
-        raise KeyStoreError("not a secp256k1 private key") from exc
-    return uncompressed[1:]
-
-
 def _entry(store: KeyStore, name: str) -> bytes:
     value = store.get(name)
     if len(value) != 32:
