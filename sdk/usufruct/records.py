@@ -500,6 +500,14 @@ class ReputationRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesEvent:
+    """An event of a series, as its rolling hash covers it. Source: `contracts/IReputation.sol`, struct `SeriesEvent`."""
+
+    topic: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEvent:
     """One decoded event of a finalised block."""
 

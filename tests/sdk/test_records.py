@@ -34,6 +34,8 @@ RECORD_OF = {
     "Opening": records.Opening,
     "Limits": records.GrantLimits,
     "Timings": records.Timings,
+    "Rule": records.ReputationRule,
+    "SeriesEvent": records.SeriesEvent,
 }
 ENUM_OF = {
     "Refusal": records.Refusal,
@@ -45,6 +47,7 @@ ENUM_OF = {
     "GrantStatus": records.GrantStatus,
     "ProposalStatus": records.ProposalStatus,
     "JobState": records.JobState,
+    "Fault": records.Fault,
 }
 
 

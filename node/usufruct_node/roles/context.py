@@ -23,7 +23,16 @@ from usufruct.errors import (
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import FINAL_JOB_STATES, ArtifactId, JobId, JobState, OrgId, Participant, unlabel
+from usufruct.records import (
+    FINAL_JOB_STATES,
+    ArtifactId,
+    JobId,
+    JobState,
+    OrgId,
+    Participant,
+    SeriesEvent,
+    unlabel,
+)
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
@@ -215,7 +224,7 @@ class RoleContext:
         )
         log.info("%s %s", function, job_id.hex()[:12])
 
-    async def report(self, job_id: JobId, events: Sequence[tuple[bytes, bytes]]) -> None:
+    async def report(self, job_id: JobId, events: Sequence[SeriesEvent]) -> None:
         """Show an ended job's whole series to the contract that records faults."""
         await self._send(partial(self.ledger.transact, "Reputation", "report", job_id, events))
 

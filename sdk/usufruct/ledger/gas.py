@@ -8,7 +8,7 @@ from typing import Final
 
 JOB_GAS: Final[Mapping[str, int]] = MappingProxyType(
     {
-        "postJob": 180_095,
+        "postJob": 180_117,
         "claimJob": 49_023,
         "commitResult, with the words of three verifiers": 107_774,
         "revealVerdicts, all three": 90_036,

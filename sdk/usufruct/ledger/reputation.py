@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from usufruct.ledger.series import event_codec
-from usufruct.records import Fault, JobState, LedgerEvent, OrgId, Refusal
+from usufruct.records import Fault, JobState, LedgerEvent, OrgId, Refusal, SeriesEvent
 
 
 class Points(NamedTuple):
@@ -87,7 +87,10 @@ def _is_refuted(ended: dict[str, Any]) -> bool:
     return bool(ended["state"] == JobState.REFUTED and is_decided)
 
 
-def shown(events: Sequence[LedgerEvent]) -> list[tuple[bytes, bytes]]:
-    """A job's events as `report` wants them: topic and what the rolling hash covers."""
+def shown(events: Sequence[LedgerEvent]) -> list[SeriesEvent]:
+    """A job's events as `report` wants them."""
     codecs = [event_codec(event.contract, event.name) for event in events]
-    return [(codec.topic, codec.payload(event.args)) for codec, event in zip(codecs, events, strict=True)]
+    return [
+        SeriesEvent(topic=codec.topic, payload=codec.payload(event.args))
+        for codec, event in zip(codecs, events, strict=True)
+    ]
