@@ -113,9 +113,8 @@ def run(what: str, kind: str | None, n_servers: int, directory: Path, megabytes:
                 env=environment,
             )
             stack.enter_context(server)
-            stack.callback(
-                server.terminate
-            )  # And not killed: a Kubo daemon ends with the process that owns it.
+            # And not killed: a Kubo daemon ends with the process that owns it.
+            stack.callback(server.terminate)
             servers.append(server)
         addresses = [server.stdout.readline().strip() for server in servers if server.stdout]
         watched = [psutil.Process(server.pid) for server in servers]

@@ -18,6 +18,7 @@ import pytest
 
 from block_homes import BlockHome
 from chain_fixture import until
+from free_ports import free_port
 from usufruct.content import BlockStore, Cid
 from usufruct.content.kubo import Credentials, KuboBlockStore, KuboRpc
 from usufruct.home import Home
@@ -139,7 +140,7 @@ def new_kubo(root: Path, *, harden: bool = True) -> Kubo:
     program = require_kubo()
     home, repository = Home(root / "home"), root / "repository"
     home.root.mkdir(parents=True)
-    made = Kubo(program, repository, home, f"/ip4/127.0.0.1/tcp/{_free_port()}")
+    made = Kubo(program, repository, home, f"/ip4/127.0.0.1/tcp/{free_port()}")
     subprocess.run(
         [program, "init", "--empty-repo", "--profile=server"],
         env=made._environment() | {"LIBP2P_FORCE_PNET": ""},
@@ -150,9 +151,3 @@ def new_kubo(root: Path, *, harden: bool = True) -> Kubo:
     if harden:
         configure(home, repository, rpc_address=made.address)
     return made
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -79,7 +79,6 @@ from usufruct_node.roles.custody_peers import CustodyPeers
 from usufruct_node.roles.dispatch import Role as RoleLoop
 from usufruct_node.roles.keeper import Keeper
 from usufruct_node.roles.pinner import Pinner
-from usufruct_node.roles.rechecker import DOUBTFUL_SECONDS
 from usufruct_node.roles.retention import Retention
 from usufruct_node.storage import open_store
 
@@ -347,7 +346,7 @@ class Node:
                 "released_at": row.changed_at,
                 "is_same": self._journal.recheck(row.job_id),
             }
-            for row in self.index.doubtful_jobs(DOUBTFUL_SECONDS)
+            for row in self.index.doubtful_jobs()
         ]
 
     def _custody_service(self) -> CustodyService:

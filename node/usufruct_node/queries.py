@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import eth_abi.abi
@@ -29,6 +30,7 @@ from usufruct.records import (
     unlabel,
 )
 from usufruct_node.index import Index, JobRow
+from usufruct_node.index.rows import BLAMELESS
 
 
 class UnknownRecordError(BlockNotFoundError):
@@ -51,8 +53,7 @@ class Queries:
                 "name": member.name,
                 "status": member.status.name,
                 "roles": [role.name for role in Role if role and role in member.roles],
-                "points": reputation[member.id].points if member.id in reputation else 0,
-                "faults": reputation[member.id].faults if member.id in reputation else 0,
+                **asdict(reputation.get(member.id, BLAMELESS)),
                 "account": member.account,
                 "node_account": member.node_account,
                 "peer_id": member.peer_id.hex(),

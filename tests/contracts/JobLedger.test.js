@@ -1,9 +1,9 @@
 import { expect } from "chai";
 import {
   Freeze, KERNEL, Kind, Level, QUORUM, RESULT, Refusal, Role, SALT, State, Status, TIMINGS, ZERO, anchor,
-  ask, atDeadline, claim, commitResult, commitVerdict, commitment, digest, encode, ethers, given, govern, grant, history,
-  jobIn, judged, label, loadFixture, opening, passDeadline, possession, post, ready, registerBundle, request, reveal,
-  setStatus, signed, stateOf, terms, time, verdicts,
+  ask, atDeadline, claim, commitResult, commitVerdict, commitment, digest, disputable, encode, ethers, given, govern, grant,
+  history, jobIn, judged, label, loadFixture, opening, passDeadline, possession, post, ready, registerBundle, request, reveal,
+  setStatus, settle, signed, stateOf, terms, time, verdicts,
 } from "./network.js";
 
 const UNKNOWN = digest("no such job");
@@ -543,22 +543,15 @@ describe("JobLedger", () => {
   });
 
   describe("settleDispute", () => {
-    const settle = (n, jobId, upheld) => govern(n, n.jobs, "settleDispute", [...given(n, jobId), upheld]);
-    const longer = async () => {
-      const n = await ready();
-      await govern(n, n.jobs, "setTimings", [{ ...TIMINGS, dispute: 5000 }]);
-      return n;
-    };
-
     it("makes the job Verified when upheld", async () => {
-      const n = await loadFixture(longer);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await settle(n, jobId, true);
       expect(await stateOf(n, jobId)).to.equal(State.Verified);
     });
 
     it("cannot make a job Verified on which too few agree", async () => {
-      const n = await loadFixture(longer);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, digest("third"), OTHER]);
       await settle(n, jobId, true);
       await expectEnded(n, jobId, State.Expired);
@@ -566,7 +559,7 @@ describe("JobLedger", () => {
     });
 
     it("makes the job Refuted otherwise", async () => {
-      const n = await loadFixture(longer);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await settle(n, jobId, false);
       await expectEnded(n, jobId, State.Refuted, Refusal.ResultInvalid);
@@ -574,7 +567,7 @@ describe("JobLedger", () => {
     });
 
     it("reverts for members, in other states, and after the deadline", async () => {
-      const n = await loadFixture(longer);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await expect(n.jobs.connect(n.north.account).settleDispute(...given(n, jobId), true))
         .to.be.revertedWithCustomError(n.jobs, "AccessManagedUnauthorized")

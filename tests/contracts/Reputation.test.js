@@ -1,7 +1,7 @@
 import { expect } from "chai";
 import {
-  RESULT, RULE, State, Status, claim, digest, ethers, expectGovernedRevert, given, govern, jobIn, judged,
-  loadFixture, passDeadline, ready, report, reveal, series, stateOf, time,
+  RESULT, RULE, State, Status, claim, digest, disputable, ethers, expectGovernedRevert, given, govern,
+  jobIn, judged, loadFixture, passDeadline, ready, report, reveal, series, settle, stateOf, time,
 } from "./network.js";
 
 const OTHER = digest("other");
@@ -14,12 +14,6 @@ async function faults(n, jobId) {
 }
 
 const refuted = (n, overrides) => judged(n, [OTHER, OTHER, RESULT], overrides);
-const disputed = async () => {
-  const n = await ready();
-  await govern(n, n.jobs, "setTimings", [{ claim: 100, compute: 200, commit: 300, reveal: 400, dispute: 5000, release: 600 }]);
-  return n;
-};
-const settle = (n, jobId, upheld) => govern(n, n.jobs, "settleDispute", [...given(n, jobId), upheld]);
 
 describe("Reputation", () => {
   describe("faults", () => {
@@ -36,7 +30,7 @@ describe("Reputation", () => {
     });
 
     it("are of a dissenter whose dissent the council dismissed", async () => {
-      const n = await loadFixture(disputed);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, OTHER, RESULT]);
       await settle(n, jobId, true);
       await n.jobs.connect(n.north.node).openRelease(...given(n, jobId));
@@ -46,7 +40,7 @@ describe("Reputation", () => {
     });
 
     it("are the executor's when the council refutes, and of who agreed or saw a third thing no more than that", async () => {
-      const n = await loadFixture(disputed);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, OTHER, THIRD]);
       await settle(n, jobId, false);
       await report(n, jobId);
@@ -56,7 +50,7 @@ describe("Reputation", () => {
     });
 
     it("are nobody's when a dispute runs out: silence says not who was right", async () => {
-      const n = await loadFixture(disputed);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await passDeadline(n, jobId);
       await n.jobs.connect(n.auditor.node).expireJob(...given(n, jobId));
@@ -114,7 +108,7 @@ describe("Reputation", () => {
     });
 
     it("waits for the end of the job", async () => {
-      const n = await loadFixture(disputed);
+      const n = await loadFixture(disputable);
       const jobId = await judged(n, [RESULT, RESULT, OTHER]);
       await expect(report(n, jobId)).to.be.revertedWithCustomError(n.reputation, "ReputationNotEnded").withArgs(jobId);
       await settle(n, jobId, true);

@@ -354,6 +354,14 @@ export async function judged(n, found, overrides = {}) {
   return jobId;
 }
 
+/** The same network, where a dispute lasts long enough for a vote. */
+export async function disputable() {
+  const n = await ready();
+  await govern(n, n.jobs, "setTimings", [{ ...TIMINGS, dispute: 5000 }]);
+  return n;
+}
+export const settle = (n, jobId, upheld) => govern(n, n.jobs, "settleDispute", [...given(n, jobId), upheld]);
+
 export async function stateOf(n, jobId) {
   return (await n.jobs.progress(jobId)).state;
 }

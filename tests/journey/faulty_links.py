@@ -7,17 +7,16 @@ every node reaches directly.
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
-import trio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from fault_proxy import FaultProxy, Way, Ways
+from free_ports import free_ports
 from usufruct_node.devnet import Devnet, Member
 from usufruct_node.enrol import create_home_with_passphrase_files
 
@@ -39,16 +38,16 @@ class FaultyLinks:
         self._ways = {(a, b): Way() for a in self.names for b in self.names if a != b}
         self.proxies = {
             name: FaultProxy(port, seed=number, ways_of=partial(self._ways_to, name))
-            for number, (name, port) in enumerate(zip(self.names, _free_ports(len(members)), strict=True))
+            for number, (name, port) in enumerate(zip(self.names, free_ports(len(members)), strict=True))
         }
-        self._token: trio.lowlevel.TrioToken
-        self._scope = trio.CancelScope()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._serve,), daemon=True)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal
 
     def __enter__(self) -> FaultyLinks:
-        self._thread.start()
-        assert self._started.wait(10)
+        self._portal = self._stack.enter_context(start_blocking_portal("trio"))
+        for proxy in self.proxies.values():
+            running, _ = self._portal.start_task(proxy.run)
+            self._stack.callback(running.cancel)
         for member in self._net.members:
             home = self._net.home(member.name).root
             create_home_with_passphrase_files(home, name=member.name, roles=member.roles)
@@ -61,8 +60,7 @@ class FaultyLinks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
-        self._thread.join(10)
+        self._stack.close()
 
     def endpoint(self, name: str) -> str:
         """What a member announces."""
@@ -93,7 +91,7 @@ class FaultyLinks:
     def cut(self) -> None:
         """Reset every connection between nodes."""
         for proxy in self.proxies.values():
-            trio.from_thread.run(proxy.cut, trio_token=self._token)
+            self._portal.call(proxy.cut)
 
     def _ways_to(self, target: str, port: int) -> Ways | None:
         """Ways of the connection that some node opened to a member's proxy from this port."""
@@ -106,20 +104,3 @@ class FaultyLinks:
                     if found.raddr and (found.laddr.port, found.raddr.port) == (port, proxy):
                         return self._ways[name, target], self._ways[target, name]
         return None
-
-    async def _serve(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                for proxy in self.proxies.values():
-                    await nursery.start(proxy.run)
-                self._started.set()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

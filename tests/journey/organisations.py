@@ -11,11 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import trio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from usufruct import Client
 from usufruct.consent import ConsentStatus
@@ -445,19 +444,17 @@ class Impostor:
             authorise=self._note,
             read_block=self.blocks.get,
         )
-        self._token: trio.lowlevel.TrioToken
-        self._scope = trio.CancelScope()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._serve,), daemon=True)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal
 
     def __enter__(self) -> Impostor:
-        self._thread.start()
-        assert self._started.wait(10)
+        self._portal = self._stack.enter_context(start_blocking_portal("trio"))
+        running, _ = self._portal.start_task(self._host.run)
+        self._stack.callback(running.cancel)
         return self
 
     def __exit__(self, *_: object) -> None:
-        trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
-        self._thread.join(10)
+        self._stack.close()
 
     @property
     def endpoint(self) -> str:
@@ -472,20 +469,11 @@ class Impostor:
     def fetch(self, ledger: Ledger, holder: str, *cids: Cid) -> list[bytes]:
         """Ask a member for blocks, as any node does."""
         member = ledger.participant(org_id(holder))
-        return trio.from_thread.run(
-            self._fetch, peer_id_text(member.peer_id), member.endpoint, cids, trio_token=self._token
-        )
+        return self._portal.call(self._fetch, peer_id_text(member.peer_id), member.endpoint, cids)
 
     async def _fetch(self, peer_id: str, endpoint: str, cids: Sequence[Cid]) -> list[bytes]:
         async with aclosing(self._host.fetch(peer_id, endpoint, cids)) as found:
             return [data async for _, data in found]
-
-    async def _serve(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._host.run)
-                self._started.set()
 
     def _note(self, peer_id: str, cid: Cid) -> bool:
         self.asked.append((peer_id, cid))

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from organisations import FEATURES, Consortium, error_of, model, register, run_cli
 
+from free_ports import free_port
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
     JobDeniedError,
@@ -335,18 +336,11 @@ def _run_node(home: Path, **environment: str) -> CompletedProcess[str]:
     return result
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_unreachable_or_wrong_chain_and_other_contract_code_are_told_apart(
     shared_network: Consortium, visitor: Path
 ) -> None:
     right = Network.load(shared_network.net.network_file)
-    nowhere = right.model_copy(update={"rpc_urls": (f"http://127.0.0.1:{_free_port()}",)})
+    nowhere = right.model_copy(update={"rpc_urls": (f"http://127.0.0.1:{free_port()}",)})
     other_chain = right.model_copy(update={"chain_id": right.chain_id + 1})
     other_start = right.model_copy(update={"genesis_hash": "0x" + "00" * 32})
     swapped = dict(right.contracts)

@@ -6,7 +6,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import count, groupby
@@ -45,14 +45,6 @@ from usufruct.records import (
 from usufruct_node.index import Index, catch_up, follow
 
 WHOLE = (1 << 64) - 1
-
-
-@pytest.fixture
-def index(story: Story, tmp_path: Path) -> Iterator[Index]:
-    built = Index(tmp_path / "index.db")
-    catch_up(built, story.net.reader)
-    yield built
-    built.close()
 
 
 def tables(path: Path) -> dict[str, list[tuple]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +12,9 @@ from ledger_story import Story
 
 from usufruct.content import Cid, Codec
 from usufruct.records import ArtifactId
-from usufruct_node.index import Index, JobRow, catch_up
+from usufruct_node.index import Index, JobRow, catch_up, faults
 from usufruct_node.roles.journal import Journal
-from usufruct_node.roles.rechecker import DOUBTFUL_SECONDS, Rechecker
+from usufruct_node.roles.rechecker import Rechecker
 
 
 class Results:
@@ -32,14 +32,6 @@ class Results:
 
     async def execute(self, row: JobRow, inputs: JobRow) -> SimpleNamespace:
         return SimpleNamespace(cid=Cid.from_digest(self.found[row.job_id], Codec.DAG_CBOR))
-
-
-@pytest.fixture
-def index(story: Story, tmp_path: Path) -> Iterator[Index]:
-    built = Index(tmp_path / "index.db")
-    catch_up(built, story.net.reader)
-    yield built
-    built.close()
 
 
 def test_what_a_liar_released_before_is_executed_again_once_and_a_wrong_result_is_told(
@@ -65,7 +57,7 @@ def test_what_a_liar_released_before_is_executed_again_once_and_a_wrong_result_i
 
 
 def test_nothing_is_asked_for_that_nobody_keeps_any_more_or_that_was_long_before(
-    story: Story, index: Index, tmp_path: Path
+    story: Story, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path / "node.db")
     row = index.job(story.jobs["released"])
@@ -73,6 +65,9 @@ def test_nothing_is_asked_for_that_nobody_keeps_any_more_or_that_was_long_before
     artifact = index.artifact(ArtifactId(row.job.request.artifact_id))
     assert artifact is not None
     rechecker = Rechecker(Results(index, journal, artifact.retain_until))  # type: ignore[arg-type]
-    assert index.doubtful_jobs(DOUBTFUL_SECONDS) and rechecker.wanted() == []
-    assert index.doubtful_jobs(0) == []
+    assert index.doubtful_jobs() and rechecker.wanted() == []
+    monkeypatch.setattr(faults, "DOUBTFUL_SECONDS", 0)
+    with closing(Index(tmp_path / "short.db")) as short_memory:
+        catch_up(short_memory, story.net.reader)
+        assert short_memory.doubtful_jobs() == []
     journal.close()

@@ -410,7 +410,6 @@ def _count(step: Step, args: Args, column: str) -> None:
 
 def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:
     job = _known(step, "job", args["jobId"])
-    is_taken_over = job["state"] == JobState.CLAIMED
     _set_job(
         step,
         event,
@@ -418,7 +417,7 @@ def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:
         state=JobState.CLAIMED,
         executor=args["executor"],
         deadline=args["deadline"],
-        suspect=int(is_taken_over or job["suspect"]),
+        suspect=job["suspect"] or job["state"] == JobState.CLAIMED,
     )
 
 
@@ -479,7 +478,7 @@ def _ended(step: Step, event: LedgerEvent, args: Args) -> None:
     if args["from"] != JobState.OPENED:
         _move_rho(step, job, reserved=-1)
         _count_use(step, job, -1)
-    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0, suspect=int(suspect))
+    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0, suspect=suspect)
 
 
 def _opened(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -496,7 +495,7 @@ def _released(step: Step, event: LedgerEvent, args: Args) -> None:
         deadline=0,
         release_digest=args["releaseDigest"],
         sigma_micro=to_signed(args["sigmaMicro"]),
-        suspect=int(faults.is_suspect(_known(step, "job", args["jobId"]), JobState.RELEASED)),
+        suspect=faults.is_suspect(_known(step, "job", args["jobId"]), JobState.RELEASED),
     )
     _derived(
         step,

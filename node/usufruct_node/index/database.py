@@ -286,17 +286,10 @@ class Index:
         rows = self._all("SELECT * FROM job WHERE suspect = 1 AND deadline = 0 ORDER BY posted_at, job_id")
         return [job_of(row) for row in rows]
 
-    def doubtful_jobs(self, look_back_s: int) -> list[JobRow]:
-        """Released jobs that a member executed or vouched for in the `look_back_s` seconds before it was found to lie."""
+    def doubtful_jobs(self) -> list[JobRow]:
+        """Released jobs that a member executed or vouched for not long before it was found to lie; oldest first."""
         rows = self._all(
-            "SELECT * FROM job WHERE state = ?1 AND EXISTS (SELECT 1 FROM fault WHERE fault IN (?2, ?3)"
-            " AND job.changed_at BETWEEN fault.recorded_at - ?4 AND fault.recorded_at AND (fault.org_id = job.executor"
-            " OR fault.org_id IN (SELECT verifier FROM verdict WHERE verdict.job_id = job.job_id AND agrees)))"
-            " ORDER BY posted_at, job_id",
-            JobState.RELEASED,
-            Fault.REFUTED_RESULT,
-            Fault.WRONG_VERDICT,
-            look_back_s,
+            "SELECT job.* FROM doubtful CROSS JOIN job USING (job_id) ORDER BY job.posted_at, job.job_id"
         )
         return [job_of(row) for row in rows]
 

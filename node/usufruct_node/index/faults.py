@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from usufruct.ledger.reputation import Points, faded
-from usufruct.records import ZERO_32, JobState, LedgerEvent
+from usufruct.records import ZERO_32, Fault, JobState, LedgerEvent
 from usufruct_node.index.step import Row, Step
 
 Args = dict[str, Any]
@@ -13,6 +13,15 @@ Args = dict[str, Any]
 _RULE = 1
 """Key of the only row of `reputation_rule`."""
 _ADD_FAULT = "INSERT INTO fault VALUES (?, ?, ?, ?, ?, ?)"
+
+DOUBTFUL_SECONDS = 30 * 86_400
+"""How long before a lie a member's other work is doubted."""
+
+_LIES = (Fault.REFUTED_RESULT, Fault.WRONG_VERDICT)
+_DOUBT = (
+    "INSERT OR IGNORE INTO doubtful SELECT job_id FROM job WHERE state = :released AND changed_at >= :since AND"
+    " (executor = :org OR EXISTS (SELECT 1 FROM verdict WHERE verdict.job_id = job.job_id AND verifier = :org AND agrees))"
+)
 
 
 def is_suspect(job: Row, state: JobState) -> bool:
@@ -41,6 +50,9 @@ def recorded(step: Step, event: LedgerEvent, args: Args) -> None:
         step.insert("standing", org, args["points"], since, 1)
     else:
         step.update("standing", org, points=args["points"], since=since, faults=held["faults"] + 1)
+    if args["fault"] in _LIES:
+        since = event.timestamp - DOUBTFUL_SECONDS
+        step.execute(_DOUBT, {"released": JobState.RELEASED, "since": since, "org": org})
 
 
 def forgiven(step: Step, event: LedgerEvent, args: Args) -> None:

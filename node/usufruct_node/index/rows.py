@@ -82,6 +82,9 @@ class Reputation:
     faults: int
 
 
+BLAMELESS = Reputation(points=0, faults=0)
+
+
 def participant_of(row: sqlite3.Row) -> Participant:
     """An organisation."""
     return Participant(

@@ -147,6 +147,9 @@ CREATE TABLE IF NOT EXISTS fault (
     recorded_at INTEGER NOT NULL,
     PRIMARY KEY (org_id, sequence)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doubtful (
+    job_id BLOB PRIMARY KEY
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS standing (
     org_id BLOB PRIMARY KEY,
     points INTEGER NOT NULL,

@@ -8,9 +8,6 @@ from usufruct.records import unlabel
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, log
 
-DOUBTFUL_SECONDS = 30 * 86_400
-"""How long before a lie a member's other work is doubted."""
-
 
 class Rechecker:
     """Computes a doubtful result once more from the ciphertexts, and keeps whether it comes out the same."""
@@ -23,7 +20,7 @@ class Rechecker:
         context, now = self._context, self._context.now()
         return [
             row
-            for row in context.index.doubtful_jobs(DOUBTFUL_SECONDS)
+            for row in context.index.doubtful_jobs()
             if context.journal.recheck(row.job_id) is None and self._is_retained(row, now)
         ]
 

@@ -284,10 +284,10 @@ class Sender:
             lookups = [("eth_getTransactionByHash", ["0x" + entry.hashes[-1].hex()]) for entry in entries]
             found = self._endpoint.batch(lookups)
             unknown = [entry for entry, known in zip(entries, found, strict=True) if known is None]
-            used = (
-                self._endpoint.quantity("eth_getTransactionCount", self.address, "latest") if unknown else 0
-            )
-            if time.monotonic() > deadline or all(entry.nonce >= used for entry in unknown):
+            if not unknown or time.monotonic() > deadline:
+                return unknown
+            used = self._endpoint.quantity("eth_getTransactionCount", self.address, "latest")
+            if all(entry.nonce >= used for entry in unknown):
                 return unknown
             time.sleep(_POLL_SECONDS[1])
 
