@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from coincurve import PrivateKey
 from eth_account import Account
+from eth_utils.crypto import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from py_ecc.bls import G2ProofOfPossession as Scheme
@@ -35,6 +36,7 @@ from usufruct.errors import (
     StaleLedgerError,
     TransactionLostError,
     TransactionReplacedError,
+    TransactionRevertedError,
     WrongChainError,
 )
 from usufruct.ledger import PROFILES, Endpoints, Head, Ledger, Sender
@@ -49,6 +51,8 @@ from usufruct.ledger.signing import sign_transaction
 EMBEDDED = PROFILES["embedded"]
 QUICK = replace(EMBEDDED, block_interval_s=0.5)
 """The fixture's chain makes a block every tenth of a second."""
+
+UNKNOWN_PROPOSAL = "0x" + keccak(b"MemberCouncilUnknownProposal(uint256)")[:4].hex()
 
 
 @pytest.fixture
@@ -297,6 +301,46 @@ def test_an_endpoint_whose_answers_were_wrong_is_left_for_a_while(
     ledger.finalised()
     assert ledger.endpoint.url == doors[1].url
     assert ledger.health().endpoints[0].trouble == "it left out an event"
+
+
+# Simulations by an endpoint that is a little behind.
+
+
+def test_a_refusal_of_an_endpoint_that_is_behind_counts_once_it_has_caught_up(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    """What one member made final through its own endpoint is built on by another through another endpoint at once."""
+    ledger = through(doors, consortium, key=consortium["compute"].authority_key)
+    proposer = consortium["north"].ledger
+    target, data = proposer.call_data("ParticipantRegistry", "setEndpoint", "/behind")
+    made = proposer.event_of(proposer.transact("MemberCouncil", "propose", target, data), "ProposalMade")
+    simulated = []
+
+    def simulate_as_of_then(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_estimateGas" or simulated:
+            return None
+        simulated.append(True)
+        threading.Timer(0.3, doors[0].open).start()
+        refused = {"code": 3, "message": "execution reverted", "data": UNKNOWN_PROPOSAL + "00" * 31 + "01"}
+        return json.dumps({"jsonrpc": "2.0", "id": calls[0]["id"], "error": refused}).encode()
+
+    seen = hex(ledger.finalised().number)
+    as_of(doors[0], consortium.reader.endpoint.call("eth_getBlockByNumber", seen, False))
+    doors[0].before = simulate_as_of_then
+    ledger.transact("MemberCouncil", "vote", made.args["proposalId"], True)
+    assert simulated
+
+
+def test_a_refusal_stands_although_another_endpoint_claims_blocks_that_there_are_not(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:2], consortium, key=consortium["compute"].authority_key)
+    ledger.finalised()
+    newest = consortium.reader.endpoint.call("eth_getBlockByNumber", "finalized", False)
+    as_of(doors[1], newest | {"number": hex(int(newest["number"], 16) + 3)})
+    with pytest.raises(TransactionRevertedError, match="MemberCouncilUnknownProposal"):
+        ledger.transact("MemberCouncil", "vote", 1 << 200, True)
+    assert broadcasts(doors[0]) == []
 
 
 # Transactions over a change of endpoint.

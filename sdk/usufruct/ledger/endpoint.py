@@ -104,6 +104,13 @@ class Endpoint:
                     return found
         return None
 
+    def catch_up(self) -> bool:
+        """Wait until every final block that another endpoint shows is final here, too; False when there is no other.
+
+        For two block intervals at most: another may lie, or this one fall behind for good.
+        """
+        return False
+
     def check_chain(self, chain_id: int, genesis_hash: str) -> None:
         """Refuse an endpoint that serves another chain.
 

@@ -38,6 +38,11 @@ _PROBE_SECONDS = 5.0
 _LAG_BLOCKS = 3
 """Blocks that one endpoint may be behind another without being refused: news takes time to travel."""
 
+_CATCH_UP_INTERVALS = 2
+"""Block intervals for which news that others have is waited for."""
+
+_CATCH_UP_PAUSE_S = 0.05
+
 _LEFT_SECONDS = 30.0
 """For so long an endpoint is not used whose answers were found out to be wrong."""
 
@@ -133,6 +138,18 @@ class Endpoints(Endpoint):
         fit = [member for member in self._members if not isinstance(member.trouble, lies)]
         fit.sort(key=lambda member: member is not self._current)
         return [self._probes[member.endpoint.url] for member in fit]
+
+    def catch_up(self) -> bool:
+        """Wait until every final block that another endpoint shows is final here, too; False when there is no other."""
+        if len(self._members) == 1:
+            return False
+        self._survey(self._others_due())
+        with self._lock:
+            newest = max((m.height or 0 for m in self._members if m.trouble is None), default=0)
+        deadline = time.monotonic() + _CATCH_UP_INTERVALS * self.profile.block_interval_s
+        while self.finalised().number < newest and time.monotonic() < deadline:
+            time.sleep(_CATCH_UP_PAUSE_S)
+        return True
 
     def check_chain(self, chain_id: int, genesis_hash: str) -> None:
         """Find an endpoint that is fit; errors as in `finalised`."""
@@ -315,7 +332,7 @@ class Endpoints(Endpoint):
 
     def _look_around(self) -> None:
         current = self._current
-        others = [m for m in self._members if m is not current and m.again_at <= time.monotonic()]
+        others = self._others_due()
         self._survey(others)
         with self._lock:
             newest = max((m.height or 0 for m in others if m.trouble is None), default=0)
@@ -331,6 +348,11 @@ class Endpoints(Endpoint):
             if self._census is not None:
                 answers = [self._census(member) for member in self.members()]
                 self.watch.quorum(True if True in answers else False if False in answers else None)
+
+    def _others_due(self) -> list[_Member]:
+        """Those that are not in use and may be asked by now."""
+        now, current = time.monotonic(), self._current
+        return [member for member in self._members if member is not current and member.again_at <= now]
 
     def _look_into_pool(self, probe: Endpoint) -> None:
         try:

@@ -120,7 +120,7 @@ class Sender:
         """
         taken = self._take_up([(to, data)])[0]
         if taken is None:
-            gas = max(self._estimate(to, data), least_gas)
+            gas = max(self._simulate(to, data), least_gas)
             (taken,) = self._send([(to, data)], gas)
         return self.settle([taken])[0]
 
@@ -226,6 +226,19 @@ class Sender:
     def _gas_price(self) -> int:
         """Wei per gas: what the chain asks, and never what it takes into its pool to leave there."""
         return max(self._endpoint.quantity("eth_gasPrice"), self._endpoint.profile.minimum_gas_price)
+
+    def _simulate(self, to: str | None, data: bytes) -> int:
+        """Gas that a call is sent with; raises what the contract refuses it for.
+
+        A refusal counts once the endpoint has every block that another one has: what the call builds on may be final for
+        whoever made it and not here yet.
+        """
+        try:
+            return self._estimate(to, data)
+        except TransactionRevertedError:
+            if not self._endpoint.catch_up():
+                raise
+        return self._estimate(to, data)
 
     def _estimate(self, to: str | None, data: bytes) -> int:
         needed = int(self._endpoint.quantity("eth_estimateGas", self._message(to, data)) * _GAS_MARGIN)
