@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,7 @@ class Job:
             self.cids.append(cid)
             self.size_bytes += len(block)
         self.mask = np.ones(shape.n_rows, dtype=np.bool_)
+        self._runs = count()
 
     def run(self, parameters: LinearParameters, pool: WorkerPool | None) -> None:
         """Read, check, compute and write; in this process, or in workers."""
@@ -242,8 +244,11 @@ class Job:
                 blocks=self.files,
                 executor=pool,
             )
+        # In a folder of their own: a file system may first write out what a file held that is written again.
+        folder = self.folder / f"results-{next(self._runs)}"
+        folder.mkdir()
         for index, block in results:
-            (self.folder / f"result-{index}").write_bytes(block)
+            (folder / f"{index}").write_bytes(block)
 
     def _here(self, parameters: LinearParameters) -> Iterator[tuple[int, bytes]]:
         for task in plan(LINEAR, parameters, self.shape):

@@ -30,6 +30,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import bench_bfv
@@ -169,8 +170,9 @@ def main() -> int:
     for name, sizes in cases(given.quick):
         if given.case and name not in given.case:
             continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(measure, (name, sizes, rounds))
+        # A process of a multiprocessing.Pool may start none of its own, as `processes` has to.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            row = pool.submit(measure, name, sizes, rounds).result()
         rows.append(row)
         show(row)
     for line in growth(rows):
