@@ -1,6 +1,7 @@
 """The embedded block store: one directory, plain files, and a catalogue of what is here and why.
 
-Under the root: `blocks/<first byte of the digest>/<cid>`, `staging/<session>/<unique>` and the catalogue's files.
+Under the root: `blocks/<first byte of the digest>/<cid>`, with all 256 directories from the beginning,
+`staging/<session>/<unique>` and the catalogue's files.
 A file without a row in the catalogue is rubbish; `gc` removes it, and so does the first open after a crash.
 No network and no replication.
 """
@@ -53,6 +54,7 @@ class EmbeddedBlockStore(CataloguedStore):
         try:
             with translated(f"the block store at {root} cannot be opened"):
                 make_directory(self._blocks)
+                self._make_shards()
                 if self._catalogue.found_dead:
                     with self._catalogue.transaction():
                         self._sweep_files()
@@ -119,7 +121,6 @@ class EmbeddedBlockStore(CataloguedStore):
                     self._catalogue.record_pins(wanted, pin)
                 for cid, path in staged.items():
                     target = self.files.path_of(cid)
-                    make_directory(target.parent)
                     path.rename(target)
                     moved.add(target.parent)
                 for_each(sync_directory, moved)
@@ -130,6 +131,15 @@ class EmbeddedBlockStore(CataloguedStore):
                         self._drop_if_unknown(cid)
             raise
         return True
+
+    def _make_shards(self) -> None:
+        """Make the directories that blocks go into, all at once: one sync instead of one for each while blocks are stored."""
+        there = {entry.name for entry in self._blocks.iterdir()}
+        missing = [name for first in range(256) if (name := f"{first:02x}") not in there]
+        for name in missing:
+            (self._blocks / name).mkdir(mode=0o700, exist_ok=True)
+        if missing:
+            sync_directory(self._blocks)
 
     def _collect(self) -> int:
         with translated("garbage collection failed"):

@@ -27,10 +27,13 @@ LIMB_BITS: Final = 14
 N_LIMBS: Final = 4
 MAX_WEIGHT: Final = (1 << 15) - 1
 MAX_WEIGHT_SUM: Final = (1 << 31) - 1
-"""Of the magnitudes in one row; keeps the four limb sums below 2^45."""
+"""Of the magnitudes in one row; keeps the four limb sums below 2^45 in magnitude."""
 
 _MODULUS_BITS = 54
 _MAX_COMPLEMENT = 1 << 20
+_SHIFT = 1 << 45
+"""What is added to a limb sum, so that it is not negative."""
+
 _TILE = 64
 _TILE_BYTES = 4 * _TILE
 _SUM_LIMIT: Final = ((1 << 31) - 1) // ((1 << LIMB_BITS) - 1)
@@ -160,10 +163,11 @@ def multiply(
     Notes
     -----
     A 32-bit sum takes at most sum |w_j| (2^14 - 1). The features are cut where that would pass 2^31 - 1 for any
-    row; a pair of features is always below. Limb sums s_0..s_3 over all cuts are then below 2^45, and
-    sum s_k 2^(14 k) = l + h 2^28 with |l|, |h| < 2^60. With h = u 2^26 + v, 0 <= v < 2^26, and 2^54 = c modulo q,
-    the value is congruent to l + u c + v 2^28, below 2^61 in magnitude; folding its bits above the 54th once more
-    leaves a number within 2^28 of [0, 2^54), which one addition or subtraction of q puts in place.
+    row; a pair of features is always below. Limb sums s_0..s_3 over all cuts are then below 2^45 in magnitude. With
+    2^45 added to each, which `offset` takes back modulo q, sum s_k 2^(14 k) = l + h 2^28 with 0 <= l, h < 2^61. With
+    h = u 2^29 + v, u < 2^32, v < 2^29, and 2^54 = c modulo q, the value is congruent to l + 8 c u + v 2^28, and with
+    addend and offset, each below 2^54, it is below 2^62: 2^61 + 2^55 + 2^57 + 2^55. Folding its bits above the 54th
+    leaves a number below 2^54 + 2^28 and so below 2 q, which one subtraction of q puts in place.
     """
     n_models = weights.shape[0]
     if weights.shape[1] != panel.n_features:
@@ -180,9 +184,10 @@ def multiply(
         padded[:, : panel.columns] = addend
     product = _routines().product
     words, packed = panel._words, narrow.view(np.int32)
+    offset = -sum(_SHIFT << LIMB_BITS * limb for limb in range(N_LIMBS)) % modulus
 
     def work(first: int, last: int) -> None:
-        product(packed, cuts, words, first, last, padded, modulus)
+        product(packed, cuts, words, first, last, padded, modulus, offset)
 
     share = -(-tiles // max(1, min(threads, tiles)))
     others = [
@@ -271,13 +276,18 @@ def _routines() -> _Routines:
             types.int64,
             types.int64,
             types.uint64[:, ::1],
-            types.int64,
+            types.uint64,
+            types.uint64,
         ),
         nogil=True,
     )
-    def product(weights: Any, cuts: Any, words: Any, first: int, last: int, out: Any, modulus: int) -> None:
+    def product(
+        weights: Any, cuts: Any, words: Any, first: int, last: int, out: Any, modulus: Any, offset: Any
+    ) -> None:
         n_models, pairs = weights.shape
-        complement = (np.int64(1) << np.int64(_MODULUS_BITS)) - modulus
+        word = np.uint64((1 << 32) - 1)
+        complement = (np.uint64(1) << np.uint64(_MODULUS_BITS)) - modulus
+        eightfold = np.uint64(8) * complement
         fresh = np.empty((_ROWS_PER_PASS, N_LIMBS, _TILE), dtype=np.int32)
         total = np.empty((_ROWS_PER_PASS, N_LIMBS, _TILE), dtype=np.int64)
         w_stride = np.int64(4 * pairs)
@@ -317,20 +327,24 @@ def _routines() -> _Routines:
                     s_0, s_1, s_2, s_3 = total[row, 0], total[row, 1], total[row, 2], total[row, 3]
                     line = out[top + row, tile * _TILE : (tile + 1) * _TILE]
                     for lane in range(_TILE):
-                        low = s_0[lane] + (s_1[lane] << np.int64(LIMB_BITS))
-                        high = s_2[lane] + (s_3[lane] << np.int64(LIMB_BITS))
+                        low = np.uint64(s_0[lane] + _SHIFT) + (
+                            np.uint64(s_1[lane] + _SHIFT) << np.uint64(LIMB_BITS)
+                        )
+                        high = np.uint64(s_2[lane] + _SHIFT) + (
+                            np.uint64(s_3[lane] + _SHIFT) << np.uint64(LIMB_BITS)
+                        )
+                        # The masks change nothing: they tell LLVM that this is a product of 32-bit words.
                         value = (
                             low
-                            + (high >> np.int64(26)) * complement
-                            + ((high & np.int64((1 << 26) - 1)) << np.int64(28))
-                            + np.int64(line[lane])
+                            + ((high >> np.uint64(29)) & word) * (eightfold & word)
+                            + ((high & np.uint64((1 << 29) - 1)) << np.uint64(28))
+                            + line[lane]
+                            + offset
                         )
-                        value = (value >> np.int64(_MODULUS_BITS)) * complement + (
-                            value & np.int64((1 << _MODULUS_BITS) - 1)
-                        )
-                        value += modulus if value < 0 else 0
-                        value -= modulus if value >= modulus else 0
-                        line[lane] = np.uint64(value)
+                        value = (value & np.uint64((1 << _MODULUS_BITS) - 1)) + (
+                            (value >> np.uint64(_MODULUS_BITS)) & word
+                        ) * (complement & word)
+                        line[lane] = value - modulus if value >= modulus else value
 
     return _Routines(fill=fill, fill_pair=fill_pair, product=product)
 
@@ -350,8 +364,9 @@ def _tile(rows: int) -> Any:
     lanes, name = vector_unit()
     i16, i32, i64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
     vector, halves = ir.VectorType(i32, lanes), ir.VectorType(i16, 2 * lanes)
-    # As many sums as stay in registers: 32 registers with the widest unit, 16 with the others.
-    across = 4 if lanes == 16 else 2 if rows > 1 else 4
+    # As many sums as stay in registers: 32 registers with the widest unit, 16 with the others. A single row has room for
+    # all columns of a tile, so that what is read from memory is read from end to end.
+    across = 4 if lanes == 16 else {1: 8, 2: 4}.get(rows, 2)
 
     def multiply_add(builder: Any, total: Any, left: Any, right: Any) -> Any:
         if name:
