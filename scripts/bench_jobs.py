@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,13 +56,18 @@ def main() -> int:
         default="embedded",
         help="embedded: a block is final two blocks later; consortium: five validators, final at once",
     )
+    for name, counts in (("verifiers", VERIFIERS), ("in-flight", IN_FLIGHT)):
+        shown = ", ".join(map(str, counts))
+        parser.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=f"instead of {shown}")
     given = parser.parse_args()
+    verifier_counts = given.verifiers or (VERIFIERS[:1] if given.quick else VERIFIERS)
+    flights = given.in_flight or ((1, 4) if given.quick else IN_FLIGHT)
     rows: list[dict[str, object]] = []
-    for verifiers in VERIFIERS[:1] if given.quick else VERIFIERS:
+    for verifiers in verifier_counts:
         with network_of(verifiers, given.chain) as network:
             computing = compute_seconds(network)
             released(network, [network.post()])
-            for in_flight in (1, 4) if given.quick else IN_FLIGHT:
+            for in_flight in flights:
                 rows.append(measure(network, verifiers, in_flight, computing, quick=given.quick))
                 sys.stderr.write(f"{json.dumps(rows[-1])}\n")
     show(rows)
@@ -102,7 +108,9 @@ def measure(
     begun = time.perf_counter()
     jobs: list[JobId] = []
     for _ in range(rounds):
-        posted = [network.post() for _ in range(in_flight)]
+        # At once: a posting returns when it is final, blocks later.
+        with ThreadPoolExecutor(in_flight) as pool:
+            posted = list(pool.map(lambda _: network.post(), range(in_flight)))
         released(network, posted)
         jobs += posted
     seconds = time.perf_counter() - begun
