@@ -289,8 +289,8 @@ class Sender:
     def _unknown(self, entries: Sequence[InFlight]) -> list[InFlight]:
         """Those that the chain does not have.
 
-        An engine may count a nonce as used some moments before it finds the transaction that used it: such ones are looked
-        for again.
+        An engine may count a nonce as used some moments before it finds the transaction that used it, its pool sooner than its
+        newest block: such ones are looked for again.
         """
         deadline = time.monotonic() + _LOOKUP_SECONDS
         while True:
@@ -299,7 +299,7 @@ class Sender:
             unknown = [entry for entry, known in zip(entries, found, strict=True) if known is None]
             if not unknown or time.monotonic() > deadline:
                 return unknown
-            used = self._endpoint.quantity("eth_getTransactionCount", self.address, "latest")
+            used = self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
             if all(entry.nonce >= used for entry in unknown):
                 return unknown
             time.sleep(_POLL_SECONDS[1])
