@@ -1,8 +1,8 @@
 """The BFV rows of `scripts/bench he`: scores, sums, sealing, reading blocks, and whole jobs from disk to disk."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +228,6 @@ class Job:
             self.cids.append(cid)
             self.size_bytes += len(block)
         self.mask = np.ones(shape.n_rows, dtype=np.bool_)
-        self._runs = count()
 
     def run(self, parameters: LinearParameters, pool: WorkerPool | None) -> None:
         """Read, check, compute and write; in this process, or in workers."""
@@ -245,10 +244,9 @@ class Job:
                 executor=pool,
             )
         # In a folder of their own: a file system may first write out what a file held that is written again.
-        folder = self.folder / f"results-{next(self._runs)}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
         for index, block in results:
-            (folder / f"{index}").write_bytes(block)
+            (folder / str(index)).write_bytes(block)
 
     def _here(self, parameters: LinearParameters) -> Iterator[tuple[int, bytes]]:
         for task in plan(LINEAR, parameters, self.shape):

@@ -364,9 +364,9 @@ def _tile(rows: int) -> Any:
     lanes, name = vector_unit()
     i16, i32, i64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
     vector, halves = ir.VectorType(i32, lanes), ir.VectorType(i16, 2 * lanes)
-    # As many sums as stay in registers: 32 registers with the widest unit, 16 with the others. A single row has room for
-    # all columns of a tile, so that what is read from memory is read from end to end.
-    across = 4 if lanes == 16 else {1: 8, 2: 4}.get(rows, 2)
+    # As many sums as stay in registers: 32 registers with the widest unit, 16 with the others. With AVX2 eight take all
+    # columns of a tile, so that a row of weights alone reads memory from end to end.
+    across = 4 if lanes == 16 else max(2, 8 // rows)
 
     def multiply_add(builder: Any, total: Any, left: Any, right: Any) -> Any:
         if name:
