@@ -60,6 +60,10 @@ def main() -> int:
         shown = ", ".join(map(str, counts))
         parser.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=f"instead of {shown}")
     given = parser.parse_args()
+    if min(given.verifiers or VERIFIERS) < min(VERIFIERS) or min(given.in_flight or IN_FLIGHT) < 1:
+        parser.error(
+            f"at least {min(VERIFIERS)} verifiers, which every network here has, and one job in flight"
+        )
     verifier_counts = given.verifiers or (VERIFIERS[:1] if given.quick else VERIFIERS)
     flights = given.in_flight or ((1, 4) if given.quick else IN_FLIGHT)
     rows: list[dict[str, object]] = []
