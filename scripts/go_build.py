@@ -17,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTED = time.monotonic()
+# For a short build, and the same for all, so that what programs share is compiled once: without a program's own
+# execution profile, by which all that it imports is compiled apart, and without what only debuggers read.
+LEAN = ["-pgo=off", "-gcflags=all=-dwarf=false"]
 
 
 class UnavailableError(Exception):
@@ -60,15 +63,28 @@ class Module:
 
     def fingerprint(self, *settings):
         """Return a hash over everything that decides what the programs are."""
-        state = hashlib.sha256("\n".join([self.query("version"), *settings]).encode())
+        state = hashlib.sha256("\n".join([self.query("version"), *LEAN, *settings]).encode())
         sources = [*self.directory.rglob("*.go"), self.directory / "go.mod", self.directory / "go.sum"]
         for path in sorted(sources):
             name = path.relative_to(self.directory)
             state.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
         return state.hexdigest()
 
-    def run(self, arguments, title):
-        """Run one Go command, and say every 20 seconds how far it is; what it prints is shown when it fails."""
+    def build(self, directory, packages, title, *, linker=(), tags=""):
+        """Compile packages into a directory, all at once, so that one is compiled while another is linked.
+
+        `packages` maps each package to its program's path in the directory. Every 20 seconds a line says how far
+        it is; what Go prints is shown when it fails.
+        """
+        settings = [*LEAN, f"-ldflags={' '.join(['-w', *linker])}", f"-tags={tags}"]
+        self._run(["build", "-v", *settings, "-o", f"{directory}{os.sep}", *packages], title)
+        for package, name in packages.items():
+            program = directory / name
+            program.parent.mkdir(exist_ok=True)
+            (directory / Path(package).name).rename(program)
+
+    def _run(self, arguments, title):
+        """Run one Go command and report its progress."""
         say(title)
         lines = []
         done = threading.Event()

@@ -46,8 +46,7 @@ def build():
     if is_current(BUILD, wanted):
         return
     with replaced(BUILD, wanted) as unfinished:
-        module.run(["mod", "download"], "modules")
-        module.run(["build", "-v", "-trimpath", "-tags", TAGS, "-o", unfinished / "ipfs", PACKAGE], "Kubo")
+        module.build(unfinished, {PACKAGE: "ipfs"}, "Kubo", tags=TAGS)
 
 
 if __name__ == "__main__":

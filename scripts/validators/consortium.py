@@ -61,18 +61,12 @@ def build(target, stamp):
     wanted = module.fingerprint(stamp, Path(__file__).name)
     if is_current(target, wanted):
         return
-    programs = [
-        ("engine", "avalanchego", f"{AVALANCHEGO}/main"),
-        ("virtual machine", f"plugins/{VM}", "./vm"),
-    ]
+    packages = {f"{AVALANCHEGO}/main": "avalanchego", "./vm": f"plugins/{VM}"}
     if target.name == DEFAULT:
-        programs.append(("launcher", "launcher", "./launcher"))
-    linker = f"-ldflags=-X {AVALANCHEGO}/version.GitCommit={stamp}"
+        packages["./launcher"] = "launcher"
     with replaced(target, wanted) as unfinished:
-        (unfinished / "plugins").mkdir()
-        module.run(["mod", "download"], "modules")
-        for name, output, package in programs:
-            module.run(["build", "-v", linker, "-o", unfinished / output, package], name)
+        linker = ["-X", f"{AVALANCHEGO}/version.GitCommit={stamp}"]
+        module.build(unfinished, packages, "validators", linker=linker)
 
 
 def launch(arguments):

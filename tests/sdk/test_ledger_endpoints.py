@@ -397,6 +397,24 @@ def test_an_endpoint_that_swallows_a_transaction_costs_time_but_no_transaction(
     assert set(again) == {first}, "another transaction than the first was sent"
 
 
+def test_a_receipt_of_a_block_that_did_not_stay_is_fetched_again(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:1], consortium)
+    receipts = []
+
+    def from_another_branch(call: dict[str, Any], result: Any) -> Any:
+        if call["method"] != "eth_getTransactionReceipt" or result is None:
+            return result
+        receipts.append(result)
+        return result if len(receipts) > 1 else result | {"blockHash": "0x" + "5a" * 32, "status": "0x0"}
+
+    doors[0].lie = from_another_branch
+    receipt = say(ledger, "/branches")
+    assert len(receipts) > 1
+    assert receipt.block_hash == ledger.endpoint.block(receipt.block_number).hash
+
+
 def test_a_nonce_gap_that_a_forgetful_endpoint_left_is_filled_with_the_same_bytes(
     consortium: Consortium, doors: list[Door], tmp_path: Path
 ) -> None:

@@ -38,6 +38,9 @@ _GAS_MARGIN = 1.3
 _CHUNK = 100
 """Transactions per JSON-RPC batch; while one is on its way the next is signed and written down."""
 
+_PART = 500
+"""Transactions whose receipts are fetched as soon as they are included, while later ones are not yet."""
+
 _WHOLE_BLOCK = 20
 """Receipts wanted from which on a block's are asked for all at once."""
 
@@ -215,7 +218,8 @@ class Sender:
     def _forget_replaced(self) -> None:
         """Drop what can never be included, because another transaction has its nonce in a final block."""
         passed = self._orphans_passed()
-        receipts = self._receipts_anywhere([_pending(entry) for entry in passed])
+        pending = [_pending(entry) for entry in passed]
+        receipts = self._receipts_anywhere(pending, self._receipts(pending))
         gone = [entry.id for entry, receipt in zip(passed, receipts, strict=True) if receipt is None]
         self._journal.forget(gone)
 
@@ -315,8 +319,7 @@ class Sender:
         for entry_id in ids:
             self._endpoint.watch.sent(entry_id)
         try:
-            self._wait(pending)
-            receipts = self._receipts_anywhere(pending)
+            receipts = self._receipts_anywhere(pending, self._wait(pending))
         except LedgerError:
             self._journal.release(ids)
             raise
@@ -331,14 +334,28 @@ class Sender:
                 )
         return [receipt for receipt in receipts if receipt is not None]
 
-    def _wait(self, pending: Sequence[Pending]) -> None:
-        """Wait until the highest nonce is used in a final block, and so all before it."""
-        last = max(pending, key=lambda item: item.nonce)
+    def _wait(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+        """Wait until the highest nonce is used in a final block, and so all before it; returns the receipts.
+
+        They are fetched while the block of the last is not final yet, and again if a block of theirs did not stay.
+        """
+        last = max(pending, key=_nonce)
         begun = time.monotonic()
         poll, at_most = _POLL_SECONDS
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
-        while not self._is_over(last):
+        receipts: list[dict[str, Any] | None] = []
+        while True:
+            while part := pending[len(receipts) : len(receipts) + _PART]:
+                if not (found := self._included(part)):
+                    break
+                receipts += found
+            # Asked also while some are missing: by the answers the watch knows whether the chain goes on.
+            final = self._endpoint.finalised().number
+            if len(receipts) == len(pending) and _newest_block(receipts) <= final:
+                if self._stand(receipts):
+                    return receipts
+                receipts = []
             self._endpoint.watch.check()
             now = time.monotonic()
             if now - begun >= self._patience:
@@ -349,14 +366,28 @@ class Sender:
             if now >= look_after:
                 look_after = now + pause
                 if self._look_after({item.transaction_hash for item in pending}) > last.nonce:
-                    return
+                    return self._receipts(pending)
             time.sleep(poll)
             poll = min(1.5 * poll, at_most)
 
-    def _is_over(self, pending: Pending) -> bool:
-        (receipt,) = self._receipts([pending])
-        final = self._endpoint.finalised().number
-        return receipt is not None and int(receipt["blockNumber"], 16) <= final
+    def _included(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+        """The receipts once the highest nonce is in a block; none before."""
+        last = max(pending, key=_nonce)
+        found = self._receipts([last])
+        if found[0] is None or len(pending) == 1:
+            return found if found[0] else []
+        found = self._receipts(pending)
+        return found if found[pending.index(last)] else []
+
+    def _stand(self, receipts: Sequence[dict[str, Any] | None]) -> bool:
+        """Whether the blocks that receipts name are the chain's."""
+        named = {receipt["blockNumber"]: receipt["blockHash"] for receipt in receipts if receipt}
+        blocks = self._endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in named])
+        with well_formed(self._endpoint.url):
+            return all(
+                block is not None and block["hash"] == named_hash
+                for block, named_hash in zip(blocks, named.values(), strict=True)
+            )
 
     def _look_after(self, ids: set[bytes]) -> int:
         """Send what is not included yet again, at a higher fee if the chain asks for more by now.
@@ -411,9 +442,10 @@ class Sender:
     def _look_up(self, transactions: Sequence[str]) -> list[Any]:
         return self._endpoint.batch([("eth_getTransactionReceipt", (hash_,)) for hash_ in transactions])
 
-    def _receipts_anywhere(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
-        """As `_receipts`, for nonces that are used: one endpoint's word is not enough to call a transaction replaced."""
-        found = self._receipts(pending)
+    def _receipts_anywhere(
+        self, pending: Sequence[Pending], found: list[dict[str, Any] | None]
+    ) -> list[dict[str, Any] | None]:
+        """Receipts of nonces that are used: one endpoint's word is not enough to call a transaction replaced."""
         for position, item in enumerate(pending):
             for transaction in self._journal.hashes_of(item.transaction_hash):
                 if found[position] is None:
@@ -448,6 +480,14 @@ class Sender:
         except TransactionRevertedError as exc:
             return exc
         return TransactionRevertedError("OutOfGasOrChanged", {"transaction": receipt["transactionHash"]})
+
+
+def _nonce(item: Pending) -> int:
+    return item.nonce
+
+
+def _newest_block(receipts: Sequence[dict[str, Any] | None]) -> int:
+    return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
 
 
 def _pending(entry: InFlight) -> Pending:
