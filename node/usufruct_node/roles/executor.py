@@ -44,7 +44,9 @@ class Executor:
     def __init__(self, context: RoleContext, *, room: int) -> None:
         self._context = context
         self._room = room
-        """Most jobs under way at once; others may have the rest."""
+        """Most jobs that are claimed, or about to be, and not computed yet; others may have the rest."""
+        self._computed: set[JobId] = set()
+        """Jobs that wait for verifiers or for the ledger only."""
         self._unfit: set[JobId] = set()
         self._revealed: set[JobId] = set()
         """Jobs whose openings this node has gathered."""
@@ -72,7 +74,8 @@ class Executor:
         revealing = [row for row in mine if row.job_id not in self._revealed and not row.overdue(now)]
         lost = self._lost()
         held = {row.job_id for row in lost}
-        room = max(0, self._room - len(claimed))
+        self._computed &= {row.job_id for row in claimed}
+        room = max(0, self._room - len(claimed) + len(self._computed))
         return claimed + lost + [row for row in revealing if row.job_id not in held] + posted[:room]
 
     async def handle(self, row: JobRow) -> None:
@@ -119,6 +122,7 @@ class Executor:
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )
         if row.job.state == JobState.CLAIMED:
+            self._computed.add(row.job_id)
             # Verifiers began when the job was claimed, and need about as long.
             patience = _PATIENCE_SECONDS + trio.current_time() - begun
             left = row.job.deadline - context.now()

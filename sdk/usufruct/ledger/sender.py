@@ -167,7 +167,7 @@ class Sender:
         unsent: list[InFlight] = []
         with self._journal.locked(), ThreadPoolExecutor(1) as courier:
             self._forget_unclaimed()
-            price, first = self._gas_price(), self._next_nonce()
+            price, first = self._next_price_and_nonce()
             try:
                 for at in range(0, len(calls), _CHUNK):
                     unsent = [
@@ -194,17 +194,22 @@ class Sender:
             self._endpoint.watch.sent(pending.transaction_hash)
         return sent
 
-    def _next_nonce(self) -> int:
-        """The nonce after every transaction that may still be included; called while the journal is locked.
+    def _next_price_and_nonce(self) -> tuple[int, int]:
+        """Wei per gas, and the nonce after every transaction that may still be included; called while the journal is locked.
 
         An endpoint that was changed to, or that was restarted, may not know all of ours: they are handed over again,
         since a gap would hold up everything behind it.
         """
-        pending = self._endpoint.quantity("eth_getTransactionCount", self.address, "pending")
+        # In one round trip, for which others of this account wait.
+        answers = self._endpoint.batch(
+            [("eth_gasPrice", ()), ("eth_getTransactionCount", (self.address, "pending"))]
+        )
+        with well_formed(self._endpoint.url):
+            asked, pending = (int(answer, 16) for answer in answers)
         ahead = [entry for entry in self._journal.in_flight() if entry.nonce >= pending]
         if ahead:
             self._submit(ahead)
-        return max([pending, *(entry.nonce + 1 for entry in ahead)])
+        return self._offer(asked), max([pending, *(entry.nonce + 1 for entry in ahead)])
 
     def _orphans_passed(self) -> list[InFlight]:
         """Intents of earlier attempts whose nonce is used in a final block, by themselves or by something else."""
@@ -227,9 +232,9 @@ class Sender:
         """Drop outcomes that nobody came back for: whoever makes the same call after another means it anew."""
         self._journal.forget([entry.id for entry in self._orphans_passed()])
 
-    def _gas_price(self) -> int:
+    def _offer(self, asked: int) -> int:
         """Wei per gas: what the chain asks, and never what it takes into its pool to leave there."""
-        return max(self._endpoint.quantity("eth_gasPrice"), self._endpoint.profile.minimum_gas_price)
+        return max(asked, self._endpoint.profile.minimum_gas_price)
 
     def _simulate(self, to: str | None, data: bytes) -> int:
         """Gas that a call is sent with; raises what the contract refuses it for.
@@ -365,7 +370,7 @@ class Sender:
                 )
             if now >= look_after:
                 look_after = now + pause
-                if self._look_after({item.transaction_hash for item in pending}) > last.nonce:
+                if self._look_after(pending) > last.nonce:
                     return self._receipts(pending)
             time.sleep(poll)
             poll = min(1.5 * poll, at_most)
@@ -389,25 +394,28 @@ class Sender:
                 for block, named_hash in zip(blocks, named.values(), strict=True)
             )
 
-    def _look_after(self, ids: set[bytes]) -> int:
+    def _look_after(self, pending: Sequence[Pending]) -> int:
         """Send what is not included yet again, at a higher fee if the chain asks for more by now.
 
         Returns how many nonces of the account are used in final blocks.
         """
-        profile = self._endpoint.profile
-        with self._journal.locked():
-            included = self._endpoint.quantity("eth_getTransactionCount", self.address, "latest")
-            price = self._gas_price()
-            waiting = [e for e in self._journal.in_flight() if e.id in ids and e.nonce >= included]
-            for entry in waiting:
-                if entry.gas_price < price:
-                    to, data = entry.call
-                    offer = max(price, entry.gas_price * _RAISE_FEE_PERCENT // 100 + 1)
-                    self._journal.replace(entry, self._sign(to, data, entry.gas, entry.nonce, offer))
-            again = [e for e in self._journal.in_flight() if e.id in ids and e.nonce >= included]
-            with contextlib.suppress(_Refused):
-                self._broadcast(again)
-        return self._endpoint.quantity("eth_getTransactionCount", self.address, profile.finality_tag)
+        tag = self._endpoint.profile.finality_tag
+        included = self._endpoint.quantity("eth_getTransactionCount", self.address, "latest")
+        ids = {item.transaction_hash for item in pending if item.nonce >= included}
+        if ids:
+            with self._journal.locked():
+                self._send_again(ids)
+        return self._endpoint.quantity("eth_getTransactionCount", self.address, tag)
+
+    def _send_again(self, ids: set[bytes]) -> None:
+        price = self._offer(self._endpoint.quantity("eth_gasPrice"))
+        for entry in [entry for entry in self._journal.in_flight() if entry.id in ids]:
+            if entry.gas_price < price:
+                to, data = entry.call
+                offer = max(price, entry.gas_price * _RAISE_FEE_PERCENT // 100 + 1)
+                self._journal.replace(entry, self._sign(to, data, entry.gas, entry.nonce, offer))
+        with contextlib.suppress(_Refused):
+            self._broadcast([entry for entry in self._journal.in_flight() if entry.id in ids])
 
     def _receipts(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
         """The receipt of whichever transaction of each intent was included; None where none was.
