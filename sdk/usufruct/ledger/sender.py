@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ class Sender:
 
         They are fetched while the block of the last is not final yet, and again if a block of theirs did not stay.
         """
-        last = max(pending, key=_nonce)
+        last = max(pending, key=attrgetter("nonce"))
         begun = time.monotonic()
         poll, at_most = _POLL_SECONDS
         pause = 2 * self._endpoint.profile.block_interval_s
@@ -357,7 +358,7 @@ class Sender:
                 receipts += found
             # Asked also while some are missing: by the answers the watch knows whether the chain goes on.
             final = self._endpoint.finalised().number
-            if len(receipts) == len(pending) and _newest_block(receipts) <= final:
+            if len(receipts) == len(pending) and self._newest_block(receipts) <= final:
                 if self._stand(receipts):
                     return receipts
                 receipts = []
@@ -377,18 +378,22 @@ class Sender:
 
     def _included(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
         """The receipts once the highest nonce is in a block; none before."""
-        last = max(pending, key=_nonce)
+        last = max(pending, key=attrgetter("nonce"))
         found = self._receipts([last])
         if found[0] is None or len(pending) == 1:
             return found if found[0] else []
         found = self._receipts(pending)
         return found if found[pending.index(last)] else []
 
+    def _newest_block(self, receipts: Sequence[dict[str, Any] | None]) -> int:
+        with well_formed(self._endpoint.url):
+            return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
+
     def _stand(self, receipts: Sequence[dict[str, Any] | None]) -> bool:
         """Whether the blocks that receipts name are the chain's."""
-        named = {receipt["blockNumber"]: receipt["blockHash"] for receipt in receipts if receipt}
-        blocks = self._endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in named])
         with well_formed(self._endpoint.url):
+            named = {receipt["blockNumber"]: receipt["blockHash"] for receipt in receipts if receipt}
+            blocks = self._endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in named])
             return all(
                 block is not None and block["hash"] == named_hash
                 for block, named_hash in zip(blocks, named.values(), strict=True)
@@ -488,14 +493,6 @@ class Sender:
         except TransactionRevertedError as exc:
             return exc
         return TransactionRevertedError("OutOfGasOrChanged", {"transaction": receipt["transactionHash"]})
-
-
-def _nonce(item: Pending) -> int:
-    return item.nonce
-
-
-def _newest_block(receipts: Sequence[dict[str, Any] | None]) -> int:
-    return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
 
 
 def _pending(entry: InFlight) -> Pending:
