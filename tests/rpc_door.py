@@ -23,13 +23,14 @@ class Door:
     """Forwards JSON-RPC to the chain.
 
     `before` may answer in the chain's place; `after` may replace the reply of a request that the chain has carried out; `lie`
-    changes single results.
+    changes single results. A block is final `lag` blocks later than on the chain itself.
     """
 
     def __init__(self, target: str) -> None:
         self.before: Fault = lambda calls: None
         self.after: Fault = lambda calls: None
         self.lie: Lie = lambda call, result: result
+        self.lag = 0
         self.seen: list[Call] = []
         """Calls that came in, whatever was answered."""
         door = self
@@ -42,9 +43,7 @@ class Door:
                 door.seen += calls
                 reply = door.before(calls)
                 if reply is None:
-                    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
-                    with urllib.request.urlopen(request) as answer:
-                        carried_out = answer.read()
+                    carried_out = forwarded(door.late(body) if door.lag else body)
                     reply = door.after(calls)
                     reply = door.told(calls, carried_out) if reply is None else reply
                 if not reply:
@@ -58,6 +57,12 @@ class Door:
             def log_message(self, *_: object) -> None:
                 pass
 
+        def forwarded(body: bytes) -> bytes:
+            request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request) as answer:
+                return bytes(answer.read())
+
+        self._forwarded = forwarded
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -70,6 +75,14 @@ class Door:
         self.before = lambda calls: None
         self.after = lambda calls: None
         self.lie = lambda call, result: result
+
+    def late(self, body: bytes) -> bytes:
+        """The request, with what is final meaning a block that many before the newest."""
+        newest = json.loads(
+            self._forwarded(b'{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber","params":[]}')
+        )
+        final = json.dumps(hex(max(0, int(newest["result"], 16) - self.lag)))
+        return body.replace(b'"finalized"', final.encode())
 
     def told(self, calls: list[Call], carried_out: bytes) -> bytes:
         answers = json.loads(carried_out)

@@ -76,7 +76,8 @@ class Engine:
         host, port = _private_address()
         command = [str(executable), "--host", host, "--port", str(port), "--no-cors", "--silent"]
         command += ["--no-mining", "--order", "fifo", "--timestamp", str(genesis_timestamp)]
-        command += ["--slots-in-an-epoch", "1", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
+        # No slots: `finalized` is the newest block.
+        command += ["--slots-in-an-epoch", "0", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
         command += ["--disable-min-priority-fee", "--gas-limit", str(BLOCK_GAS_LIMIT)]
         command += ["--hardfork", "cancun", "--chain-id", str(chain_id), "--accounts", "0"]
         command += ["--prune-history", "256", "--no-request-size-limit"]

@@ -2,7 +2,8 @@
 
 **Invariant:** a transaction is on disk before the engine sees it, and a block with the order of its
 transactions is on disk before any answer that could show it leaves. So the engine may die at any
-moment, or all of it: replay gives the same blocks with the same hashes.
+moment, or all of it: replay gives the same blocks with the same hashes. A block that anybody has seen
+is therefore final, and the engine is told so (`finalized` is its newest block).
 
 Replay hands the engine each block's transactions in the recorded order and mines with the recorded
 timestamp. A hash that differs stops the chain rather than serving another history.
@@ -47,9 +48,6 @@ from usufruct_node.chain.store import (
     segments,
     write_state,
 )
-
-FINALITY_BLOCKS = 2
-"""How far Anvil's `finalized` tag is behind the head with one slot per epoch."""
 
 QUIET_BLOCKS = 8
 """Blocks made at the busy interval after the last transaction."""
@@ -184,7 +182,7 @@ class Producer:
         return answer
 
     async def run(self) -> None:
-        """Keep the chain going until `stop`; sets `ready` when the first blocks are made. Not cancellable.
+        """Keep the chain going until `stop`; sets `ready` when a first block is made. Not cancellable.
 
         Raises
         ------
@@ -202,8 +200,7 @@ class Producer:
             while not self._stop:
                 try:
                     async with await self._rebuild() as engine:
-                        for _ in range(FINALITY_BLOCKS + 1):
-                            await self._make_block(engine)
+                        await self._make_block(engine)
                         self._engine = engine
                         self.ready.set()
                         served_from = self._head.number
