@@ -221,6 +221,26 @@ def test_executor_that_hears_nothing_from_the_steward_computes_from_the_copy(sce
 
 
 @pytest.mark.timeout(300)
+def test_link_that_never_works_both_ways_ends_the_job_unopened_and_gives_use_and_budget_back(
+    scene: Scene,
+) -> None:
+    scene.publish()
+    scene.copied()
+    deaf = scene.links.way(STEWARD, EXECUTOR)
+    deaf.blocked = True
+    before = deaf.sent_bytes
+    with scene.network.timings(release=4):
+        job = scene.post()
+        scene.network.reached(job, JobState.VERIFIED, seconds=90)
+        assert scene.network.account(STEWARD) == (MICRO, 0, 1)
+        assert scene.network.ended(job).state == JobState.EXPIRED
+    assert deaf.sent_bytes == before
+    assert "ReleaseOpened" not in scene.network.events(job)
+    assert scene.network.account(STEWARD) == (0, 0, 0)
+    scene.goes_on_as_if_nothing_had_been(released=0)
+
+
+@pytest.mark.timeout(300)
 def test_partition_in_mid_publication_and_mid_job_that_heals_is_waited_for(scene: Scene) -> None:
     copying = scene.links.way(STEWARD, HOLDER)
     copying.bytes_per_s, begun = SLOW, copying.sent_bytes

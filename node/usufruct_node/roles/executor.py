@@ -23,10 +23,20 @@ from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
 from usufruct_node.roles.context import RoleContext, log, result_pin
-from usufruct_node.roles.gather import reveals, signed_verdicts
+from usufruct_node.roles.gather import Patience, reveals, signed_verdicts
 
-_PATIENCE_SECONDS = 2.0
-"""For verifiers that are not as quick as this node, or gone."""
+_SILENT_SECONDS = 2.0
+"""For verifiers that do not answer: gone, or restarting."""
+
+_COMPUTING_SECONDS = 20.0
+"""For verifiers that answer and have no verdict yet, because they have more to do than this node. Each that is not waited for
+sends a transaction of its own, which makes a busy network busier; until all have committed the job does not go on anyway.
+"""
+
+_OPENING_SECONDS = 4.0
+"""For verifiers that answer and whose index does not show yet that openings are due; they wait for the executor a little
+longer than this.
+"""
 
 _ANSWERED_FOR = (
     JobState.COMMITTED,
@@ -124,15 +134,16 @@ class Executor:
         if row.job.state == JobState.CLAIMED:
             self._computed.add(row.job_id)
             # Verifiers began when the job was claimed, and need about as long.
-            patience = _PATIENCE_SECONDS + trio.current_time() - begun
-            left = row.job.deadline - context.now()
-            words = await signed_verdicts(context, row, patience_s=min(patience, left / 2))
+            silent = _SILENT_SECONDS + trio.current_time() - begun
+            most = (row.job.deadline - context.now()) / 2
+            patience = Patience(min(silent, most), min(_COMPUTING_SECONDS, most))
+            words = await signed_verdicts(context, row, patience)
             await context.transact("commitResult", row.job_id, cid.digest, words)
 
     async def _reveal(self, row: JobRow) -> None:
         """Bring the verifiers' openings, once; who is left out reveals for itself."""
         self._revealed.add(row.job_id)
-        found = await reveals(self._context, row, patience_s=_PATIENCE_SECONDS)
+        found = await reveals(self._context, row, Patience(_SILENT_SECONDS, _OPENING_SECONDS))
         if found:
             await self._context.transact("revealVerdicts", row.job_id, found)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -18,11 +19,22 @@ from usufruct_node.peers.identity import peer_id_text
 from usufruct_node.peers.verdicts import Question, ask, unpack_reveal, unpack_verdict
 from usufruct_node.roles.context import RoleContext
 
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.1, 1.0
+"""Before a verifier is asked again: at first, and at most. Each question is a stream of its own."""
 
 
-async def signed_verdicts(context: RoleContext, row: JobRow, *, patience_s: float) -> list[SignedVerdict]:
-    """Commitments of the verifiers that give theirs within `patience_s`, in the order that the ledger wants."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how many seconds members are asked again."""
+
+    silent_s: float
+    """Those that cannot be reached, or break the protocol."""
+    working_s: float
+    """Those that answer, and have nothing to say yet."""
+
+
+async def signed_verdicts(context: RoleContext, row: JobRow, patience: Patience) -> list[SignedVerdict]:
+    """Commitments of the verifiers that give theirs in time, in the order that the ledger wants."""
     org = context.org
     verifiers = [
         member
@@ -33,7 +45,7 @@ async def signed_verdicts(context: RoleContext, row: JobRow, *, patience_s: floa
     ]
     network = context.ledger.network
     words: dict[int, SignedVerdict] = {}
-    for member, answer in await _answers(context, row, Question.COMMITMENT, verifiers, patience_s):
+    for member, answer in await _answers(context, row, Question.COMMITMENT, verifiers, patience):
         word = unpack_verdict(answer)
         with suppress(VerificationError):
             signer = signer_of(
@@ -48,13 +60,13 @@ async def signed_verdicts(context: RoleContext, row: JobRow, *, patience_s: floa
     return [words[account] for account in sorted(words)][: row.job.asked - (Role.VERIFIER in own.roles)]
 
 
-async def reveals(context: RoleContext, row: JobRow, *, patience_s: float) -> list[Reveal]:
-    """What verifiers committed to that have not revealed it themselves, as far as they say within `patience_s`."""
+async def reveals(context: RoleContext, row: JobRow, patience: Patience) -> list[Reveal]:
+    """What verifiers committed to that have not revealed it themselves, as far as they say it in time."""
     silent = {v.verifier: v.commitment for v in context.index.verdicts(row.job_id) if v.result_digest is None}
     network = context.ledger.network
     found = []
     verifiers = [context.member(verifier) for verifier in silent]
-    for member, answer in await _answers(context, row, Question.OPENING, verifiers, patience_s):
+    for member, answer in await _answers(context, row, Question.OPENING, verifiers, patience):
         reveal = unpack_reveal(answer, member.id)
         opened = verdict_commitment(
             chain_id=network.chain_id,
@@ -71,23 +83,27 @@ async def reveals(context: RoleContext, row: JobRow, *, patience_s: float) -> li
 
 
 async def _answers(
-    context: RoleContext, row: JobRow, question: Question, members: Sequence[Participant], patience_s: float
+    context: RoleContext, row: JobRow, question: Question, members: Sequence[Participant], patience: Patience
 ) -> list[tuple[Participant, bytes]]:
-    """Ask members at once, and again those that have no answer yet, until all have or the patience is over."""
+    """Ask members at once, and again those that have no answer yet, until all have or the patience with them is over."""
     found: list[tuple[Participant, bytes]] = []
 
     async def insist(member: Participant) -> None:
-        while True:
-            with suppress(UsufructError):
-                peer_id = peer_id_text(member.peer_id)
-                answer = await ask(context.host, peer_id, member.endpoint, question, row.job_id)
-                if answer is not None:
-                    found.append((member, answer))
-                    return
-            await trio.sleep(_PAUSE_SECONDS)
+        begun = trio.current_time()
+        pause, at_most = _PAUSE_SECONDS
+        with trio.CancelScope(deadline=begun + patience.silent_s) as scope:
+            while True:
+                with suppress(UsufructError):
+                    peer_id = peer_id_text(member.peer_id)
+                    answer = await ask(context.host, peer_id, member.endpoint, question, row.job_id)
+                    if answer is not None:
+                        found.append((member, answer))
+                        return
+                    scope.deadline = begun + max(patience.silent_s, patience.working_s)
+                await trio.sleep(pause)
+                pause = min(1.5 * pause, at_most)
 
-    with trio.move_on_after(patience_s):
-        async with trio.open_nursery() as nursery:
-            for member in members:
-                nursery.start_soon(insist, member)
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(insist, member)
     return found

@@ -43,8 +43,8 @@ _CLOSERS = {
 
 _PARTS = (JobState.CLAIMED, JobState.COMMITTED, JobState.REVEALING)
 
-_EXECUTORS_SECONDS = 4
-"""For how long an executor may gather openings."""
+_EXECUTORS_SECONDS = 8
+"""For how long an executor may gather openings and bring them into a block."""
 
 _WORD_SECONDS = 86_400
 """For how long a signed verdict holds: longer than commits are open, since its job may yet have to wait for a claim."""

@@ -8,6 +8,8 @@ up on, by a crash or an error, and is made again, is taken up where it was left 
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,9 @@ from usufruct.ledger.signing import address_of, sign_transaction
 
 _POLL_SECONDS = 0.02, 0.1
 """Between two looks whether a transaction is final: at first, and at most."""
+
+_LOOK_AGAIN_SECONDS = 1.0
+"""After which a receipt is looked for again though there is no new block: an engine may show a block before its receipts."""
 
 _LOOKUP_SECONDS = 3.0
 """For how long a transaction is looked for whose nonce is used."""
@@ -81,6 +86,31 @@ class _Refused(Exception):
         super().__init__(str(reason))
 
 
+class _FinalHeight:
+    """The number of the newest final block, asked once for all threads that want to know it at the same time."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._asked_at = -math.inf
+        self._answer: Future[int] = Future()
+
+    def not_older_than(self, seconds: float) -> int:
+        """The height as somebody asked for it, this many seconds ago or later; raises what the endpoint raised for them."""
+        with self._lock:
+            now = time.monotonic()
+            asks = self._asked_at < now - seconds
+            if asks:
+                self._asked_at, self._answer = now, Future()
+            answer = self._answer
+        if asks:
+            try:
+                answer.set_result(self._endpoint.finalised().number)
+            except BaseException as exc:
+                answer.set_exception(exc)
+        return answer.result()
+
+
 class Sender:
     """Sends from one account.
 
@@ -103,6 +133,7 @@ class Sender:
         self._key = PrivateKey(private_key)
         self._journal = Journal(journal)
         self._patience = patience
+        self._final = _FinalHeight(endpoint)
         self.address = address_of(private_key)
 
     def transact(self, to: str | None, data: bytes, *, least_gas: int = 0) -> Receipt:
@@ -343,25 +374,32 @@ class Sender:
     def _wait(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
         """Wait until the highest nonce is used in a final block, and so all before it; returns the receipts.
 
-        They are fetched while the block of the last is not final yet, and again if a block of theirs did not stay.
+        They are fetched when there are new blocks, also while the block of the last is not final yet; again if a block of
+        theirs did not stay.
         """
         last = max(pending, key=attrgetter("nonce"))
         begun = time.monotonic()
         poll, at_most = _POLL_SECONDS
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
+        looked_at, look_again = -1, begun
         receipts: list[dict[str, Any] | None] = []
+        early: list[dict[str, Any] | None] = []
         while True:
-            while part := pending[len(receipts) : len(receipts) + _PART]:
-                if not (found := self._included(part)):
-                    break
-                receipts += found
-            # Asked also while some are missing: by the answers the watch knows whether the chain goes on.
-            final = self._endpoint.finalised().number
+            # Asked also while nothing is missing: by the answers the watch knows whether the chain goes on.
+            final = self._final.not_older_than(poll)
+            if final > looked_at or time.monotonic() >= look_again:
+                looked_at, look_again = final, time.monotonic() + _LOOK_AGAIN_SECONDS
+                while part := pending[len(receipts) : len(receipts) + _PART]:
+                    if not (found := self._included(part)):
+                        break
+                    receipts += found
+                    if self._newest_block(found) > final:
+                        early += found
             if len(receipts) == len(pending) and self._newest_block(receipts) <= final:
-                if self._stand(receipts):
+                if not early or self._stand(early):
                     return receipts
-                receipts = []
+                receipts, early, looked_at = [], [], -1
             self._endpoint.watch.check()
             now = time.monotonic()
             if now - begun >= self._patience:
