@@ -69,6 +69,8 @@ class Scene:
         mine = self.bundle.artifact_id.hex()
         told = {row["artifact_id"]: row for row in self.network.clients[HOLDER].copies()}
         seen = {row["artifact_id"]: row for row in self.network.clients[STEWARD].copies()}
+        if mine not in told or mine not in seen:
+            return False
         proof = seen[mine]["challenges"].get(HOLDER)
         return bool(told[mine]["held_bytes"]) and proof is not None and proof["outcome"] == "passed"
 

@@ -44,7 +44,7 @@ from usufruct.ledger.endpoint import transaction_hash
 from usufruct.ledger.finality.fetch import cb58
 from usufruct.ledger.finality.witness import reaches_quorum
 from usufruct.ledger.health import ChainWatch
-from usufruct.ledger.journal import InFlight, Journal
+from usufruct.ledger.journal import InFlight, Journal, Pending
 from usufruct.ledger.network import FinalityPin, Validator
 from usufruct.ledger.signing import sign_transaction
 
@@ -536,14 +536,8 @@ def test_a_transaction_whose_nonce_something_else_took_is_reported_as_replaced(
     ledger = Ledger.open(consortium.network, private_key=member.authority_key, journal=tmp_path / "journal")
     sender = ledger._require_sender()
     with pytest.raises(TransactionReplacedError, match=f"has nonce {before}"):
-        sender.settle([pending_of(never_sent)])
+        sender.settle([Pending.of(never_sent)])
     assert journal_ids(tmp_path / "journal") == set()
-
-
-def pending_of(entry: InFlight) -> Any:
-    from usufruct.ledger.sender import _pending
-
-    return _pending(entry)
 
 
 def journal_ids(path: Path) -> set[bytes]:

@@ -10,9 +10,10 @@ from usufruct.ledger.abi import CONTRACTS
 from usufruct.ledger.deploy import ChainLevel, contract_address, deploy
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.endpoints import Endpoints
+from usufruct.ledger.journal import Pending
 from usufruct.ledger.network import FinalityPin, Network
 from usufruct.ledger.profile import ChainProfile, profile_of
-from usufruct.ledger.sender import Pending, Sender
+from usufruct.ledger.sender import Sender
 from usufruct.records import Participant, ReputationRule, Timings
 
 QUORUM_BPS = 5_000

@@ -103,6 +103,23 @@ class InFlight:
         return [self.id, *map(transaction_hash, self.raws[1:])]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A transaction that was sent; not yet final."""
+
+    transaction_hash: bytes
+    """Of the first that was signed for it; names the intent, whatever replaced it since."""
+    nonce: int
+    to: str | None
+    data: bytes
+
+    @classmethod
+    def of(cls, entry: InFlight) -> Pending:
+        """What whoever sent an intent waits for."""
+        to, data = entry.call
+        return cls(transaction_hash=entry.id, nonce=entry.nonce, to=to, data=data)
+
+
 class Journal:
     """What is in flight from one account; shared by threads, and with a file by processes too."""
 

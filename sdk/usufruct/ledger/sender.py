@@ -8,8 +8,6 @@ up on, by a crash or an error, and is made again, is taken up where it was left 
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +26,8 @@ from usufruct.errors import (
     TransactionRevertedError,
 )
 from usufruct.ledger.endpoint import Endpoint, well_formed
-from usufruct.ledger.journal import InFlight, Journal
+from usufruct.ledger.journal import InFlight, Journal, Pending
+from usufruct.ledger.receipts import FinalHead, RawReceipt, ReceiptReader, newest_block
 from usufruct.ledger.signing import address_of, sign_transaction
 
 _POLL_SECONDS = 0.02, 0.1
@@ -47,9 +46,6 @@ _CHUNK = 100
 _PART = 500
 """Transactions whose receipts are fetched as soon as they are included, while later ones are not yet."""
 
-_WHOLE_BLOCK = 20
-"""Receipts wanted from which on a block's are asked for all at once."""
-
 _RAISE_FEE_PERCENT = 125
 """Of the old fee; engines take a replacement from 110% on."""
 
@@ -66,17 +62,6 @@ class Receipt:
     logs: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """A transaction that was sent; not yet final."""
-
-    transaction_hash: bytes
-    """Of the first that was signed for it; names the intent, whatever replaced it since."""
-    nonce: int
-    to: str | None
-    data: bytes
-
-
 class _Refused(Exception):
     """An endpoint takes these transactions not, and the chain does not have them."""
 
@@ -84,31 +69,6 @@ class _Refused(Exception):
         self.ids = ids
         self.reason = reason
         super().__init__(str(reason))
-
-
-class _FinalHeight:
-    """The number of the newest final block, asked once for all threads that want to know it at the same time."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._lock = threading.Lock()
-        self._asked_at = -math.inf
-        self._answer: Future[int] = Future()
-
-    def not_older_than(self, seconds: float) -> int:
-        """The height as somebody asked for it, this many seconds ago or later; raises what the endpoint raised for them."""
-        with self._lock:
-            now = time.monotonic()
-            asks = self._asked_at < now - seconds
-            if asks:
-                self._asked_at, self._answer = now, Future()
-            answer = self._answer
-        if asks:
-            try:
-                answer.set_result(self._endpoint.finalised().number)
-            except BaseException as exc:
-                answer.set_exception(exc)
-        return answer.result()
 
 
 class Sender:
@@ -133,7 +93,8 @@ class Sender:
         self._key = PrivateKey(private_key)
         self._journal = Journal(journal)
         self._patience = patience
-        self._final = _FinalHeight(endpoint)
+        self._reader = ReceiptReader(endpoint, self._journal.hashes_of)
+        self._head = FinalHead(endpoint)
         self.address = address_of(private_key)
 
     def transact(self, to: str | None, data: bytes, *, least_gas: int = 0) -> Receipt:
@@ -188,7 +149,7 @@ class Sender:
             if all(not self._journal.is_orphan(entry) for entry in self._journal.in_flight()):
                 return [None] * len(calls)
             self._forget_replaced()
-            return [_pending(entry) if (entry := self._journal.take_up(call)) else None for call in calls]
+            return [Pending.of(entry) if (entry := self._journal.take_up(call)) else None for call in calls]
 
     def _send(self, calls: Sequence[tuple[str | None, bytes]], gas: int) -> list[Pending]:
         """Sign calls under the next nonces, write them down, hand them over."""
@@ -209,7 +170,7 @@ class Sender:
                     self._journal.add(unsent)
                     if on_its_way is not None:
                         on_its_way.result()
-                    sent += [_pending(entry) for entry in unsent]
+                    sent += [Pending.of(entry) for entry in unsent]
                     on_its_way, unsent = courier.submit(self._broadcast, unsent), []
                 if on_its_way is not None:
                     on_its_way.result()
@@ -255,8 +216,8 @@ class Sender:
     def _forget_replaced(self) -> None:
         """Drop what can never be included, because another transaction has its nonce in a final block."""
         passed = self._orphans_passed()
-        pending = [_pending(entry) for entry in passed]
-        receipts = self._receipts_anywhere(pending, self._receipts(pending))
+        pending = [Pending.of(entry) for entry in passed]
+        receipts = self._reader.anywhere(pending, self._reader.of(pending))
         gone = [entry.id for entry, receipt in zip(passed, receipts, strict=True) if receipt is None]
         self._journal.forget(gone)
 
@@ -347,7 +308,7 @@ class Sender:
 
     # Waiting.
 
-    def _outcomes(self, pending: Sequence[Pending]) -> list[dict[str, Any]]:
+    def _outcomes(self, pending: Sequence[Pending]) -> list[RawReceipt]:
         """Receipts in final blocks, in order; of reverted ones too.
 
         On return the journal has forgotten them. On an error it keeps them, for whoever makes the same calls again.
@@ -356,7 +317,7 @@ class Sender:
         for entry_id in ids:
             self._endpoint.watch.sent(entry_id)
         try:
-            receipts = self._receipts_anywhere(pending, self._wait(pending))
+            receipts = self._reader.anywhere(pending, self._wait(pending))
         except LedgerError:
             self._journal.release(ids)
             raise
@@ -371,7 +332,7 @@ class Sender:
                 )
         return [receipt for receipt in receipts if receipt is not None]
 
-    def _wait(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
+    def _wait(self, pending: Sequence[Pending]) -> list[RawReceipt | None]:
         """Wait until the highest nonce is used in a final block, and so all before it; returns the receipts.
 
         They are fetched when there are new blocks, also while the block of the last is not final yet; again if a block of
@@ -383,23 +344,20 @@ class Sender:
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
         looked_at, look_again = -1, begun
-        receipts: list[dict[str, Any] | None] = []
-        early: list[dict[str, Any] | None] = []
+        receipts: list[RawReceipt | None] = []
         while True:
             # Asked also while nothing is missing: by the answers the watch knows whether the chain goes on.
-            final = self._final.not_older_than(poll)
-            if final > looked_at or time.monotonic() >= look_again:
-                looked_at, look_again = final, time.monotonic() + _LOOK_AGAIN_SECONDS
+            final = self._head.not_older_than(poll)
+            if final.number > looked_at or time.monotonic() >= look_again:
+                looked_at, look_again = final.number, time.monotonic() + _LOOK_AGAIN_SECONDS
                 while part := pending[len(receipts) : len(receipts) + _PART]:
-                    if not (found := self._included(part)):
+                    if not (found := self._reader.included(part)):
                         break
                     receipts += found
-                    if self._newest_block(found) > final:
-                        early += found
-            if len(receipts) == len(pending) and self._newest_block(receipts) <= final:
-                if not early or self._stand(early):
+            if len(receipts) == len(pending) and newest_block(receipts, self._endpoint.url) <= final.number:
+                if self._reader.stand(receipts, final):
                     return receipts
-                receipts, early, looked_at = [], [], -1
+                receipts, looked_at = [], -1
             self._endpoint.watch.check()
             now = time.monotonic()
             if now - begun >= self._patience:
@@ -410,32 +368,9 @@ class Sender:
             if now >= look_after:
                 look_after = now + pause
                 if self._look_after(pending) > last.nonce:
-                    return self._receipts(pending)
+                    return self._reader.of(pending)
             time.sleep(poll)
             poll = min(1.5 * poll, at_most)
-
-    def _included(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
-        """The receipts once the highest nonce is in a block; none before."""
-        last = max(pending, key=attrgetter("nonce"))
-        found = self._receipts([last])
-        if found[0] is None or len(pending) == 1:
-            return found if found[0] else []
-        found = self._receipts(pending)
-        return found if found[pending.index(last)] else []
-
-    def _newest_block(self, receipts: Sequence[dict[str, Any] | None]) -> int:
-        with well_formed(self._endpoint.url):
-            return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
-
-    def _stand(self, receipts: Sequence[dict[str, Any] | None]) -> bool:
-        """Whether the blocks that receipts name are the chain's."""
-        with well_formed(self._endpoint.url):
-            named = {receipt["blockNumber"]: receipt["blockHash"] for receipt in receipts if receipt}
-            blocks = self._endpoint.batch([("eth_getBlockByNumber", (number, False)) for number in named])
-            return all(
-                block is not None and block["hash"] == named_hash
-                for block, named_hash in zip(blocks, named.values(), strict=True)
-            )
 
     def _look_after(self, pending: Sequence[Pending]) -> int:
         """Send what is not included yet again, at a higher fee if the chain asks for more by now.
@@ -460,52 +395,7 @@ class Sender:
         with contextlib.suppress(_Refused):
             self._broadcast([entry for entry in self._journal.in_flight() if entry.id in ids])
 
-    def _receipts(self, pending: Sequence[Pending]) -> list[dict[str, Any] | None]:
-        """The receipt of whichever transaction of each intent was included; None where none was.
-
-        One sender's transactions stand together: while many are missing, the whole block of the first is asked for. A block
-        that brings less than was missing from it, and what no block brought, is left to a lookup of each.
-        """
-        wanted = {
-            "0x" + transaction.hex(): position
-            for position, item in enumerate(pending)
-            for transaction in self._journal.hashes_of(item.transaction_hash)
-        }
-        found: list[dict[str, Any] | None] = [None] * len(pending)
-        while len(wanted) >= _WHOLE_BLOCK:
-            (first,) = self._look_up([next(iter(wanted))])
-            if first is None:
-                break
-            with well_formed(self._endpoint.url):
-                block = self._endpoint.call("eth_getBlockReceipts", first["blockNumber"]) or []
-                brought = [receipt for receipt in block if receipt["transactionHash"] in wanted]
-            for receipt in brought:
-                found[wanted.pop(receipt["transactionHash"])] = receipt
-            if len(brought) < _WHOLE_BLOCK:
-                break
-        left = list(wanted)
-        for at in range(0, len(left), _CHUNK):
-            chunk = left[at : at + _CHUNK]
-            for transaction, receipt in zip(chunk, self._look_up(chunk), strict=True):
-                found[wanted[transaction]] = found[wanted[transaction]] or receipt
-        return found
-
-    def _look_up(self, transactions: Sequence[str]) -> list[Any]:
-        return self._endpoint.batch([("eth_getTransactionReceipt", (hash_,)) for hash_ in transactions])
-
-    def _receipts_anywhere(
-        self, pending: Sequence[Pending], found: list[dict[str, Any] | None]
-    ) -> list[dict[str, Any] | None]:
-        """Receipts of nonces that are used: one endpoint's word is not enough to call a transaction replaced."""
-        for position, item in enumerate(pending):
-            for transaction in self._journal.hashes_of(item.transaction_hash):
-                if found[position] is None:
-                    found[position] = self._endpoint.anyone(
-                        "eth_getTransactionReceipt", "0x" + transaction.hex()
-                    )
-        return found
-
-    def _receipt_of(self, receipt: dict[str, Any], pending: Pending) -> Receipt:
+    def _receipt_of(self, receipt: RawReceipt, pending: Pending) -> Receipt:
         """The receipt as a record.
 
         Raises
@@ -525,14 +415,9 @@ class Sender:
                 logs=receipt["logs"],
             )
 
-    def _reason(self, receipt: dict[str, Any], to: str | None, data: bytes) -> LedgerError:
+    def _reason(self, receipt: RawReceipt, to: str | None, data: bytes) -> LedgerError:
         try:
             self._endpoint.call("eth_call", self._message(to, data), receipt["blockNumber"])
         except TransactionRevertedError as exc:
             return exc
         return TransactionRevertedError("OutOfGasOrChanged", {"transaction": receipt["transactionHash"]})
-
-
-def _pending(entry: InFlight) -> Pending:
-    to, data = entry.call
-    return Pending(transaction_hash=entry.id, nonce=entry.nonce, to=to, data=data)
