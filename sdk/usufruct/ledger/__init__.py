@@ -1,8 +1,8 @@
 """The only code that speaks to the contracts.
 
-Start at `ledger.Ledger` (typed reads and writes), then `sender` (nonces, finality) with its `journal` and `receipts`, `endpoints`
-(failover) over `endpoint` (JSON-RPC), `profile` (kinds of chain), `finality` (proofs), `abi` (codecs), `series` (no
-event missing), `typed_data` (EIP-712), `deploy` and `compile`. Knows no content, no peer, no homomorphic key.
+Start at `ledger.Ledger` (typed reads and writes), then `sender` (nonces, finality) with its `journal` and `receipts`,
+`endpoints` (failover) over `endpoint` (JSON-RPC), `profile` (kinds of chain), `finality` (proofs), `abi` (codecs), `series`
+(no event missing), `typed_data` (EIP-712), `deploy` and `compile`. Knows no content, no peer, no homomorphic key.
 """
 
 from usufruct.ledger.endpoint import Endpoint, Head
