@@ -54,7 +54,7 @@ def main() -> int:
         "--chain",
         choices=("embedded", "consortium"),
         default="embedded",
-        help="embedded: a block is final two blocks later; consortium: five validators, final at once",
+        help="embedded: one process, blocks of one second; consortium: five validators, blocks of two",
     )
     for name, counts in (("verifiers", VERIFIERS), ("in-flight", IN_FLIGHT)):
         shown = ", ".join(map(str, counts))

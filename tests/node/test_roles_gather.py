@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,19 +20,23 @@ PATIENCE = Patience(silent_s=2.0, working_s=20.0)
 
 
 class Verifiers:
-    """Verifiers by name: the second at which each has its word, or None for one that cannot be reached."""
+    """Verifiers by name: the second at which each has its word, or None for one that cannot be reached.
 
-    def __init__(self, ready_at: dict[str, float | None]) -> None:
+    One that is in `gone_at` cannot be reached from that second on.
+    """
+
+    def __init__(self, ready_at: dict[str, float | None], gone_at: Mapping[str, float] = {}) -> None:
         self.members: list[Any] = [SimpleNamespace(name=n, peer_id=b"", endpoint=n) for n in ready_at]
         self.asked = dict.fromkeys(ready_at, 0)
         self._ready_at = ready_at
+        self._gone_at = gone_at
 
     async def ask(self, host: object, peer_id: str, endpoint: str, *_: object) -> bytes | None:
         self.asked[endpoint] += 1
-        ready_at = self._ready_at[endpoint]
-        if ready_at is None:
+        ready_at, now = self._ready_at[endpoint], trio.current_time() - self.begun
+        if ready_at is None or now >= self._gone_at.get(endpoint, math.inf):
             raise PeerError("unreachable")
-        return endpoint.encode() if trio.current_time() - self.begun >= ready_at else None
+        return endpoint.encode() if now >= ready_at else None
 
     def gather(self, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], float]:
         """Names of those whose word was had, and the seconds until the executor went on."""
@@ -65,6 +71,12 @@ def test_one_that_is_still_computing_is_waited_for(monkeypatch: pytest.MonkeyPat
 def test_one_that_is_silent_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     found, seconds = Verifiers({"one": 0.0, "two": None}).gather(monkeypatch)
     assert (found, seconds) == (["one"], PATIENCE.silent_s)
+
+
+def test_one_that_is_heard_of_no_more_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, seconds = Verifiers({"one": 0.0, "two": 15.0}, gone_at={"two": 8.0}).gather(monkeypatch)
+    assert found == ["one"]
+    assert 8.0 <= seconds <= 8.0 + PATIENCE.silent_s
 
 
 def test_one_that_never_has_a_word_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,10 @@ _SILENT_SECONDS = 2.0
 """For verifiers that do not answer: gone, or restarting."""
 
 _COMPUTING_SECONDS = 20.0
-"""For verifiers that answer and have no verdict yet, because they have more to do than this node. Each that is not waited for
-sends a transaction of its own, which makes a busy network busier; until all have committed the job does not go on anyway.
+"""Longer, for verifiers that go on answering that they have no verdict yet: they have more to do than this node.
+
+Each that is not waited for sends a transaction of its own, which makes a busy network busier; until all have committed
+the job does not go on anyway.
 """
 
 _OPENING_SECONDS = 4.0
@@ -136,7 +138,7 @@ class Executor:
             # Verifiers began when the job was claimed, and need about as long.
             silent = _SILENT_SECONDS + trio.current_time() - begun
             most = (row.job.deadline - context.now()) / 2
-            patience = Patience(min(silent, most), min(_COMPUTING_SECONDS, most))
+            patience = Patience(min(silent, most), min(silent + _COMPUTING_SECONDS, most))
             words = await signed_verdicts(context, row, patience)
             await context.transact("commitResult", row.job_id, cid.digest, words)
 

@@ -28,9 +28,9 @@ class Patience:
     """For how many seconds members are asked again."""
 
     silent_s: float
-    """Those that cannot be reached, or break the protocol."""
+    """Since they were last heard of: those that cannot be reached, or break the protocol."""
     working_s: float
-    """Those that answer, and have nothing to say yet."""
+    """In all: those that go on answering, and have nothing to say yet. Not less than `silent_s`."""
 
 
 async def signed_verdicts(context: RoleContext, row: JobRow, patience: Patience) -> list[SignedVerdict]:
@@ -99,7 +99,8 @@ async def _answers(
                     if answer is not None:
                         found.append((member, answer))
                         return
-                    scope.deadline = begun + max(patience.silent_s, patience.working_s)
+                    heard = trio.current_time()
+                    scope.deadline = min(heard + patience.silent_s, begun + patience.working_s)
                 await trio.sleep(pause)
                 pause = min(1.5 * pause, at_most)
 
