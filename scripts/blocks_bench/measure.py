@@ -15,6 +15,7 @@ import psutil
 import trio
 
 from blocks_bench.data import blocks, cids, root
+from blocks_bench.memory import peak_mb
 from blocks_bench.serve import RAW, identity
 from usufruct.content import Cid, Codec, EmbeddedBlockStore
 from usufruct_node.peers import Deadlines, Holder, PeerHost, fetch_blocks
@@ -186,12 +187,6 @@ def kubo(addresses: Sequence[str], directory: Path) -> dict[str, float]:
         peak = peak_mb(process.pid)
         size = sum(len(daemon.get(cid)) for cid in cids(directory))
         return figures(size, took, cpu, peak)
-
-
-def peak_mb(pid: int | str = "self") -> float:
-    """Most memory that a process ever held."""
-    status = Path(f"/proc/{pid}/status").read_text("ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def figures(size: int, took: float, cpu: float, peak_rss_mb: float) -> dict[str, float]:

@@ -59,8 +59,8 @@ class Shelf:
         self.given: Counter[str] = Counter()
         """Bytes of blocks given, by peer id."""
 
-    async def take(self, peer_id: str, cids: Sequence[Cid]) -> list[Answer]:
-        """Answers for the first of `cids`: at least one, as many as `BATCH_BYTES` hold; none once it is no member.
+    async def take(self, peer_id: str, cids: Sequence[Cid], *, size_bytes: int = BATCH_BYTES) -> list[Answer]:
+        """Answers for the first of `cids`: at least one, as many as `size_bytes` hold; none once it is no member.
 
         Waits while the member is over its quota; if that would take too long, all are refused.
         """
@@ -73,15 +73,17 @@ class Shelf:
             return [Answer(cid, Status.OVER_QUOTA) for cid in cids]
         if wait:
             await trio.sleep(wait)
-        answers = await trio.to_thread.run_sync(partial(self._look_up, peer_id, cids), limiter=self._threads)
-        size_bytes = sum(len(answer.data) for answer in answers)
-        self._quotas.charge(peer_id, blocks=len(answers), size_bytes=size_bytes)
+        answers = await trio.to_thread.run_sync(
+            partial(self._look_up, peer_id, cids, size_bytes), limiter=self._threads
+        )
+        given_bytes = sum(len(answer.data) for answer in answers)
+        self._quotas.charge(peer_id, blocks=len(answers), size_bytes=given_bytes)
         for answer in answers:
             if answer.status is Status.NOT_AUTHORISED:
                 self._refusals.add(gate.NOT_AUTHORISED, peer_id, answer.cid)
         if not self._still_member(peer_id, cids[0]):
             return []
-        self.given[peer_id] += size_bytes
+        self.given[peer_id] += given_bytes
         return answers
 
     def _still_member(self, peer_id: str, cid: Cid) -> bool:
@@ -90,10 +92,9 @@ class Shelf:
         self._refusals.add(gate.NOT_A_MEMBER, peer_id, cid)
         return False
 
-    def _look_up(self, peer_id: str, cids: Sequence[Cid]) -> list[Answer]:
+    def _look_up(self, peer_id: str, cids: Sequence[Cid], room: int) -> list[Answer]:
         """Decide and read, in a worker thread."""
         answers: list[Answer] = []
-        room = BATCH_BYTES
         for cid in cids:
             answers.append(self._look_up_one(peer_id, cid))
             room -= len(answers[-1].data)
