@@ -61,8 +61,11 @@ def network_on(chain: str) -> Iterator[Consortium]:
 
 
 def transactions(net: Consortium, *, count: int, rounds: int) -> dict[str, Any]:
-    """Transactions per second until all are final: through the library, and signed beforehand and posted in batches."""
-    ours, bare = [], []
+    """Transactions per second until all are final: through the library, and signed beforehand and posted in batches.
+
+    The library also reads every receipt, without which nobody knows which were reverted; the batches with and without it.
+    """
+    ours, bare, checked = [], [], []
     sdk = Epochs(net, net["north"], label("bench-sdk"))
     raw = Epochs(net, net["south"], label("bench-raw"))
     for _ in range(rounds):
@@ -72,12 +75,20 @@ def transactions(net: Consortium, *, count: int, rounds: int) -> dict[str, Any]:
         ours.append(count / (time.perf_counter() - begun))
         signed = _signed(net, raw.member, raw.calls(count))
         begun = time.perf_counter()
-        _post_batches(net, signed)
+        hashes = _post_batches(net, signed)
         _wait_for_nonce(net, raw.member)
         bare.append(count / (time.perf_counter() - begun))
+        _check_receipts(net, hashes)
+        checked.append(count / (time.perf_counter() - begun))
     row = {"name": "transactions", "count": count, "rounds": rounds}
-    sdk_rate, bare_rate = statistics.median(ours), statistics.median(bare)
-    return row | {"sdk_per_s": sdk_rate, "presigned_per_s": bare_rate, "ratio": sdk_rate / bare_rate}
+    sdk_rate, bare_rate, checked_rate = map(statistics.median, (ours, bare, checked))
+    return row | {
+        "sdk_per_s": sdk_rate,
+        "presigned_per_s": bare_rate,
+        "ratio": sdk_rate / bare_rate,
+        "presigned_with_receipts_per_s": checked_rate,
+        "ratio_with_receipts": sdk_rate / checked_rate,
+    }
 
 
 def latency(net: Consortium, *, count: int) -> dict[str, Any]:
@@ -157,9 +168,20 @@ def _signed(net: Consortium, member: Organisation, calls: Sequence[tuple[str | N
     ]
 
 
-def _post_batches(net: Consortium, signed: Sequence[bytes]) -> None:
+def _post_batches(net: Consortium, signed: Sequence[bytes]) -> list[str]:
+    hashes: list[str] = []
     for at in range(0, len(signed), BATCH):
-        _post(net, [("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in signed[at : at + BATCH]])
+        hashes += _post(
+            net, [("eth_sendRawTransaction", ["0x" + raw.hex()]) for raw in signed[at : at + BATCH]]
+        )
+    return hashes
+
+
+def _check_receipts(net: Consortium, hashes: Sequence[str]) -> None:
+    for at in range(0, len(hashes), BATCH):
+        receipts = _post(net, [("eth_getTransactionReceipt", [tx]) for tx in hashes[at : at + BATCH]])
+        if any(receipt["status"] != "0x1" for receipt in receipts):
+            raise RuntimeError("a transaction was reverted")
 
 
 def _wait_for_nonce(net: Consortium, member: Organisation) -> None:

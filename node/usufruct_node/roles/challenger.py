@@ -117,6 +117,9 @@ class Challenger:
         pause = soon if outcome == Outcome.NOT_HELD else self._rules.every_s
         self._due[artifact_id, holder] = time.monotonic() + pause
         now = self._context.now()
+        # One that is a holder no longer, by a policy of this moment, may have let go while it was asked.
+        if holder not in self._context.placements.holders(artifact_id):
+            return outcome
         if await trio.to_thread.run_sync(self._has_failed, artifact_id, holder, now):
             log.error(
                 "%s holds no copy of bundle %s: it is left out, another takes its place",
