@@ -27,6 +27,7 @@ class Door:
     """
 
     def __init__(self, target: str) -> None:
+        self.target = target
         self.before: Fault = lambda calls: None
         self.after: Fault = lambda calls: None
         self.lie: Lie = lambda call, result: result
@@ -43,7 +44,7 @@ class Door:
                 door.seen += calls
                 reply = door.before(calls)
                 if reply is None:
-                    carried_out = forwarded(door.late(body) if door.lag else body)
+                    carried_out = door.forward(door.late(body) if door.lag else body)
                     reply = door.after(calls)
                     reply = door.told(calls, carried_out) if reply is None else reply
                 if not reply:
@@ -57,12 +58,6 @@ class Door:
             def log_message(self, *_: object) -> None:
                 pass
 
-        def forwarded(body: bytes) -> bytes:
-            request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request) as answer:
-                return bytes(answer.read())
-
-        self._forwarded = forwarded
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -76,11 +71,15 @@ class Door:
         self.after = lambda calls: None
         self.lie = lambda call, result: result
 
+    def forward(self, body: bytes) -> bytes:
+        """What the chain itself answers."""
+        request = urllib.request.Request(self.target, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
+
     def late(self, body: bytes) -> bytes:
         """The request, with what is final meaning a block that many before the newest."""
-        newest = json.loads(
-            self._forwarded(b'{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber","params":[]}')
-        )
+        newest = json.loads(self.forward(b'{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber","params":[]}'))
         final = json.dumps(hex(max(0, int(newest["result"], 16) - self.lag)))
         return body.replace(b'"finalized"', final.encode())
 

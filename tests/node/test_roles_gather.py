@@ -26,7 +26,7 @@ class Verifiers:
     """
 
     def __init__(self, ready_at: dict[str, float | None], gone_at: Mapping[str, float] = {}) -> None:
-        self.members: list[Any] = [SimpleNamespace(name=n, peer_id=b"", endpoint=n) for n in ready_at]
+        self.members: list[Any] = [SimpleNamespace(peer_id=b"", endpoint=n) for n in ready_at]
         self.asked = dict.fromkeys(ready_at, 0)
         self._ready_at = ready_at
         self._gone_at = gone_at

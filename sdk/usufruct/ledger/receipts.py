@@ -73,6 +73,11 @@ class ReceiptReader:
         found = self.of(pending)
         return found if found[pending.index(last)] else []
 
+    def newest_block(self, receipts: Sequence[RawReceipt | None]) -> int:
+        """The highest number of a block that receipts name."""
+        with well_formed(self._endpoint.url):
+            return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
+
     def stand(self, receipts: Sequence[RawReceipt | None], final: Head) -> bool:
         """Whether the blocks that receipts name are the chain's, of which `final` is one."""
         with well_formed(self._endpoint.url):
@@ -125,9 +130,3 @@ class ReceiptReader:
                         "eth_getTransactionReceipt", "0x" + transaction.hex()
                     )
         return found
-
-
-def newest_block(receipts: Sequence[RawReceipt | None], url: str) -> int:
-    """The highest number of a block that receipts of the endpoint at `url` name."""
-    with well_formed(url):
-        return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)

@@ -27,7 +27,7 @@ from usufruct.errors import (
 )
 from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.journal import InFlight, Journal, Pending
-from usufruct.ledger.receipts import FinalHead, RawReceipt, ReceiptReader, newest_block
+from usufruct.ledger.receipts import FinalHead, RawReceipt, ReceiptReader
 from usufruct.ledger.signing import address_of, sign_transaction
 
 _POLL_SECONDS = 0.02, 0.1
@@ -354,7 +354,7 @@ class Sender:
                     if not (found := self._reader.included(part)):
                         break
                     receipts += found
-            if len(receipts) == len(pending) and newest_block(receipts, self._endpoint.url) <= final.number:
+            if len(receipts) == len(pending) and self._reader.newest_block(receipts) <= final.number:
                 if self._reader.stand(receipts, final):
                     return receipts
                 receipts, looked_at = [], -1
