@@ -405,8 +405,8 @@ def test_a_block_made_past_the_door_is_not_kept(tmp_path: Path) -> None:
     with running_chain(tmp_path, *FAST) as chain:
         url = chain.wait_ready().url
         raw, tx_hash = signed(account(5), 0)
-        call(chain.engine_url(), "eth_sendRawTransaction", raw)
         head = int(call(url, "eth_blockNumber"), 16)
+        call(chain.engine_url(), "eth_sendRawTransaction", raw)
         until(lambda: isinstance(now := call(url, "eth_blockNumber"), str) and int(now, 16) > head + 3)
         assert call(url, "eth_getTransactionReceipt", tx_hash) is None
 
