@@ -28,6 +28,7 @@ from chain_process import (
 
 from usufruct.errors import LedgerUnreachableError
 from usufruct_node.chain import read_endpoint
+from usufruct_node.chain.engine import SOCKETS
 from usufruct_node.chain.journal import BlockMade, JournalWriter, read_segment
 
 NO_ANSWER = (OSError, HTTPException)
@@ -156,6 +157,8 @@ def test_every_acknowledged_transaction_survives_kills_of_the_supervisor_in_its_
         assert len(load.acknowledged) > 200
         load.check()
         assert list(tmp_path.glob("checkpoint-*.json"))
+        chain.stop()
+        assert not list(tmp_path.glob(SOCKETS)), "a killed process's engine left its socket behind"
     finally:
         chain.kill()
 

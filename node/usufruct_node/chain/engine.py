@@ -1,8 +1,9 @@
 """One Anvil process and the calls to it.
 
 Anvil makes a block only when told to, so that the same transactions in the same order with the same
-timestamps give the same block hashes in any later process. It listens on a loopback address of its
-own drawn at random, without CORS; it dies with this process.
+timestamps give the same block hashes in any later process. It is spoken to over a socket in the chain's
+directory, which is its owner's alone. Anvil cannot be kept from listening for HTTP as well: it does so on a
+loopback address drawn at random, without CORS. It dies with this process.
 
 Absent: durability, and any decision about what goes into a block.
 """
@@ -21,17 +22,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
 import trio
 
 from usufruct.errors import ChainEngineError
+from usufruct_node.chain.lines import Lines
 from usufruct_node.chain.settings import BLOCK_GAS_LIMIT
 
 IN_ORDER_CALLS = 25
 """Calls of one batch that Anvil runs in order; from 31 on it interleaves them."""
 
 START_TIMEOUT_S = 60.0
-_CALL_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+SOCKETS = "anvil-*.ipc"
+"""Names of the sockets; one that no engine of the running process has is left over from a killed process."""
+
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -52,9 +55,9 @@ class Engine:
     protocol; the engine is of no use after that.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], lines: Lines) -> None:
         self._process = process
-        self._client = client
+        self._lines = lines
 
     @classmethod
     async def start(
@@ -74,7 +77,18 @@ class Engine:
             If it exits, or is silent for `START_TIMEOUT_S`.
         """
         host, port = _private_address()
-        command = [str(executable), "--host", host, "--port", str(port), "--no-cors", "--silent"]
+        socket_name = SOCKETS.replace("*", secrets.token_hex(4))
+        command = [
+            str(executable),
+            "--ipc",
+            socket_name,
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--no-cors",
+            "--silent",
+        ]
         command += ["--no-mining", "--order", "fifo", "--timestamp", str(genesis_timestamp)]
         # No slots: `finalized` is the newest block.
         command += ["--slots-in-an-epoch", "0", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
@@ -94,6 +108,7 @@ class Engine:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 cwd=home,
+                umask=0o077,
                 env={"HOME": str(home), "TMPDIR": str(home), "PATH": os.defpath},
                 preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509
             )
@@ -101,14 +116,7 @@ class Engine:
             raise ChainEngineError(f"Anvil cannot be started: {exc}") from exc
         finally:
             os.close(log)
-        client = httpx.AsyncClient(
-            base_url=f"http://{host}:{port}",
-            headers={"content-type": "application/json"},
-            timeout=_CALL_TIMEOUT,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
-        )
-        engine = cls(process, client)
+        engine = cls(process, Lines(home, socket_name))
         try:
             with trio.move_on_after(START_TIMEOUT_S):
                 while engine.alive:
@@ -148,19 +156,11 @@ class Engine:
         if self.alive:
             self._process.kill()
         await trio.to_thread.run_sync(self._process.wait)
-        await self._client.aclose()
+        await self._lines.close()
 
     async def post(self, body: bytes) -> bytes:
-        """Send a JSON-RPC body and return the answer's bytes."""
-        try:
-            response = await self._client.post(
-                "/", content=body, headers={"content-type": "application/json"}
-            )
-        except (httpx.HTTPError, OSError) as exc:
-            raise ChainEngineError(f"Anvil does not answer: {exc or type(exc).__name__}") from exc
-        if response.status_code != 200:
-            raise ChainEngineError(f"Anvil answered with HTTP status {response.status_code}")
-        return response.content
+        """Send a JSON-RPC body without line breaks and return the answer's bytes."""
+        return await self._lines.ask(body)
 
     async def call(self, method: str, params: Sequence[object]) -> Any:
         """Return the result of one call.

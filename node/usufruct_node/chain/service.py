@@ -15,6 +15,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 
 from usufruct.errors import ConfigurationError, PortTakenError, StoreFullError
+from usufruct_node.chain.engine import SOCKETS
 from usufruct_node.chain.front import Front
 from usufruct_node.chain.journal import write_durably
 from usufruct_node.chain.producer import Producer
@@ -56,7 +57,8 @@ async def serve_chain(settings: ChainSettings, *, task_status: TaskStatus = trio
     with locked_home(settings.home):
         listener = _listen(settings)
         try:
-            (settings.home / ENDPOINT_FILE).unlink(missing_ok=True)
+            for left in (settings.home / ENDPOINT_FILE, *settings.home.glob(SOCKETS)):
+                left.unlink(missing_ok=True)
             await _run(settings, executable, listener, task_status)
         finally:
             (settings.home / ENDPOINT_FILE).unlink(missing_ok=True)

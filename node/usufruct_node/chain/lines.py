@@ -1,0 +1,79 @@
+"""JSON-RPC over Anvil's Unix socket: one line of JSON out, one line back.
+
+A connection carries one request at a time, so that an answer needs no matching; as many are kept as were ever
+needed at once. Absent: what the lines mean.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from usufruct.errors import ChainEngineError
+
+_AT_ONCE = 64
+_ANSWER_TIMEOUT_S = 120.0
+_READ_BYTES = 256 * 1024
+
+
+class Lines:
+    """Connections to the socket `name` in `folder`, whose path may be longer than an address may be."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._name = name
+        self._idle: list[trio.SocketStream] = []
+        self._places = trio.CapacityLimiter(_AT_ONCE)
+
+    async def ask(self, body: bytes) -> bytes:
+        """Send one line and return the answer, without its line break.
+
+        Parameters
+        ----------
+        body :
+            One JSON value without line breaks.
+
+        Raises
+        ------
+        ChainEngineError
+            If there is no answer; whether the request was carried out is unknown.
+        """
+        async with self._places:
+            try:
+                with trio.fail_after(_ANSWER_TIMEOUT_S):
+                    stream = self._idle.pop() if self._idle else await self._connect()
+                    try:
+                        await stream.send_all(body + b"\n")
+                        answer = await _line(stream)
+                    except BaseException:
+                        # The answer may yet come: nobody may take it for that to another request.
+                        await trio.aclose_forcefully(stream)
+                        raise
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
+                raise ChainEngineError(f"Anvil does not answer: {exc or type(exc).__name__}") from exc
+            self._idle.append(stream)
+            return answer
+
+    async def close(self) -> None:
+        """End all connections and take the socket away."""
+        while self._idle:
+            await trio.aclose_forcefully(self._idle.pop())
+        with suppress(FileNotFoundError):
+            os.unlink(self._name, dir_fd=self._folder)
+        os.close(self._folder)
+
+    async def _connect(self) -> trio.SocketStream:
+        return await trio.open_unix_socket(f"/proc/self/fd/{self._folder}/{self._name}")
+
+
+async def _line(stream: trio.SocketStream) -> bytes:
+    parts: list[bytes] = []
+    while not parts or not parts[-1].endswith(b"\n"):
+        part = await stream.receive_some(_READ_BYTES)
+        if not part:
+            raise trio.BrokenResourceError("the connection ended before the answer did")
+        parts.append(part)
+    return b"".join(parts)[:-1]
