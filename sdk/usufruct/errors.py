@@ -308,6 +308,14 @@ class LedgerUnreachableError(LedgerError):
     hint = "check that the chain runs and that the RPC address in network.json is right"
 
 
+class MalformedAnswerError(LedgerError):
+    """An endpoint's answer makes no sense."""
+
+
+class AnswerTooLargeError(MalformedAnswerError):
+    """An endpoint's answer is larger than this process takes."""
+
+
 class ChainEngineError(LedgerError):
     """The EVM process behind the embedded chain fails or does not answer."""
 

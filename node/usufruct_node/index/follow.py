@@ -10,7 +10,7 @@ from functools import partial
 
 import trio
 
-from usufruct.errors import LedgerError, StaleLedgerError
+from usufruct.errors import LedgerError, MalformedAnswerError, StaleLedgerError
 from usufruct.ledger import Head, Ledger
 from usufruct.records import LedgerEvent
 from usufruct_node.index.database import Index
@@ -27,6 +27,8 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
     StaleLedgerError
         If the endpoint shows an older chain, or another one, than was indexed, or events with a gap in a series; the ledger
         then turns to another endpoint, where there is one.
+    MalformedAnswerError
+        If what it answers makes no sense; the same.
     """
     head = ledger.finalised()
     cursor = index.cursor()
@@ -46,12 +48,12 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
         read = partial(_read, ledger, head)
         coming = ahead.submit(read, spans[0])
         for following in [*spans[1:], None]:
-            events, reached = coming.result()
-            if following is not None:
-                coming = ahead.submit(read, following)
             try:
+                events, reached = coming.result()
+                if following is not None:
+                    coming = ahead.submit(read, following)
                 index.advance(events, reached)
-            except StaleLedgerError as exc:
+            except (StaleLedgerError, MalformedAnswerError) as exc:
                 ledger.endpoint.leave(exc)
                 raise
     return True

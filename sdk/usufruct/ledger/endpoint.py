@@ -16,7 +16,14 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from usufruct.errors import LedgerError, LedgerUnreachableError, TransactionRevertedError, WrongChainError
+from usufruct.errors import (
+    AnswerTooLargeError,
+    LedgerError,
+    LedgerUnreachableError,
+    MalformedAnswerError,
+    TransactionRevertedError,
+    WrongChainError,
+)
 from usufruct.ledger.abi import decode_revert
 from usufruct.ledger.health import ChainHealth, ChainWatch, EndpointHealth
 from usufruct.ledger.profile import PROFILES, ChainProfile
@@ -119,11 +126,13 @@ class Endpoint:
         WrongChainError
             If chain id or genesis differ.
         """
-        served_id = int(self.call("eth_chainId"), 16)
+        served_id = self.quantity("eth_chainId")
         if served_id != chain_id:
             raise WrongChainError(f"{self.url} serves chain {served_id}, not {chain_id}")
         genesis = self.call("eth_getBlockByNumber", "0x0", False)
-        if genesis is None or genesis["hash"] != genesis_hash:
+        with well_formed(self.url):
+            same = genesis is not None and genesis["hash"] == genesis_hash
+        if not same:
             raise WrongChainError(f"{self.url} serves another genesis than {genesis_hash}")
 
     def finalised(self) -> Head:
@@ -168,21 +177,36 @@ class Endpoint:
         found: list[dict[str, Any]] = []
         for start in range(first, last + 1, _LOG_SPAN):
             stop = min(start + _LOG_SPAN - 1, last)
-            query: dict[str, Any] = {
-                "address": list(addresses),
-                "fromBlock": hex(start),
-                "toBlock": hex(stop),
-            }
+            query: dict[str, Any] = {"address": list(addresses)}
             if subject is not None:
                 query["topics"] = [None, "0x" + subject.hex()]
-            found.extend(self.call("eth_getLogs", query))
+            found.extend(self._logs(query, start, stop))
             if limit and len(found) >= limit:
                 return found[:limit]
         return found
 
+    def _logs(self, query: dict[str, Any], first: int, last: int) -> list[dict[str, Any]]:
+        """Logs of a span of blocks, in halves where they are too many for one answer."""
+        try:
+            logs = self.call("eth_getLogs", {**query, "fromBlock": hex(first), "toBlock": hex(last)})
+        except AnswerTooLargeError:
+            if first == last:
+                raise
+            middle = (first + last) // 2
+            return self._logs(query, first, middle) + self._logs(query, middle + 1, last)
+        if not isinstance(logs, list):
+            raise MalformedAnswerError(f"{self.url} answers eth_getLogs with no list")
+        return logs
+
     def code(self, address: str) -> bytes:
         """Runtime code at an address."""
-        return bytes.fromhex(self.call("eth_getCode", address, self.profile.finality_tag)[2:])
+        return self.data("eth_getCode", address, self.profile.finality_tag)
+
+    def data(self, method: str, *params: object) -> bytes:
+        """One request whose result is bytes in hexadecimal; errors as in `call`."""
+        answer = self.call(method, *params)
+        with well_formed(self.url):
+            return bytes.fromhex(answer[2:])
 
     def _head(self, tag: str) -> Head:
         block = self.call("eth_getBlockByNumber", tag, False)
@@ -240,7 +264,7 @@ def well_formed(source: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, DecodingError) as exc:
-        raise LedgerError(f"{source} gave a malformed answer: {exc!r}") from exc
+        raise MalformedAnswerError(f"{source} gave a malformed answer: {exc!r}") from exc
 
 
 def transaction_hash(raw: bytes) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from usufruct.errors import (
+    AnswerTooLargeError,
     ConfigurationError,
     ContradictingEndpointError,
     LedgerError,
@@ -35,6 +36,9 @@ Census = Callable[[Endpoint], bool | None]
 """Whether the validator behind an endpoint reaches a quorum of the others; None if it does not say."""
 
 _PROBE_SECONDS = 5.0
+_SURVEY_SECONDS = 2 * _PROBE_SECONDS
+"""For so long the answers of all are waited for when one is chosen."""
+
 _LAG_BLOCKS = 3
 """Blocks that one endpoint may be behind another without being refused: news takes time to travel."""
 
@@ -208,6 +212,11 @@ class Endpoints(Endpoint):
         except LedgerUnreachableError as exc:
             self._drop(member, exc)
             raise
+        except AnswerTooLargeError as exc:
+            if method == "eth_getLogs":  # It may be asked for less.
+                raise
+            self._drop(member, exc)
+            raise LedgerUnreachableError(str(exc)) from exc
         if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
             broken = LedgerUnreachableError(
                 f"{member.endpoint.url} answers {method} with no JSON-RPC response"
@@ -297,8 +306,11 @@ class Endpoints(Endpoint):
         threads = [threading.Thread(target=self._probe, args=(member,), daemon=True) for member in members]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        ends_at = time.monotonic() + _SURVEY_SECONDS
+        for member, thread in zip(members, threads, strict=True):
+            thread.join(max(0.0, ends_at - time.monotonic()))
+            if thread.is_alive():
+                self._drop(member, LedgerUnreachableError(f"{member.endpoint.url} takes too long to answer"))
 
     def _probe(self, member: _Member) -> None:
         probe = self._probes[member.endpoint.url]

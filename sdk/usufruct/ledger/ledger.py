@@ -139,7 +139,8 @@ class Ledger:
             for name in CONTRACTS
         ]
         for name, word in zip(CONTRACTS, self.endpoint.batch(calls), strict=True):
-            (recorded,) = lookup.decode(bytes.fromhex(word[2:]))
+            with well_formed(self.endpoint.url):
+                (recorded,) = lookup.decode(bytes.fromhex(word[2:]))
             if recorded.lower() != self.network.contracts[name].lower():
                 raise WrongContractCodeError(
                     f"the address book names {recorded} as {name}, the network file {self.network.contracts[name]}"
@@ -149,8 +150,9 @@ class Ledger:
         """Call a view at the newest finalised block; decoded words."""
         codec = load_abi(contract).functions[function]
         message = {"to": self.network.contracts[contract], "data": "0x" + codec.encode(arguments).hex()}
-        answer = self.endpoint.call("eth_call", message, self.network.chain.finality_tag)
-        return codec.decode(bytes.fromhex(answer[2:]))
+        answer = self.endpoint.data("eth_call", message, self.network.chain.finality_tag)
+        with well_formed(self.endpoint.url):
+            return codec.decode(answer)
 
     def transact(self, contract: str, function: str, *arguments: object, least_gas: int = 0) -> Receipt:
         """Send one call and wait until it is final; see `Sender.transact`."""
@@ -226,8 +228,9 @@ class Ledger:
     def events_of(self, receipt: Receipt) -> list[LedgerEvent]:
         """Decoded events of one transaction."""
         time = hex(self.endpoint.block(receipt.block_number).timestamp)
-        known = [log for log in receipt.logs if log["address"].lower() in self._emitters]
-        return [self._event(log, time) for log in known]
+        with well_formed(self.endpoint.url):
+            known = [log for log in receipt.logs if log["address"].lower() in self._emitters]
+            return [self._event(log, time) for log in known]
 
     def event_of(self, receipt: Receipt, name: str) -> LedgerEvent:
         """The one event of a transaction with this name.
