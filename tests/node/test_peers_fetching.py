@@ -24,7 +24,9 @@ from usufruct.errors import (
 )
 from usufruct_node.peers import Deadlines, FetchReport, Holder, PeerHost, Quota, fetch_blocks
 from usufruct_node.peers.connection import MemberStream
+from usufruct_node.peers.fetching import WINDOW
 from usufruct_node.peers.protocol import Status, encode_head
+from usufruct_node.peers.shelf import Answer
 
 HELD = made_blocks(200)
 CIDS = list(HELD)
@@ -190,6 +192,63 @@ def test_a_hostile_holder_alone_is_a_typed_error_and_nothing_false_is_kept(behav
             assert len(shelf.kept) >= 9
 
     in_network(scenario)
+
+
+class _Liars:
+    """Opens lines of which one answers at once and falsely, the other truthfully once the first was struck off."""
+
+    def __init__(self, blocks: dict[Cid, bytes]) -> None:
+        self.blocks = blocks
+        self.struck = trio.Event()
+
+    async def line(self, peer_id: str, multiaddr: str) -> _Scripted:
+        return _Scripted(self, false=peer_id == "false")
+
+    def refuse(self, reason: str, peer_id: str, cid: Cid | None = None) -> None:
+        self.struck.set()
+
+
+class _Scripted:
+    def __init__(self, lines: _Liars, *, false: bool) -> None:
+        self._lines, self._false = lines, false
+        self._asked: list[Cid] = []
+
+    async def ask(self, cids: Sequence[Cid]) -> None:
+        self._asked += cids
+
+    async def take(self) -> list[Answer]:
+        if not self._false:
+            await self._lines.struck.wait()
+            await trio.sleep(0.5)
+        asked, self._asked = self._asked, []
+        blocks = self._lines.blocks
+        return [
+            Answer(cid, Status.BLOCK, b"a lie" if self._false and not n else blocks[cid])
+            for n, cid in enumerate(asked)
+        ]
+
+    async def abandon(self) -> None:
+        pass
+
+
+def test_what_a_liar_was_looking_up_when_it_was_struck_off_is_fetched_all_the_same() -> None:
+    blocks = {Cid.of(data): data for data in (n.to_bytes(4) for n in range(3 * WINDOW + 100))}
+    cids, shelf = list(blocks), Shelf()
+    # The end of the first window is here, and the second as a whole: it is looked up, slowly, when the lie comes out.
+    shelf.kept = {cid: blocks[cid] for cid in cids[128 : 2 * WINDOW]}
+
+    def missing(asked: Sequence[Cid]) -> list[Cid]:
+        if asked[0] == cids[WINDOW]:
+            time.sleep(0.3)
+        return shelf.missing(asked)
+
+    async def main() -> FetchReport:
+        holders = [Holder("false", ""), Holder("true", "")]
+        return await fetch_blocks(_Liars(blocks), holders, cids, missing=missing, keep=shelf.keep)
+
+    report = trio.run(main)
+    assert list(report.struck) == ["false"]
+    assert shelf.kept == blocks
 
 
 def test_a_holder_killed_in_mid_transfer_is_replaced_by_the_others(tmp_path: Path) -> None:

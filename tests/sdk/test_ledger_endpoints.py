@@ -796,6 +796,37 @@ def test_a_journal_that_has_grown_begins_anew_once_nothing_is_in_flight(
     other.release([entries[0].id])
 
 
+def test_a_journal_begun_anew_by_another_process_is_read_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system may give the new file the inode of the old one; neither is what is in flight overlooked nor removed."""
+    monkeypatch.setattr("usufruct.ledger.journal._COMPACT_ABOVE_BYTES", 3000)
+    path = tmp_path / "journal"
+    commands, client = Journal(path), Journal(path)
+    nonces = iter(range(1000))
+
+    def sent(journal: Journal, *, told: bool) -> InFlight:
+        entry = entry_of(next(nonces))
+        with journal.locked():
+            journal.add([entry])
+        if told:
+            journal.forget([entry.id])
+        return entry
+
+    sent(commands, told=True)
+    with client.locked():
+        pass
+    while path.exists():
+        sent(commands, told=True)
+    in_flight = [sent(commands, told=False) for _ in range(3)]
+    with client.locked():
+        assert [entry.id for entry in client.in_flight()] == [entry.id for entry in in_flight]
+    for _ in range(20):
+        sent(client, told=True)
+    assert journal_ids(path) == {entry.id for entry in in_flight}
+    commands.forget([entry.id for entry in in_flight])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     key=st.integers(1, 2**200).map(lambda i: i.to_bytes(32, "big")),

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import rlp
 
@@ -129,7 +130,8 @@ class Journal:
         self._held = 0
         self._kept: dict[bytes, InFlight] = {}
         self._read_to = 0
-        self._inode: int | None = None
+        self._file: BinaryIO | None = None
+        """The file that `_read_to` is about; while it is open, no other file can have its inode."""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -227,14 +229,13 @@ class Journal:
         """Take in what other processes wrote."""
         path = self._require_path()
         try:
-            with path.open("rb") as handle:
-                inode = os.fstat(handle.fileno()).st_ino
-                if inode != self._inode:
-                    self._kept, self._read_to, self._inode = {}, 0, inode
-                handle.seek(self._read_to)
-                content = handle.read()
+            if self._file is None or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+                self._begin_anew()
+                self._file = path.open("rb")
+            self._file.seek(self._read_to)
+            content = self._file.read()
         except FileNotFoundError:
-            self._kept, self._read_to, self._inode = {}, 0, None
+            self._begin_anew()
             return
         except OSError as exc:
             raise ConfigurationError(f"the journal {path} cannot be read: {exc}") from exc
@@ -274,7 +275,8 @@ class Journal:
                 handle.flush()
                 if durable:
                     os.fsync(handle.fileno())
-                self._inode = os.fstat(handle.fileno()).st_ino
+            if self._file is None:
+                self._file = self._path.open("rb")
         except OSError as exc:
             raise ConfigurationError(f"the journal {self._path} cannot be written: {exc}") from exc
         self._read_to += len(data)
@@ -284,7 +286,13 @@ class Journal:
         if self._path is None or self._kept or self._read_to < _COMPACT_ABOVE_BYTES:
             return
         self._path.unlink()
-        self._read_to, self._inode = 0, None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget what was read: the file is another one, or none."""
+        if self._file is not None:
+            self._file.close()
+        self._kept, self._read_to, self._file = {}, 0, None
 
     def _require_path(self) -> Path:
         if self._path is None:
