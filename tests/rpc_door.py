@@ -65,8 +65,18 @@ class Door:
         """End every connection from now on."""
         self.before = lambda calls: b""
 
+    def keep_from_being_final(self) -> None:
+        """Let everything through, but show nothing as final any more once a transaction was sent."""
+
+        def after(calls: list[Call]) -> None:
+            if any(call["method"] == "eth_sendRawTransaction" for call in calls):
+                self.lag = 1_000_000
+
+        self.after = after
+
     def open(self) -> None:
-        """Let everything through, truthfully."""
+        """Let everything through, truthfully and at once."""
+        self.lag = 0
         self.before = lambda calls: None
         self.after = lambda calls: None
         self.lie = lambda call, result: result

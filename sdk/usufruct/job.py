@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -354,7 +354,8 @@ def post_job(
     rho_micro :
         What the release will cost under zCDP, in millionths of rho; decides the noise.
     nonce :
-        Makes posting idempotent: the same request with the same nonce is the same job.
+        Makes posting idempotent: the same request with the same nonce is the same job. By default random, or that of an
+        attempt at the same request that was given up while it was on its way, which then goes on.
 
     Raises
     ------
@@ -381,6 +382,9 @@ def post_job(
         row_level=parameters.row_level,
         nonce=secrets.randbits(63) if nonce is None else nonce,
     )
+    if nonce is None:
+        earlier = ledger.resumed("JobLedger", "postJob", lambda n: [replace(request, nonce=n)], request.nonce)
+        request = replace(request, nonce=earlier)
     receipt = ledger.transact("JobLedger", "postJob", request)
     for event in ledger.events_of(receipt):
         job_id = event.args.get("jobId")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import eth_abi.abi
 from eth_utils.crypto import keccak
@@ -27,6 +27,9 @@ from usufruct.replication import Replication
 
 POLICY_TYPE = "usufruct/policy/2"
 PUBLIC_TYPE = "usufruct/key-domain/1"
+
+_REPEATED_WITHIN_S = 86_400
+"""A registration whose retention ends so much earlier or later is taken for an earlier attempt at the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,8 @@ def register_bundle(
     Parameters
     ----------
     retain_until :
-        Unix seconds; no job may use the bundle at or after this time.
+        Unix seconds; no job may use the bundle at or after this time. Where it is registered already, the registered time
+        stands; one that differs by more than a day is refused.
     budget_rho_micro :
         zCDP budget over all partners together, in millionths of rho.
 
@@ -148,11 +152,19 @@ def register_bundle(
     artifact_id = _bundle_id(registration, ledger)
     known = ledger.artifact(artifact_id)
     if known.kind == ArtifactKind.NONE:
-        ledger.transact("LineageRegistry", "registerBundle", registration)
-    elif (known.policy_digest, known.retain_until) != (policy_cid.digest, retain_until):
+
+        def retained(until: int) -> list[object]:
+            return [replace(registration, retain_until=until)]
+
+        until = ledger.resumed("LineageRegistry", "registerBundle", retained, retain_until)
+        ledger.transact("LineageRegistry", "registerBundle", *retained(until))
+    elif (
+        known.policy_digest != policy_cid.digest
+        or abs(known.retain_until - retain_until) > _REPEATED_WITHIN_S
+    ):
         raise InputError(
             f"the bundle is registered already as {artifact_id.hex()[:12]}, with another policy or retention",
-            hint="`Client.change_policy` puts another policy in force",
+            hint="`Client.change_policy` puts another policy in force, `usufruct rights set-budget` another budget",
         )
     if ledger.budget(artifact_id).total != budget_rho_micro:
         set_budget(ledger, artifact_id, budget_rho_micro)

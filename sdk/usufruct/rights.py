@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from usufruct.errors import InputError
 from usufruct.he.kernels import kernel_by_name
@@ -43,8 +44,16 @@ def terms(
 
 
 def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, wanted: GrantTerms) -> GrantId:
-    """Ask a bundle's steward for rights; returns the id under which the answer will stand."""
-    receipt = ledger.transact("UsageRights", "requestUsage", artifact_id, label(purpose), wanted)
+    """Ask a bundle's steward for rights; returns the id under which the answer will stand.
+
+    An attempt that was given up while it was on its way, and differs in when it expires alone, is taken up.
+    """
+
+    def expiring(at: int) -> list[object]:
+        return [artifact_id, label(purpose), replace(wanted, expires_at=at)]
+
+    at = ledger.resumed("UsageRights", "requestUsage", expiring, wanted.expires_at)
+    receipt = ledger.transact("UsageRights", "requestUsage", *expiring(at))
     grant_id = ledger.event_of(receipt, "UsageRequested").args["grantId"]
     if not isinstance(grant_id, bytes):
         raise InputError("the contract returned no grant id")
@@ -52,8 +61,13 @@ def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, want
 
 
 def grant_usage(ledger: Ledger, grant_id: GrantId, granted: GrantTerms) -> None:
-    """Grant a request on the steward's own terms."""
-    ledger.transact("UsageRights", "grantUsage", grant_id, granted)
+    """Grant a request on the steward's own terms; an attempt that was given up is taken up as in `request_usage`."""
+
+    def expiring(at: int) -> list[object]:
+        return [grant_id, replace(granted, expires_at=at)]
+
+    at = ledger.resumed("UsageRights", "grantUsage", expiring, granted.expires_at)
+    ledger.transact("UsageRights", "grantUsage", *expiring(at))
 
 
 def deny_usage(ledger: Ledger, grant_id: GrantId, reason: Refusal) -> None:

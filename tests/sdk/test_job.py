@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from bundle_fixture import MODEL, ROWS, SCOPE, SmallBundle
 from chain_fixture import FAR, TERMS, Consortium
+from rpc_door import door_to
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, dag
 from usufruct.errors import (
@@ -22,6 +24,7 @@ from usufruct.errors import (
     KernelParameterError,
     ManifestError,
     ReleaseRefusedError,
+    TransactionLostError,
     TransactionRevertedError,
     UnknownKernelError,
     UsufructError,
@@ -37,6 +40,8 @@ from usufruct.job import (
     post_job,
     wait_for_job,
 )
+from usufruct.ledger import Ledger, Sender
+from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.gas import job_gas
 from usufruct.privacy import moments_sensitivity, sigma_for
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, KeyId, label
@@ -329,6 +334,45 @@ def test_the_same_request_twice_gives_a_typed_error_and_one_job(shared: Shared, 
     # Every field counts: what differs in any of them is another job.
     other = post(shared, parameters, nonce=7, rho_micro=2000)
     assert [shared.net.reader.job(job).request.rho_micro for job in (first, other)] == [1000, 2000]
+
+
+@pytest.mark.parametrize("how", [TransactionLostError, KeyboardInterrupt])
+def test_posting_again_what_was_given_up_on_its_way_is_the_same_job(
+    shared: Shared,
+    bundle: SmallBundle,
+    chain_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    how: type[BaseException],
+) -> None:
+    parameters, network = bundle.parameters(), shared.net.network
+    with door_to(chain_url) as door:
+        endpoint = Endpoint(door.url)
+        key = shared.net["university"].authority_key
+        sender = Sender(
+            endpoint, network.chain_id, key, patience=0.5 if how is TransactionLostError else 30.0
+        )
+        ledger = Ledger(network, endpoint, sender)
+
+        def interrupt(_: float) -> None:
+            raise KeyboardInterrupt
+
+        def attempt(**changes: Any) -> JobId:
+            given_ = {"grant_id": shared.grant_id, "rho_micro": 1234}
+            return post_job(ledger, Kept(), shared.bundle, parameters, **(given_ | changes))
+
+        before = len(shared.net.events(["JobPosted"]))
+        with monkeypatch.context() as patch:
+            if how is KeyboardInterrupt:
+                patch.setattr(sender._head, "not_older_than", interrupt)
+            door.keep_from_being_final()
+            with pytest.raises(how):
+                attempt()
+        door.open()
+        again, other = attempt(), attempt(rho_micro=1235)
+        posted = [event.args["jobId"] for event in shared.net.events(["JobPosted"])][before:]
+        assert posted == [again, other]
+        # Once its outcome was told, the same request is meant anew.
+        assert attempt() not in posted
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,16 @@ def test_a_bundle_is_registered_with_policy_and_budget(
     repeated = register_bundle(ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=78)
     assert repeated == artifact_id
     assert consortium.reader.budget(artifact_id).total == 78
+    repeated = register_bundle(
+        ledger, node, published, policy=POLICY, retain_until=FAR - 3600, budget_rho_micro=79
+    )
+    assert (repeated, consortium.reader.budget(artifact_id).total) == (artifact_id, 79)
+    assert consortium.reader.artifact(artifact_id).retain_until == FAR
+    with pytest.raises(InputError, match="registered already") as refused:
+        register_bundle(
+            ledger, node, published, policy=POLICY, retain_until=FAR - 2 * 86_400, budget_rho_micro=80
+        )
+    assert "set-budget" in refused.value.hint
     again = replace(POLICY, min_cohort=20)
     cid = change_policy(ledger, node, artifact_id, again)
     changed = consortium.reader.artifact(artifact_id)

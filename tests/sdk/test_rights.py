@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from chain_fixture import FAR, TERMS, Consortium
-from usufruct.errors import InputError, TransactionRevertedError, UnknownKernelError
+from rpc_door import door_to
+from usufruct.errors import InputError, TransactionLostError, TransactionRevertedError, UnknownKernelError
 from usufruct.he.kernels import KERNELS
+from usufruct.ledger import Ledger, Sender
+from usufruct.ledger.endpoint import Endpoint
 from usufruct.records import ArtifactId, GrantId, GrantStatus, Level, Refusal, label
 from usufruct.rights import (
     deny_usage,
@@ -73,6 +76,27 @@ def test_nothing_is_allowed_until_the_steward_grants(desk: Desk) -> None:
     record = desk.net.reader.grant(grant_id)
     assert (record.status, record.terms) == (GrantStatus.GRANTED, own)
     assert desk.standing(grant_id) == Refusal.NONE
+
+
+def test_a_request_that_was_given_up_on_its_way_and_is_repeated_later_is_one_request(
+    desk: Desk, chain_url: str
+) -> None:
+    net = desk.net
+    with door_to(chain_url) as door:
+        endpoint = Endpoint(door.url)
+        sender = Sender(endpoint, net.network.chain_id, net["university"].authority_key, patience=0.5)
+        ledger = Ledger(net.network, endpoint, sender)
+        before = len(net.events(["UsageRequested"]))
+        door.keep_from_being_final()
+        with pytest.raises(TransactionLostError):
+            request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=WANTED)
+        door.open()
+        later = replace(WANTED, expires_at=WANTED.expires_at - 60)
+        grant_id = request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later)
+        (asked,) = net.events(["UsageRequested"])[before:]
+        assert asked.args["grantId"] == grant_id
+        assert asked.args["terms"]["expiresAt"] == WANTED.expires_at
+        assert request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later) != grant_id
 
 
 def test_a_denial_stands_and_cannot_be_granted_later(desk: Desk) -> None:

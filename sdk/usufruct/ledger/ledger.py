@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +53,9 @@ from usufruct.records import (
 )
 
 Record = TypeVar("Record")
+
+_SELECTOR_BYTES = 4
+_WORD_BYTES = 32
 
 
 class Ledger:
@@ -158,6 +161,21 @@ class Ledger:
         """Send one call and wait until it is final; see `Sender.transact`."""
         target, data = self.call_data(contract, function, *arguments)
         return self._require_sender().transact(target, data, least_gas=least_gas)
+
+    def resumed(
+        self, contract: str, function: str, arguments: Callable[[int], Sequence[object]], fresh: int
+    ) -> int:
+        """The number that an earlier attempt at a call was made with, if it is on its way and was given up; else `fresh`.
+
+        For calls with a time or a random number in them: made again with the first attempt's, they are taken up, not sent
+        twice.
+        """
+        target, data = self.call_data(contract, function, *arguments(fresh))
+        _, other = self.call_data(contract, function, *arguments(fresh ^ 1))
+        differs = next(at for at, (one, two) in enumerate(zip(data, other, strict=True)) if one != two)
+        start = differs - (differs - _SELECTOR_BYTES) % _WORD_BYTES
+        earlier = self._require_sender().given_up(target, data, slice(start, start + _WORD_BYTES))
+        return fresh if earlier is None else int.from_bytes(earlier, "big")
 
     def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
         """Address and call data of a call: for proposals to the council and for batches.

@@ -141,6 +141,16 @@ class Sender:
         outcomes = zip(self._outcomes(pending), pending, strict=True)
         return [self._receipt_of(receipt, item) for receipt, item in outcomes]
 
+    def given_up(self, to: str, data: bytes, word: slice) -> bytes | None:
+        """What an earlier attempt at a call had in one place, if it is on its way and nobody waits for it any more."""
+        with self._journal.locked():
+            for entry in self._journal.in_flight():
+                target, other = entry.call
+                alike = data[: word.start] == other[: word.start] and data[word.stop :] == other[word.stop :]
+                if target == to.lower() and alike and self._journal.is_orphan(entry):
+                    return other[word]
+        return None
+
     # Sending.
 
     def _take_up(self, calls: Sequence[tuple[str | None, bytes]]) -> list[Pending | None]:
@@ -182,6 +192,10 @@ class Sender:
             except LedgerError:
                 self._journal.forget([entry.id for entry in unsent])
                 self._journal.release([pending.transaction_hash for pending in sent])
+                raise
+            except BaseException:
+                # Interrupted: whether the last ones were handed over is unknown.
+                self._journal.release([*(p.transaction_hash for p in sent), *(entry.id for entry in unsent)])
                 raise
         for pending in sent:
             self._endpoint.watch.sent(pending.transaction_hash)
@@ -318,7 +332,7 @@ class Sender:
             self._endpoint.watch.sent(entry_id)
         try:
             receipts = self._reader.anywhere(pending, self._wait(pending))
-        except LedgerError:
+        except BaseException:
             self._journal.release(ids)
             raise
         finally:
