@@ -33,7 +33,7 @@ from usufruct.records import ArtifactId, GrantId, JobId, JobState, OrgId, org_id
 from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index
-from usufruct_node.intake import STAGED, accept_record
+from usufruct_node.intake import Uploads, accept_record
 from usufruct_node.queries import Queries
 
 MAX_BODY_BYTES = 4 << 20
@@ -66,6 +66,10 @@ class NodeView(Protocol):
     @property
     def store(self) -> BlockStore:
         """Blocks."""
+
+    @property
+    def uploads(self) -> Uploads:
+        """Blocks of bundles that are being published."""
 
     @property
     def holdings(self) -> Holdings:
@@ -254,7 +258,7 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         if not isinstance(blocks, list) or not all(isinstance(block, bytes) for block in blocks):
             raise InputError("the body is not a list of byte strings")
         data = [block for block in blocks if isinstance(block, bytes)]
-        await _in_thread(partial(node.store.put_many, data, Codec.RAW, pin=STAGED))
+        await _in_thread(partial(node.uploads.stage, data))
         return {"kept": len(data)}
 
     @api.put("/records/{kind}/{cid}", dependencies=private, tags=["content"])

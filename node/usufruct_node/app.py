@@ -51,7 +51,7 @@ from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up, follow
-from usufruct_node.intake import STAGED
+from usufruct_node.intake import Uploads
 from usufruct_node.membership import Membership
 from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
@@ -127,6 +127,7 @@ class Node:
         self.index = Index(home.index_database)
         self.store = open_store(home, settings)
         self._store_state = "ok"
+        self.uploads = Uploads(self.store)
         self.holdings = Holdings(home.node_database)
         self._journal = Journal(home.node_database)
         cache = CacheSettings(path=home.expansion_cache, limit_bytes=settings.expansion_cache_bytes)
@@ -183,6 +184,8 @@ class Node:
                 await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
                 await nursery.start(self._host.run)
                 await unlocked.wait()
+                # Before anybody can begin another.
+                await self._forget_uploads()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
                 if not self._membership.is_active():
@@ -434,15 +437,21 @@ class Node:
     def _advanced(self) -> None:
         self._dispatcher.wake()
 
+    async def _forget_uploads(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self.uploads.forget)
+        except UsufructError as exc:
+            _log.warning("cannot free what uploads before this start left behind: %s", exc)
+
     async def _tidy(self) -> None:
-        """Free what ended jobs left behind; uploads that a former run of the node did not see finished go first."""
-        await trio.to_thread.run_sync(self.store.unpin_all, STAGED)
+        """Free what ended jobs and uploads that broke off left behind."""
         while True:
             try:
+                await trio.to_thread.run_sync(self.uploads.forget_given_up)
                 removed = await trio.to_thread.run_sync(self._context.tidy)
-                _log.debug("%d blocks of ended jobs removed", removed)
+                _log.debug("%d blocks of ended jobs and uploads removed", removed)
             except UsufructError as exc:
-                _log.warning("cannot free what ended jobs left behind: %s", exc)
+                _log.warning("cannot free what ended jobs and uploads left behind: %s", exc)
             await trio.sleep(_TIDY_SECONDS)
 
     async def _watch_store(self) -> None:

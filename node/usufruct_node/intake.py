@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
@@ -17,6 +19,35 @@ Record = Mapping[str, object]
 
 STAGED = "staged"
 """Pin of blocks that were handed over but that no record links yet."""
+
+_IDLE_SECONDS = 3600.0
+
+
+class Uploads:
+    """Blocks that are handed over before the record that links them."""
+
+    def __init__(self, store: BlockStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last = clock()
+
+    def stage(self, blocks: Sequence[bytes]) -> None:
+        """Keep raw blocks until a record links them, or nothing has been staged for an hour."""
+        with self._lock:
+            self._last = self._clock()
+        self._store.put_many(blocks, Codec.RAW, pin=STAGED)
+
+    def forget(self) -> None:
+        """Let everything go that no record links: nobody goes on with what an earlier run of the node was given."""
+        with self._lock:
+            self._store.unpin_all(STAGED)
+
+    def forget_given_up(self) -> None:
+        """Let go of what was staged by uploads that broke off."""
+        with self._lock:
+            if self._clock() - self._last >= _IDLE_SECONDS:
+                self._store.unpin_all(STAGED)
 
 
 def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes) -> Cid:

@@ -147,10 +147,10 @@ def import_bundle(
     Raises
     ------
     ArchiveMismatchError
-        If the archive is not the expected file; the node has no record of it, and frees what it had staged.
+        If the archive is not the expected file; the node has no record of it, and frees in time what it had staged.
     CarError
-        If the archive is malformed, cut, lacks a block, or holds another than the manifest names; the node frees what it had
-        staged.
+        If the archive is malformed, cut, lacks a block, or holds another than the manifest names; the node frees in time what
+        it had staged.
     ManifestError, BlockMismatchError
     InputError
         If the file cannot be read.

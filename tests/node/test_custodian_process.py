@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +95,78 @@ def test_custodian_process_has_no_network_and_keeps_its_memory_to_itself(
         assert Path(f"/proc/{member.pid}/mem").stat().st_uid == 0
     place = home.root / wire.SOCKET_NAME
     assert stat.S_ISSOCK(place.stat().st_mode) and stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+WITHOUT_PASSPHRASE = """
+import sys, threading, time
+from pathlib import Path
+from usufruct.errors import CustodianError
+from usufruct.home import Home
+from usufruct_node.custodian import CustodianProcess
+custodian = CustodianProcess(Home(Path(sys.argv[1])))
+def start():
+    try: custodian.start()
+    except CustodianError as exc: print("refused:", exc, flush=True)
+starting = threading.Thread(target=start)
+starting.start()
+if sys.argv[2] == "close":
+    while custodian.pid is None: time.sleep(0.05)
+    time.sleep(float(sys.argv[3]))
+    custodian.close()
+starting.join()
+print("over", flush=True)
+"""
+
+
+@pytest.fixture
+def locked(bundle: SmallBundle, tmp_path: Path) -> Home:
+    """A custodian's home whose passphrase is in no file."""
+    home = custodian_home(tmp_path / "north", bundle)
+    home.custodian_passphrase.unlink()
+    return home
+
+
+def test_without_terminal_and_passphrase_file_the_start_fails_at_once_and_says_why(locked: Home) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PASSPHRASE, str(locked.root), "wait"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=True,
+    )
+    assert "no terminal to ask at" in told.stderr and "Traceback" not in told.stderr
+    assert "refused: the custodian's process ended" in told.stdout
+
+
+@pytest.mark.parametrize("how", ["close", "interrupt"])
+def test_a_node_that_is_stopped_while_its_custodian_asks_for_the_passphrase_ends(
+    locked: Home, how: str
+) -> None:
+    words = ["close", "3"] if how == "close" else ["wait"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", WITHOUT_PASSPHRASE, str(locked.root), *words])
+    told = b""
+    try:
+        while b"over" not in told:
+            assert select.select([terminal], [], [], 60)[0], told
+            told += os.read(terminal, 4096)
+            if how == "interrupt" and told.rstrip().endswith(b"custodian.keys:"):
+                custodian = [
+                    p for p in psutil.Process(pid).children() if "usufruct_node.custodian" in p.cmdline()
+                ]
+                assert not termios.tcgetattr(terminal)[3] & termios.ECHO, "it does not echo while it asks"
+                custodian[0].send_signal(signal.SIGINT)
+                how = "sent"
+        assert b"refused: the custodian's process ended" in told, told
+        assert termios.tcgetattr(terminal)[3] & termios.ECHO, "the terminal echoes again"
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 @pytest.mark.parametrize("confined", [False, True])

@@ -14,7 +14,7 @@ from usufruct.errors import BlockNotFoundError, InputError, IntegrityError, Usuf
 from usufruct.keys.he_keys import key_domain_record
 from usufruct.register import PUBLIC_TYPE
 from usufruct_node.holdings import Holding, Holdings, Purpose
-from usufruct_node.intake import accept_record
+from usufruct_node.intake import Uploads, accept_record
 
 
 @dataclass
@@ -75,6 +75,29 @@ def test_a_bundle_takes_its_staged_blocks_with_it(shelf: Shelf, bundle: SmallBun
     assert shelf.store.get(bundle.manifest.blocks[0]) == bundle.blocks[0]
     assert shelf.accept("bundle", bundle.record) == cid, "handing it over again changes nothing"
     assert shelf.holdings.count() == len(bundle.blocks) + 1
+
+
+def test_what_an_upload_that_broke_off_had_staged_goes_after_an_hour_of_silence_and_not_before(
+    shelf: Shelf, bundle: SmallBundle
+) -> None:
+    now = 0.0
+    uploads = Uploads(shelf.store, clock=lambda: now)
+    first, second = bundle.manifest.blocks
+    uploads.stage(bundle.blocks[:1])
+    now = 3000.0
+    uploads.stage(bundle.blocks[1:])
+    now = 6000.0
+    uploads.forget_given_up()
+    assert shelf.store.gc() == 0
+    now = 6600.0
+    uploads.forget_given_up()
+    assert shelf.store.gc() == 2
+    assert not shelf.store.has(first) and not shelf.store.has(second)
+    uploads.stage(bundle.blocks)
+    kept = shelf.accept("bundle", bundle.record)
+    uploads.forget()
+    shelf.store.gc()
+    assert shelf.store.has(kept) and shelf.store.has(first), "what a record links stays"
 
 
 def test_a_bundle_with_a_block_missing_leaves_no_trace(shelf: Shelf, bundle: SmallBundle) -> None:

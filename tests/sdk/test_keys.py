@@ -185,6 +185,13 @@ def test_passphrase_comes_from_a_private_file_or_a_prompt(
     with pytest.raises(KeyStoreError, match="empty"):
         read_passphrase(None)
 
+    def at_end(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", at_end)
+    with pytest.raises(KeyStoreError, match="no terminal"):
+        read_passphrase(None)
+
 
 def test_empty_passphrase_makes_no_keystore(tmp_path: Path) -> None:
     with pytest.raises(KeyStoreError, match="empty"):

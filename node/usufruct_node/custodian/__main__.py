@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from usufruct.errors import UsufructError
+from usufruct.errors import KeyStoreError, UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct_node.custodian import wire
@@ -28,13 +28,10 @@ _REQUEST_SECONDS = 120.0
 
 def run(home: Home, passphrase_file: Path | None, *, key_openings: int) -> None:
     """Serve until the standard input ends."""
+    confine()
+    passphrase = _passphrase(home, passphrase_file)
     # A terminal sends it to the whole group: the node decides when its custodian ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    confine()
-    default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
-    passphrase = read_passphrase(
-        passphrase_file or default, prompt=f"Passphrase of {home.custodian_keystore}: "
-    )
     keystore = KeyStore.open(home.custodian_keystore, passphrase)
     service = Service(home, keystore, key_openings=key_openings)
     listener = _listen(home)
@@ -45,6 +42,31 @@ def run(home: Home, passphrase_file: Path | None, *, key_openings: int) -> None:
         channel, _ = listener.accept()
         channel.settimeout(_REQUEST_SECONDS)
         threading.Thread(target=_serve, args=(service, channel), daemon=True).start()
+
+
+def _passphrase(home: Home, file: Path | None) -> str:
+    """The passphrase, out of a file or from the terminal; the terminal echoes again however asking ends."""
+    if file is None and home.custodian_passphrase.is_file():
+        file = home.custodian_passphrase
+    prompt = f"Passphrase of {home.custodian_keystore}: "
+    if file is None and not _has_terminal():
+        raise KeyStoreError(
+            f"there is no terminal to ask at: {prompt.rstrip(': ')}", hint="name a file that holds it"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return read_passphrase(file, prompt=prompt)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _has_terminal() -> bool:
+    """Whether there is one; the standard input is the node's, and no place to ask."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _serve(service: Service, channel: socket.socket) -> None:
@@ -94,6 +116,8 @@ def main() -> int:
     except UsufructError as exc:
         sys.stderr.write(f"custodian: {exc}\n")
         return exc.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

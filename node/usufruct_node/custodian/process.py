@@ -55,6 +55,8 @@ class CustodianProcess:
         self._key_openings = key_openings
         self._passphrase_file = passphrase_file
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting: subprocess.Popen[bytes] | None = None
+        """A process that is not ready yet: it may be asking for its passphrase."""
         self._lock = threading.Lock()
         self._directory = os.open(home.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._closed = False
@@ -88,14 +90,21 @@ class CustodianProcess:
                 cwd=self._home.root,
             )
             assert self._process.stdout is not None
-            if self._process.stdout.readline() != b"ready\n":
+            self._starting = self._process
+            if self._closed:
+                self._process.terminate()
+            ready = self._process.stdout.readline() == b"ready\n"
+            self._starting = None
+            if not ready:
                 code = self._process.wait()
                 raise CustodianError(f"the custodian's process ended with code {code} before it was ready")
 
     def close(self) -> None:
-        """Stop the process and wait for it."""
+        """Stop the process, also one that waits for its passphrase, and wait for it."""
+        self._closed = True
+        if (starting := self._starting) is not None:
+            starting.terminate()
         with self._lock:
-            self._closed = True
             process, self._process = self._process, None
             os.close(self._directory)
         if process is None:

@@ -65,7 +65,8 @@ class NodeContent:
     def stage(self, blocks: Iterable[bytes]) -> Iterator[Cid]:
         """Hand raw blocks to the node in batches; yields their CIDs in order.
 
-        Staged blocks are kept until a record that links them is put, or until the node collects garbage.
+        Staged blocks are kept until a record that links them is put, nothing is staged for an hour, or the node is
+        started anew.
         """
         batch: list[bytes] = []
         size = 0

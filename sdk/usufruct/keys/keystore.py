@@ -217,7 +217,7 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
     Raises
     ------
     KeyStoreError
-        If the file is missing, readable by others or empty, or the two entries differ.
+        If the file is missing, readable by others or empty, the two entries differ, or there is neither a file nor a terminal.
     """
     if file is not None:
         try:
@@ -226,8 +226,14 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
             raise KeyStoreError(f"{file} is not UTF-8 text") from exc
         passphrase = lines[0] if lines else ""
     else:
-        passphrase = getpass.getpass(prompt)
-        if confirm and getpass.getpass("Again: ") != passphrase:
+        try:
+            passphrase = getpass.getpass(prompt)
+            again = getpass.getpass("Again: ") if confirm else passphrase
+        except EOFError:
+            raise KeyStoreError(
+                "there is no terminal to ask for the passphrase", hint="name a file that holds it"
+            ) from None
+        if again != passphrase:
             raise KeyStoreError("the two passphrases differ")
     if not passphrase:
         raise KeyStoreError("the passphrase is empty")
