@@ -223,7 +223,8 @@ interface IJobLedger {
     /// @notice Another organisation keeps the secret key.
     error JobLedgerNotCustodian(JobId jobId, OrgId caller);
 
-    /// @notice The requester's organisation can neither execute nor verify, the executor's cannot verify.
+    /// @notice The requester's organisation can neither execute nor verify, the executor's cannot verify; an organisation
+    /// whose verdict is needed cannot execute.
     error JobLedgerNotEligible(JobId jobId, OrgId organisation);
 
     /// @notice A verifier commits once, and in a batch its signature comes after those of lower accounts.
@@ -259,7 +260,8 @@ interface IJobLedger {
     function postJob(JobRequest calldata request) external returns (JobId jobId);
 
     /// @notice A compute node takes a posted job, or one that another claimed and let pass its deadline; first come, first
-    /// served; not the requester's own organisation, nor the one whose claim just lapsed. At most 3 claims a job.
+    /// served; not the requester's own organisation, nor the one whose claim just lapsed, nor a verifier without which too
+    /// few would be left to agree. At most 3 claims a job.
     function claimJob(JobId jobId) external;
 
     /// @notice The executor commits to the digest of its result manifest; it must not publish the result yet. `verdicts` are

@@ -112,6 +112,10 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
         if (number == record.requester || number == record.executor) {
             revert JobLedgerNotEligible(jobId, executor);
         }
+        // It would not be asked for a verdict on its own result: too few would be left to agree.
+        if (record.asked == record.replicas && PARTICIPANTS.hasRole(executor, ROLE_VERIFIER)) {
+            revert JobLedgerNotEligible(jobId, executor);
+        }
 
         record.executor = number;
         ++record.turns;
@@ -330,7 +334,7 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
         uint8 replicas,
         uint256 verifying
     ) private {
-        uint8 asked = verifying < MAX_ASKED ? uint8(verifying) : MAX_ASKED;
+        uint8 asked = _asked(verifying);
         (record.replicas, record.asked) = (replicas, asked);
         uint64 deadline = _enter(record, JobState.Posted, _timings.claim);
         (uint64 sequence, bytes32 head) = _advance(
@@ -422,6 +426,8 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
         Commitments calldata committed,
         Opening calldata opening
     ) private {
+        // Nobody has this digest; in a report it stands for a verdict that was not revealed.
+        if (opening.resultDigest == 0) revert JobLedgerInvalidParameters();
         OrgId verifier = committed.verifiers[opening.position];
         bytes32 opened = keccak256(
             abi.encode(
@@ -575,7 +581,7 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
         refusal = _consentRefusal(request, steward, scope, limits.minCohort);
         if (refusal != Refusal.None) return (refusal, 0);
         replicas = limits.replicas > quorum ? limits.replicas : quorum;
-        if (verifying < replicas || computing == 0) return (Refusal.NotEnoughVerifiers, 0);
+        if (_asked(verifying) < replicas || computing == 0) return (Refusal.NotEnoughVerifiers, 0);
         bool affordable = request.rhoMicro <= limits.rhoMicro &&
             request.rhoMicro <= BUDGETS.available(request.artifactId);
         if (!affordable) return (Refusal.BudgetExceeded, 0);
@@ -675,5 +681,10 @@ contract JobLedger is IJobLedger, AccessManaged, EIP712 {
 
     function _requireLate(JobId jobId, Record storage record) private view {
         if (block.timestamp < record.deadline) revert JobLedgerDeadlineNotPassed(jobId, record.deadline);
+    }
+
+    /// @dev How many of the active verifiers besides the requester's are asked.
+    function _asked(uint256 verifying) private pure returns (uint8) {
+        return verifying < MAX_ASKED ? uint8(verifying) : MAX_ASKED;
     }
 }

@@ -233,6 +233,18 @@ describe("JobLedger", () => {
       const promise = n.jobs.connect(n.university.node).claimJob(jobId);
       await fails(n, promise, "JobLedgerNotEligible", jobId, n.university.id);
     });
+
+    it("is not claimed by a verifier without which too few could agree", async () => {
+      const n = await loadFixture(ready);
+      await govern(n, n.participants, "setRoles", [n.compute.id, Role.COMPUTE | Role.VERIFIER]);
+      const grantId = await grant(n, { replicas: 4 });
+      const jobId = await post(n, { grantId });
+      expect((await n.jobs.progress(jobId)).asked).to.equal(4n);
+      const claim = () => n.jobs.connect(n.compute.node).claimJob(jobId);
+      await fails(n, claim(), "JobLedgerNotEligible", jobId, n.compute.id);
+      await govern(n, n.participants, "setRoles", [n.compute.id, Role.COMPUTE]);
+      await expect(claim()).to.emit(n.jobs, "JobClaimed");
+    });
   });
 
   describe("commitResult", () => {
@@ -451,6 +463,23 @@ describe("JobLedger", () => {
       await fails(n, reveal(n, jobId, n.north), "JobLedgerAlreadyRevealed", jobId, n.north.id);
       await fails(n, reveal(n, jobId, n.auditor), "JobLedgerCommitmentMismatch", jobId, n.north.id);
       await expect(reveal(n, jobId, n.south, RESULT, { position: 2 })).to.be.revertedWithPanic(0x32);
+    });
+
+    it("reverts for the digest zero, which stands for a verdict that was not revealed", async () => {
+      const n = await loadFixture(ready);
+      const jobId = await jobIn(n, "Committed");
+      await commitVerdict(n, jobId, n.north);
+      await commitVerdict(n, jobId, n.south);
+      await commitVerdict(n, jobId, n.auditor, ZERO);
+      await reveal(n, jobId, n.north);
+      await expect(reveal(n, jobId, n.auditor, ZERO)).to.be.revertedWithCustomError(
+        n.jobs,
+        "JobLedgerInvalidParameters"
+      );
+      await reveal(n, jobId, n.south);
+      await passDeadline(n, jobId);
+      await n.jobs.connect(n.compute.node).closeReveals(...given(n, jobId));
+      expect(await stateOf(n, jobId)).to.equal(State.Verified);
     });
 
     it("reverts when anything but what was committed is revealed", async () => {

@@ -18,7 +18,7 @@ from usufruct.errors import (
     ReleaseRefusedError,
     WrongKeyDomainError,
 )
-from usufruct.records import JobId, JobState
+from usufruct.records import ArtifactId, JobId, JobState, OrgId, Role
 from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
@@ -56,10 +56,14 @@ class Executor:
     def __init__(self, context: RoleContext, *, room: int) -> None:
         self._context = context
         self._room = room
-        """Most jobs that are claimed, or about to be, and not computed yet; others may have the rest."""
+        """Most jobs that are claimed, or about to be, and not computed yet; others may have the rest. A claim that this
+        node cannot fulfil takes its place until it lapses, since each that lapses counts against it.
+        """
         self._computed: set[JobId] = set()
         """Jobs that wait for verifiers or for the ledger only."""
         self._unfit: set[JobId] = set()
+        self._avoided: set[ArtifactId | OrgId] = set()
+        """Bundles whose blocks turned out to be malformed, and requesters of jobs that failed otherwise, after a claim."""
         self._revealed: set[JobId] = set()
         """Jobs whose openings this node has gathered."""
 
@@ -69,25 +73,26 @@ class Executor:
         """
         org, now = self._context.org, self._context.now()
         rows = [
-            row
-            for row in self._context.index.jobs(JobState.POSTED, JobState.CLAIMED)
-            if row.job_id not in self._unfit and not row.overdue(now)
+            row for row in self._context.index.jobs(JobState.POSTED, JobState.CLAIMED) if not row.overdue(now)
         ]
-        claimed = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
+        open_claims = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
+        claimed = [row for row in open_claims if row.job_id not in self._unfit]
         lapsed = [
             row
             for row in self._context.index.jobs(JobState.CLAIMED)
-            if row.lapsed(now) and row.job.executor != org and row.job_id not in self._unfit
+            if row.lapsed(now) and row.job.executor != org
         ]
         free = [row for row in rows if row.job.state == JobState.POSTED] + lapsed
-        posted = [row for row in free if row.job.requester != org]
+        me = self._context.index.participant(org)
+        verifies = me is not None and Role.VERIFIER in me.roles
+        posted = [row for row in free if row.job_id not in self._unfit and self._may_claim(row, verifies)]
         mine = [row for row in self._context.index.jobs(JobState.REVEALING) if row.job.executor == org]
         self._revealed &= {row.job_id for row in mine}
         revealing = [row for row in mine if row.job_id not in self._revealed and not row.overdue(now)]
         lost = self._lost()
         held = {row.job_id for row in lost}
         self._computed &= {row.job_id for row in claimed}
-        room = max(0, self._room - len(claimed) + len(self._computed))
+        room = max(0, self._room - len(open_claims) + len(self._computed))
         return claimed + lost + [row for row in revealing if row.job_id not in held] + posted[:room]
 
     async def handle(self, row: JobRow) -> None:
@@ -104,6 +109,16 @@ class Executor:
         except (InputError, IntegrityError, ReleaseRefusedError, WrongKeyDomainError) as exc:
             log.warning("job %s cannot be executed: %s", row.job_id.hex()[:12], exc)
             self._unfit.add(row.job_id)
+            if row.job.executor == self._context.org:
+                malformed = isinstance(exc, IntegrityError)
+                self._avoided.add(row.job.request.artifact_id if malformed else row.job.requester)
+
+    def _may_claim(self, row: JobRow, verifies: bool) -> bool:
+        """Whether the ledger lets this node have a job, and no other like it has disappointed it."""
+        job = row.job
+        needed = verifies and job.asked == job.replicas
+        avoided = {job.request.artifact_id, job.requester} & self._avoided
+        return job.requester != self._context.org and not needed and not avoided
 
     def _lost(self) -> list[JobRow]:
         """Jobs whose committed result this node should have, and has not."""

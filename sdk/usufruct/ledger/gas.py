@@ -8,17 +8,17 @@ from typing import Final
 
 JOB_GAS: Final[Mapping[str, int]] = MappingProxyType(
     {
-        "postJob": 180_117,
-        "claimJob": 49_023,
+        "postJob": 180_207,
+        "claimJob": 49_206,
         "commitResult, with the words of three verifiers": 107_774,
-        "revealVerdicts, all three": 90_036,
+        "revealVerdicts, all three": 90_129,
         "openRelease": 118_881,
         "recordRelease": 46_711,
     }
 )
 """Gas by transaction, where three verifiers answer."""
 
-VERIFIER_GAS: Final = 27_518
+VERIFIER_GAS: Final = 27_537
 """What each verifier more adds."""
 
 
