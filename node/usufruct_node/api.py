@@ -182,10 +182,12 @@ def build_api(node: NodeView, token: str) -> FastAPI:
 
     @api.get("/jobs", dependencies=private, tags=["queries"])
     def jobs(
-        state: Annotated[list[str] | None, Query()] = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        state: Annotated[list[str] | None, Query()] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> list[dict[str, Any]]:
-        """Jobs, newest first."""
-        return queries.jobs([_job_state(name) for name in state or []], limit)
+        """Jobs, newest first, after the first `offset` of them."""
+        return queries.jobs([_job_state(name) for name in state or []], limit, offset)
 
     @api.get("/rechecks", dependencies=private, tags=["queries"])
     def rechecks() -> list[dict[str, Any]]:
@@ -198,9 +200,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         return queries.job(JobId(parse_id(job_id, "job")))
 
     @api.get("/denials", dependencies=private, tags=["queries"])
-    def denials(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
-        """Every refusal: jobs denied at admission, rights denied, releases refused; newest first."""
-        return queries.denials(limit)
+    def denials(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=10**9)] = 0
+    ) -> list[dict[str, Any]]:
+        """Refusals: jobs denied at admission, rights denied, releases refused; newest first, after the first `offset`."""
+        return queries.denials(limit, offset)
 
     @api.get("/artifacts/{artifact_id}", dependencies=private, tags=["queries"])
     def artifact(artifact_id: Annotated[str, Path()]) -> dict[str, Any]:

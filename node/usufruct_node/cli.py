@@ -31,7 +31,7 @@ from usufruct_node.backup import restore as restore_home
 from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
-from usufruct_node.enrol import create_home
+from usufruct_node.enrol import check_place, create_home
 from usufruct_node.peers_view import render_peers
 from usufruct_node.storage_cli import blocks_app, kubo_app
 
@@ -77,6 +77,7 @@ def init(
     """Make a home: keys, and the public record on which the members vote."""
     joined = None if network is None else Network.load(network)
     roles = Organisation(name=name, roles=role).role_bits
+    check_place(home)
     record = create_home(
         home,
         name=name,

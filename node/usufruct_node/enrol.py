@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -46,10 +47,12 @@ def create_home(
     org_id(name)
     if (Role.CUSTODIAN in roles) != (custodian_passphrase is not None):
         raise ConfigurationError("a custodian, and nobody else, has a passphrase for homomorphic secrets")
-    if (root / "organisation.json").exists():
-        raise ConfigurationError(f"{root} is a home already", hint="choose another directory")
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    root.chmod(0o700)
+    check_place(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.chmod(0o700)
+    except OSError as exc:
+        raise ConfigurationError(f"{root} cannot be made a home: {exc.strerror}") from exc
     home = Home(root.resolve())
     authority = identity.create_authority_keys(KeyStore.create(home.authority_keystore, authority_passphrase))
     node = identity.create_node_keys(KeyStore.create(home.node_keystore, node_passphrase))
@@ -67,6 +70,15 @@ def create_home(
     home.write("participant.json", record)
     home.write("organisation.json", organisation)
     return record
+
+
+def check_place(root: Path) -> None:
+    """Raise ConfigurationError if no home can be made here; writes nothing."""
+    if (root / "organisation.json").exists():
+        raise ConfigurationError(f"{root} is a home already", hint="choose another directory")
+    nearest = next(place for place in (root, *root.resolve().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise ConfigurationError(f"{nearest} is no directory", hint="choose another directory")
 
 
 def create_home_with_passphrase_files(root: Path, *, name: str, roles: Role) -> ParticipantFile:

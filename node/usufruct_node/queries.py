@@ -95,10 +95,10 @@ class Queries:
                 return _grant(id_, grant, asked) | {"events": events}
         raise UnknownRecordError(f"no grant {grant_id.hex()}")
 
-    def jobs(self, states: Sequence[JobState], limit: int) -> list[dict[str, Any]]:
-        """Jobs, newest first."""
-        rows = self._index.jobs(*states)
-        return [self._job(row) for row in reversed(rows[-limit:])]
+    def jobs(self, states: Sequence[JobState], limit: int, offset: int = 0) -> list[dict[str, Any]]:
+        """Jobs, newest first, after the first `offset` of them."""
+        rows = self._index.jobs(*states)[::-1]
+        return [self._job(row) for row in rows[offset : offset + limit]]
 
     def job(self, job_id: JobId) -> dict[str, Any]:
         """One job with its verdicts, artifacts and events."""
@@ -114,10 +114,10 @@ class Queries:
             "events": self._index.events_of_series("JobLedger", job_id),
         }
 
-    def denials(self, limit: int) -> list[dict[str, Any]]:
-        """Every refusal, newest first."""
+    def denials(self, limit: int, offset: int = 0) -> list[dict[str, Any]]:
+        """Refusals, newest first, after the first `offset` of them."""
         found: list[dict[str, Any]] = []
-        for event in self._index.refusals(limit=limit):
+        for event in self._index.refusals(limit=limit, offset=offset):
             args = event["args"]
             reason = Refusal(args["reason"])
             subject = args.get("jobId") or args.get("grantId")

@@ -54,7 +54,9 @@ from usufruct.records import (
     JobId,
     JobState,
     KeyId,
+    MemberStatus,
     OrgId,
+    Participant,
     Refusal,
     org_id,
     parse_id,
@@ -364,8 +366,8 @@ class Client:
     ) -> JobId:
         """Post a job under the consent epoch in force, unless another is named; see `usufruct.job.post_job`.
 
-        Without `grant_id` the newest granted right on the bundle is used; with none at all the job is posted all the same, and
-        its denial recorded.
+        Without `grant_id` the newest right on the bundle is used that still holds and names the kernel, or else the newest that
+        was granted; with none at all the job is posted all the same, and its denial recorded.
         """
         checked = (
             parameters
@@ -377,7 +379,7 @@ class Client:
             self.content,
             bundle,
             checked,
-            grant_id=grant_id or self._grant_on(bundle.artifact_id),
+            grant_id=grant_id or self._grant_on(bundle.artifact_id, checked),
             rho_micro=micro(rho),
             consent_epoch=consent_epoch,
             nonce=nonce,
@@ -487,7 +489,11 @@ class Client:
 
     def denials(self) -> list[dict[str, Any]]:
         """Every refusal on the ledger, newest first."""
-        return list(self.content.query("/denials"))
+        return self.content.query_all("/denials", key="id")
+
+    def jobs(self, *, state: str | None = None) -> list[dict[str, Any]]:
+        """Every job on the ledger, or those in one state, newest first."""
+        return self.content.query_all("/jobs", key="job_id", **({"state": state} if state else {}))
 
     def report(self, job_id: JobId) -> list[tuple[OrgId, Fault]]:
         """Put on the ledger what members did wrong in a job that has ended; returns who did what.
@@ -509,6 +515,13 @@ class Client:
         return faults
 
     # Membership.
+
+    def member(self, name: str) -> Participant:
+        """A member's record on the ledger; raises InputError if there never was one of this name."""
+        record = self.ledger.participant(org_id(name))
+        if record.status == MemberStatus.NONE:
+            raise InputError(f"{name} is no member", hint="`usufruct members list` shows all")
+        return record
 
     def propose(self, contract: str, function: str, *arguments: object) -> int:
         """Open a vote of the members' council on a governed call; returns the proposal's number."""
@@ -538,10 +551,24 @@ class Client:
     def _in_days(self, days: float) -> int:
         return max(int(time.time()), self.ledger.finalised().timestamp) + seconds(days)
 
-    def _grant_on(self, artifact_id: ArtifactId) -> GrantId:
-        for entry in self.grants():
-            if entry["artifact_id"] == artifact_id.hex() and entry["status"] == GrantStatus.GRANTED.name:
-                return GrantId(bytes.fromhex(entry["grant_id"]))
+    def _grant_on(self, artifact_id: ArtifactId, parameters: JobParameters) -> GrantId:
+        now = self.ledger.finalised().timestamp
+        granted = [
+            entry
+            for entry in self.grants()
+            if entry["artifact_id"] == artifact_id.hex() and entry["status"] == GrantStatus.GRANTED.name
+        ]
+        fit = [
+            entry
+            for entry in granted
+            if (terms := entry["terms"])
+            and parameters.kernel.name in terms["kernels"]
+            and entry["used"] < terms["uses"]
+            and now < terms["expires_at"]
+            and (terms["row_level"] or not parameters.row_level)
+        ]
+        for entry in (*fit, *granted):
+            return GrantId(bytes.fromhex(entry["grant_id"]))
         return GrantId(bytes(32))
 
     def _patiently(self, cid: Cid, holder: str, patience_s: float) -> bytes:

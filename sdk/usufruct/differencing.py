@@ -141,7 +141,7 @@ def joint_cost(
         parameters, ledger.consent_epoch(artifact.steward, artifact.consent_scope).status_digest, rho_micro
     )
     total = rho_micro
-    for job in node.query("/jobs", state=JobState.RELEASED.name, limit=1000):
+    for job in node.query_all("/jobs", key="job_id", state=JobState.RELEASED.name):
         if job["requester"] == requester and job["artifact_id"] == bundle.artifact_id.hex():
             cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
             earlier = JobParameters.from_record(node.get_record(cid, holder=requester))

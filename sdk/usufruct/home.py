@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,11 @@ from usufruct.errors import ConfigurationError, NodeUnreachableError
 from usufruct.records import MemberStatus, OrgId, Participant, Role, org_id
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MAX_ENDPOINT_BYTES = 256
+_ACCOUNT = re.compile("0x[0-9a-fA-F]{40}")
+_PEER_ID = re.compile(rb"\x00\x24\x08\x01\x12\x20.{32}", re.DOTALL)
+"""The identity multihash of an Ed25519 key in libp2p's protobuf."""
 
 
 class Organisation(BaseModel):
@@ -43,6 +49,8 @@ class Organisation(BaseModel):
             except KeyError as exc:
                 known = ", ".join(r.name.lower() for r in Role if r.name)
                 raise ConfigurationError(f"{role!r} is no role", hint=f"roles are {known}") from exc
+        if bits == Role.NONE:
+            raise ConfigurationError("a member has at least one role")
         return bits
 
 
@@ -73,9 +81,15 @@ class ParticipantFile(BaseModel):
             raise ConfigurationError(f"{path} is no participant file: {exc}") from exc
 
     def to_participant(self) -> Participant:
-        """The ledger record; the contract sets the status."""
+        """The ledger record; the contract sets the status.
+
+        Raises
+        ------
+        ConfigurationError
+            If the ledger would not take it, or would and the member could not be reached or sealed to ever after.
+        """
         try:
-            return Participant(
+            record = Participant(
                 id=org_id(self.name),
                 account=self.account,
                 node_account=self.node_account,
@@ -85,8 +99,18 @@ class ParticipantFile(BaseModel):
                 peer_id=bytes.fromhex(self.peer_id),
                 endpoint=self.endpoint,
             )
+            if len(record.hpke_key) != 32 or not any(record.hpke_key):
+                raise ValueError("the HPKE key is no X25519 key of 32 bytes")
+            if not _PEER_ID.fullmatch(record.peer_id):
+                raise ValueError("the peer id is not that of an Ed25519 key")
+            if len(self.endpoint.encode()) > MAX_ENDPOINT_BYTES:
+                raise ValueError(f"the endpoint has more than {MAX_ENDPOINT_BYTES} bytes")
+            for account in (self.account, self.node_account):
+                if not _ACCOUNT.fullmatch(account) or not int(account, 16):
+                    raise ValueError(f"{account!r} is no account")
         except ValueError as exc:
             raise ConfigurationError(f"participant file of {self.name}: {exc}") from exc
+        return record
 
 
 class NodeAddress(BaseModel):

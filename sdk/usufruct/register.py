@@ -47,6 +47,11 @@ class Policy:
     replication: Replication = field(default_factory=Replication)
     """How many members hold the ciphertexts, and which may."""
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a bound that no member would take for one."""
+        if min(self.min_cohort, self.max_rho_micro_per_job) < 1:
+            raise InputError("a policy's minimum cohort and its budget of one job are at least 1")
+
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block is cited on the ledger."""
         return {
@@ -133,7 +138,7 @@ def register_bundle(
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
     """
-    _check_policy(ledger, policy)
+    check_policy(ledger, policy)
     scope = published.manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
@@ -192,13 +197,14 @@ def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, po
         If the policy names an unknown kernel, or a holder that is no member; nothing was sent.
     TransactionRevertedError
     """
-    _check_policy(ledger, policy)
+    check_policy(ledger, policy)
     cid = node.put_record("policy", policy.to_record())
     ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
     return cid
 
 
-def _check_policy(ledger: Ledger, policy: Policy) -> None:
+def check_policy(ledger: Ledger, policy: Policy) -> None:
+    """Raise InputError or UnknownKernelError if the policy names an unknown kernel, or a holder that is no member."""
     for kernel in policy.kernels:
         kernel_by_name(kernel)
     for name in policy.replication.holders:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from eth_account import Account
+from typer.testing import CliRunner
 
 from usufruct.errors import ConfigurationError, InputError, WrongPassphraseError
 from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.records import Role
+from usufruct_node.cli import app
 from usufruct_node.enrol import create_home, create_home_with_passphrase_files
 
 ROLES = Role.STEWARD | Role.VERIFIER
@@ -74,6 +76,22 @@ def test_a_home_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="already"):
         make(tmp_path / "home", name="other")
     assert {path.name: path.read_bytes() for path in (tmp_path / "home").iterdir()} == before
+
+
+def test_a_place_that_can_be_no_home_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(ConfigurationError, match="is no directory"):
+            make(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_member_has_a_role(tmp_path: Path) -> None:
+    words = ["init", "--home", str(tmp_path / "home"), "--name", "clinic", "--role", "none"]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 2
+    assert "at least one role" in answer.stderr
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_name_that_is_no_label_leaves_nothing_behind(tmp_path: Path) -> None:

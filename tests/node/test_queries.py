@@ -44,6 +44,8 @@ def test_every_denial_is_listed_once_with_its_reason_newest_first(story: Story, 
     assert len(told) == len(refused)
     assert [e["block_number"] for e in told] == sorted((e["block_number"] for e in told), reverse=True)
     assert queries.denials(3) == told[:3]
+    assert queries.denials(2, 1) == told[1:3]
+    assert queries.denials(1000, len(told)) == []
     by_rival = [entry for entry in told if entry["requester"] == "rival"]
     assert [entry["reason"] for entry in by_rival] == ["GRANT_REVOKED"]
 
@@ -52,6 +54,8 @@ def test_jobs_are_filtered_by_state_newest_first(story: Story, queries: Queries)
     everything = queries.jobs([], 1000)
     assert len(everything) == len(story.jobs)
     assert [j["posted_at"] for j in everything] == sorted((j["posted_at"] for j in everything), reverse=True)
+    assert queries.jobs([], 2, 1) == everything[1:3]
+    assert queries.jobs([], 2, len(everything)) == []
     released = queries.jobs([JobState.RELEASED], 1000)
     assert {job["job_id"] for job in released} == {story.jobs[n].hex() for n in ("released", "released-rows")}
     assert all(job["level"] == "REPLICATED(3/3)" for job in released)

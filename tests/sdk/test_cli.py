@@ -21,6 +21,7 @@ from usufruct.cli import app
 from usufruct.cli.terminal import cell, printable
 from usufruct.errors import UsufructError
 from usufruct.home import Home
+from usufruct.ledger import Network
 from usufruct_node.cli import app as node_app
 
 ID = "ab" * 32
@@ -258,6 +259,9 @@ BAD = {
     "malformed scope": (("consent", "receipt", "nobody", "--scope", "Not A Label"), 2),
     "unknown proposal": (("members", "vote", 99), 6),
     "unknown status": (("members", "set-status", "north", "--status", "happy"), 2),
+    "unknown member's status": (("members", "set-status", "nobody", "--status", "suspended"), 2),
+    "unknown member's points": (("members", "forgive", "nobody"), 2),
+    "unknown member's fees": (("members", "refuel", "nobody"), 2),
     "malformed name": (("members", "set-status", "[/red]", "--status", "suspended"), 2),
 }
 
@@ -283,7 +287,17 @@ def test_a_hostile_participant_file_is_refused(node_home: Home, tmp_path: Path) 
     changes = [
         {"account": "0x12"},
         {"account": "[/red]"},
+        {"account": "0x" + "00" * 20},
+        {"node_account": "north"},
         {"hpke_key": "zz"},
+        {"hpke_key": ""},
+        {"hpke_key": "ab"},
+        {"hpke_key": "00" * 32},
+        {"peer_id": "ab"},
+        {"peer_id": "12" * 38},
+        {"roles": []},
+        {"roles": ["none"]},
+        {"endpoint": "/" + "x" * 256},
         {"roles": ["emperor"]},
         {"name": "Not A Label"},
         {"name": "١"},
@@ -299,6 +313,70 @@ def test_a_hostile_participant_file_is_refused(node_home: Home, tmp_path: Path) 
         path.write_text(content)
         refused(run("members", "admit", path, "--home", node_home.root), 2)
     assert sent(node_home) == before
+
+
+def test_what_a_publication_is_refused_for_is_found_before_anything_is_sealed(
+    node_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seal(*_: object) -> None:
+        raise AssertionError("sealed")
+
+    monkeypatch.setattr("usufruct.client.Client.seal", seal)
+    made = run("key-domain", "create", "--json", "--home", node_home.root)
+    assert made.exit_code == 0, made.stderr
+    key_id = json.loads(made.stdout)["key_id"]
+    (tmp_path / "subjects").write_text("cy\ndi\n")
+    (tmp_path / "notice").write_text("You may withdraw.")
+    (tmp_path / "features.csv").write_text("x\n1\n0\n")
+    schema = {
+        "name": "f",
+        "kind": "motion",
+        "scale": 1,
+        "max_l2": 1.0,
+        "columns": [{"name": "x", "minimum": 0.0, "maximum": 1.0}],
+        "extractor": {"name": "e", "sha256": "00" * 32},
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    scope = ("--scope", "early-study")
+    recorded = run(
+        *("consent", "record", tmp_path / "subjects", *scope),
+        *("--notice", tmp_path / "notice", "--home", node_home.root),
+    )
+    assert recorded.exit_code == 0, recorded.stderr
+    words = ("publish", tmp_path / "features.csv", "--schema", tmp_path / "schema.json", *scope)
+    words += ("--subjects", tmp_path / "subjects", "--key-domain", key_id, "--home", node_home.root)
+    assert "sealed" in repr(run(*words, "--kernel", "sum").exception)
+    for wrong, said in (
+        (("--kernel", "cube"), "cube"),
+        (("--kernel", "sum", "--min-cohort", 0), "at least 1"),
+        (("--kernel", "sum", "--budget-rho", "-1"), "positive"),
+        (("--kernel", "sum", "--retain-days", 0), "positive"),
+        (("--kernel", "sum", "--holder", "nobody", "--copies", 2), "nobody"),
+    ):
+        refused(run(*words, *wrong), 2, said)
+
+
+def test_a_number_of_too_many_digits_is_no_json(node_home: Home, tmp_path: Path) -> None:
+    huge = tmp_path / "huge.json"
+    huge.write_text('{"scale": ' + "9" * 5000 + "}")
+    (tmp_path / "m.csv").write_text("x\n1\n")
+    refused(run("features", tmp_path / "m.csv", "--schema", huge), 2, "no JSON")
+    words = ("job", "post", ID, "--kernel", "sum", "--rho", "1", "--parameters", huge)
+    refused(run(*words, "--home", node_home.root), 2, "no JSON")
+
+
+def test_a_network_is_not_deployed_whose_file_could_not_be_written(node_home: Home, tmp_path: Path) -> None:
+    before = sent(node_home)
+    url = Network.load(node_home.network_file).rpc_urls[0]
+    words = ("network", "deploy", "--rpc", url, "--founder", node_home.root / "participant.json")
+    words += ("--home", node_home.root, "--output")
+    refused(run(*words, tmp_path / "absent" / "network.json"), 2, "cannot be written")
+    for quorum in (0, -1, 33, 300):
+        refused(run(*words, tmp_path / "network.json", "--quorum", quorum), 2, "quorum")
+    twice = ("--founder", node_home.root / "participant.json")
+    refused(run(*words, tmp_path / "network.json", *twice), 2, "in common")
+    assert sent(node_home) == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_consents_are_recorded_once(node_home: Home, tmp_path: Path) -> None:

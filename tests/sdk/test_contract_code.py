@@ -20,7 +20,13 @@ from eth_utils.crypto import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usufruct.errors import CompilationError, ConfigurationError, LedgerError, WrongContractCodeError
+from usufruct.errors import (
+    CompilationError,
+    ConfigurationError,
+    LedgerError,
+    TransactionRevertedError,
+    WrongContractCodeError,
+)
 from usufruct.ledger.abi import load_abi
 from usufruct.ledger.compile import (
     CONTRACTS,
@@ -307,6 +313,34 @@ def test_deployment_stops_when_a_creation_has_no_address() -> None:
             quorum_bps=5000,
         )
     assert sent == [None]
+
+
+def test_a_deployer_keeps_its_rights_until_all_before_has_succeeded() -> None:
+    sent: list[bytes] = []
+
+    def transact(to: str | None, data: bytes) -> Mined:
+        sent.append(data)
+        return Mined(None if to else contract_address("0x" + "11" * 20, len(sent)))
+
+    def settled() -> None:
+        raise TransactionRevertedError("ParticipantRegistryAlreadyKnown", {})
+
+    with pytest.raises(TransactionRevertedError):
+        deploy(
+            transact=transact,
+            deployer="0x" + "11" * 20,
+            founders=FOUNDERS,
+            parameters=[],
+            timings=Timings(),
+            reputation=ReputationRule(),
+            quorum=1,
+            voting_period=1,
+            quorum_bps=5000,
+            chain=ChainLevel(permissions="SubnetEvmPermissions"),
+            settled=settled,
+        )
+    assert load_abi("AccessManager").functions["renounceRole"].selector not in {data[:4] for data in sent}
+    assert load_abi("ParticipantRegistry").functions["admit"].selector in {data[:4] for data in sent}
 
 
 @pytest.mark.parametrize("member", [True, False], ids=["a founder deploys", "a stranger deploys"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 import usufruct.cli
 import usufruct_node.cli
+from usufruct.features import FeatureSchema
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,3 +88,14 @@ def test_every_threat_has_a_test(line: str) -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     if line.startswith("|") and cells[0] not in ("threat", "---"):
         assert "`test_" in cells[2], f"no test for: {cells[0]}"
+
+
+def test_shown_schema_is_one() -> None:
+    (shown,) = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```json\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+        if '"columns"' in block
+    ]
+    schema = FeatureSchema.from_dict(json.loads(shown))
+    assert [column.name for column in schema.columns] == ["stride", "sway"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle_fixture import SmallBundle
 from usufruct.client import Client, micro, seconds
 from usufruct.errors import (
     ConfigurationError,
@@ -18,7 +19,7 @@ from usufruct.errors import (
     WrongPassphraseError,
 )
 from usufruct.home import Home, Organisation, write_private
-from usufruct.records import Role
+from usufruct.records import ArtifactId, GrantId, Role
 
 
 @pytest.fixture
@@ -147,3 +148,54 @@ def test_ids_are_found_by_their_first_digits_only_when_they_are_unambiguous(node
     for text in ("", "abc", "zzzz", "ab" * 33, "zz" * 32, "../..", "abcd"):
         with pytest.raises(InputError):
             client.find_id("job", text)
+
+
+def test_a_list_longer_than_the_node_gives_at_once_is_fetched_whole(
+    node_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client.open(node_home)
+    entries = [{"id": f"{n:02}"} for n in range(11)]
+    asked = []
+
+    def query(path: str, *, limit: int, offset: int, **_: object) -> list[dict[str, str]]:
+        asked.append((path, limit, offset))
+        if offset:  # Meanwhile another came in, and shifted the rest.
+            return ([{"id": "new"}, *entries])[offset : offset + limit]
+        return entries[offset : offset + limit]
+
+    monkeypatch.setattr("usufruct.content.node._PAGE", 4)
+    monkeypatch.setattr(client.content, "query", query)
+    assert [entry["id"] for entry in client.denials()] == [entry["id"] for entry in entries]
+    assert asked == [("/denials", 4, offset) for offset in (0, 4, 8, 12)]
+
+
+def test_the_right_that_a_job_uses_by_default_holds_and_names_the_kernel(
+    node_home: Home, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client.open(node_home)
+    artifact = ArtifactId(b"\7" * 32)
+    later = client.ledger.finalised().timestamp + 1000
+
+    def right(number: int, **changes: object) -> dict[str, object]:
+        terms = {"kernels": ["sum"], "uses": 5, "expires_at": later, "row_level": False}
+        entry = {"grant_id": f"{number:064x}", "artifact_id": artifact.hex(), "status": "GRANTED", "used": 0}
+        return (
+            entry
+            | {key: changes[key] for key in changes if key in entry}
+            | {"terms": terms | {key: changes[key] for key in changes if key in terms}}
+        )
+
+    unfit = [
+        right(9, status="REVOKED"),
+        right(8, kernels=["linear"]),
+        right(7, expires_at=later - 2000),
+        right(6, used=5),
+        right(5, artifact_id="00" * 32),
+    ]
+    for rights, chosen in (
+        ([*unfit, right(2), right(1)], 2),
+        (unfit, 8),
+        ([], 0),
+    ):
+        monkeypatch.setattr(client, "grants", lambda rights=rights: rights)
+        assert client._grant_on(artifact, bundle.parameters("sum")) == GrantId(chosen.to_bytes(32, "big"))

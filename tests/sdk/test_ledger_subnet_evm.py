@@ -126,7 +126,7 @@ def founding(directory: Path, text: str | None = None) -> Path:
             "account": account(number),
             "node_account": account(number + 100),
             "hpke_key": "01" * 32,
-            "peer_id": "02" * 34,
+            "peer_id": "002408011220" + f"{number:02x}" * 32,
             "endpoint": "/ip4/127.0.0.1/tcp/4001",
         }
         (directory / f"{name}.json").write_text(json.dumps(described), "utf-8")

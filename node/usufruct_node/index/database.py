@@ -360,8 +360,8 @@ class Index:
             )
         ]
 
-    def refusals(self, *, limit: int) -> list[dict[str, Any]]:
-        """Newest events that carry a reason to refuse, newest first."""
+    def refusals(self, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:
+        """Newest events that carry a reason to refuse, newest first, after the first `offset` of them."""
         found: list[dict[str, Any]] = []
         with self._lock, _translated():
             rows = self._db.execute(
@@ -369,11 +369,11 @@ class Index:
                 " ORDER BY block_number DESC, log_index DESC"
             )
             for event in map(event_of, rows):
-                if len(found) == limit:
+                if len(found) == offset + limit:
                     break
                 if event["args"]["reason"]:
                     found.append(event)
-        return found
+        return found[offset:]
 
     def events(self, *names: str, limit: int = -1) -> list[dict[str, Any]]:
         """Newest events with these names (any when none is given), newest first."""

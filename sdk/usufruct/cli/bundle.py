@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from usufruct.cli.terminal import (
     guarded,
     read_text,
 )
-from usufruct.client import Client, micro, open_authority_keystore
+from usufruct.client import Client, micro, open_authority_keystore, seconds
 from usufruct.consent import ConsentBook
 from usufruct.content import Cid, Codec
 from usufruct.content.unixfs import FileCid
@@ -32,7 +33,7 @@ from usufruct.home import Home
 from usufruct.keys import he_keys, identity
 from usufruct.publish import publish_bundle
 from usufruct.records import ArtifactId, parse_id
-from usufruct.register import Policy
+from usufruct.register import Policy, check_policy
 from usufruct.replication import Replication
 from usufruct.seal import seal_features
 
@@ -145,6 +146,18 @@ def bundle_import(
     """Steps 3 and 4 of a carried bundle: verify it block by block, hand it to the node, register it."""
     expected = FileCid.parse(cid) if cid is not None else None
     client = Client.open(home, passphrase_file=passphrase_file)
+    policy = Policy(
+        purposes=(),
+        kernels=tuple(kernel),
+        min_cohort=min_cohort,
+        row_level=row_level,
+        max_rho_micro_per_job=micro(max_rho),
+        replication=Replication(copies=copies, holders=tuple(holder or ())),
+    )
+    # Before the file is taken in, not after.
+    check_policy(client.ledger, policy)
+    micro(budget_rho)
+    seconds(retain_days)
     with Progress(*_COLUMNS, console=err, transient=True) as bar:
         task = bar.add_task("importing")
         published = import_bundle(
@@ -153,14 +166,7 @@ def bundle_import(
             expected=expected,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    policy = Policy(
-        purposes=(published.manifest.scope,),
-        kernels=tuple(kernel),
-        min_cohort=min_cohort,
-        row_level=row_level,
-        max_rho_micro_per_job=micro(max_rho),
-        replication=Replication(copies=copies, holders=tuple(holder or ())),
-    )
+    policy = replace(policy, purposes=(published.manifest.scope,))
     artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
     answer = {
         "artifact_id": artifact_id.hex(),

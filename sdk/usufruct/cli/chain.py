@@ -35,11 +35,11 @@ def members_refuel(
     as_json: JsonOption = False,
 ) -> None:
     """Fill what a member's two accounts have for fees, within the allowance that the council set."""
-    ledger = Client.open(home, passphrase_file=passphrase_file).ledger
-    member = ledger.participant(org_id(name))
+    client = Client.open(home, passphrase_file=passphrase_file)
+    member = client.member(name)
     accounts = [member.account, member.node_account]
     for account in accounts:
-        ledger.transact("ChainPermissions", "refuel", account)
+        client.ledger.transact("ChainPermissions", "refuel", account)
     done(f"refuelled {', '.join(accounts)}", {"member": name, "accounts": accounts}, as_json=as_json)
 
 
@@ -67,7 +67,10 @@ def network_recovery(
         activation=at,
         earlier=None if earlier is None else _read_upgrade(earlier),
     )
-    output.write_text(json.dumps(upgrade, indent=2) + "\n", "utf-8")
+    try:
+        output.write_text(json.dumps(upgrade, indent=2) + "\n", "utf-8")
+    except OSError as exc:
+        raise InputError(f"{output} cannot be written: {exc.strerror}") from exc
     done(
         f"{output} suspends {', '.join(suspend)} from {at} on; give it to every validator's operator",
         {"upgrade_file": str(output), "activation": at, "suspended": suspend},

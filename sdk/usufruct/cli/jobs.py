@@ -29,7 +29,7 @@ from usufruct.errors import InputError
 from usufruct.he.kernels import KERNELS
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
-from usufruct.records import REFUSAL_HINTS, ArtifactId, JobId, JobState, Refusal, unlabel
+from usufruct.records import REFUSAL_HINTS, ArtifactId, GrantId, JobId, JobState, Refusal, unlabel
 
 job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
 
@@ -80,6 +80,9 @@ def job_post(
     parameters: Annotated[
         Path | None, typer.Option(help="JSON file with the kernel's integer parameters.")
     ] = None,
+    grant: Annotated[
+        str | None, typer.Option(help="Right to use; default: the newest that holds and names the kernel.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the release and print it.")] = True,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -88,9 +91,9 @@ def job_post(
     """Post a job; exit code 7 when it is denied."""
     given = _read_parameters(parameters)
     client = Client.open(home, passphrase_file=passphrase_file)
-    job_id = client.post(
-        client.bundle(ArtifactId(client.find_id("artifact", artifact))), kernel, given, rho=rho
-    )
+    bundle = client.bundle(ArtifactId(client.find_id("artifact", artifact)))
+    grant_id = None if grant is None else GrantId(client.find_id("grant", grant))
+    job_id = client.post(bundle, kernel, given, rho=rho, grant_id=grant_id)
     if not wait:
         done(f"job {job_id.hex()}", {"job_id": job_id.hex()}, as_json=as_json)
         return
@@ -129,7 +132,7 @@ def job_estimate(
 def _read_parameters(path: Path | None) -> dict[str, object]:
     try:
         given = {} if path is None else json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"{path} is no JSON: {exc}") from exc
     if not isinstance(given, dict):
         raise InputError(f"{path} holds no JSON object")
@@ -148,7 +151,7 @@ def job_list(
     if state is not None and state.upper() not in JobState.__members__:
         raise InputError(f"{state!r} is no job state", hint=f"states are {', '.join(JobState.__members__)}")
     client = Client.open(home, passphrase_file=passphrase_file)
-    rows = client.content.query("/jobs", **({"state": state} if state else {}))
+    rows = client.jobs(state=state)
     columns = {
         "job": "job_id",
         "kernel": "kernel",

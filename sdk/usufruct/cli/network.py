@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from usufruct.ledger.finality import follow_validators, prove_final
 from usufruct.ledger.genesis import found_network
 from usufruct.ledger.network import read_pin
 from usufruct.ledger.profile import profile_of
-from usufruct.records import MemberStatus, org_id
+from usufruct.records import MemberStatus
 
 members_app = typer.Typer(help="Who is a member; votes of the council.", no_args_is_help=True)
 network_app = typer.Typer(help="The network that a home belongs to.", no_args_is_help=True)
@@ -99,7 +100,7 @@ def members_set_status(
     if wanted not in ("ACTIVE", "SUSPENDED", "REMOVED"):
         raise InputError(f"{status!r} is no status", hint="active, suspended or removed")
     client = Client.open(home, passphrase_file=passphrase_file)
-    number = client.propose("ParticipantRegistry", "setStatus", org_id(name), MemberStatus[wanted])
+    number = client.propose("ParticipantRegistry", "setStatus", client.member(name).id, MemberStatus[wanted])
     done(f"proposal {number}", {"proposal": number}, as_json=as_json)
 
 
@@ -113,7 +114,7 @@ def members_forgive(
 ) -> None:
     """Propose to take all points from a member, as when it is reinstated after a suspension by rule."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    number = client.propose("Reputation", "forgive", org_id(name))
+    number = client.propose("Reputation", "forgive", client.member(name).id)
     done(f"proposal {number}: forgive {name}", {"proposal": number, "member": name}, as_json=as_json)
 
 
@@ -183,6 +184,10 @@ def network_deploy(
     """Deploy the contracts of a new network from this home's authority and hand it over to the members' council."""
     if output.exists():
         raise InputError(f"{output} exists already", hint="choose another file: it may be a network in use")
+    if not os.access(output.resolve().parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{output} cannot be written there", hint="choose a directory that exists and is yours"
+        )
     pin = read_pin(validators) if validators else None
     if profile_of(profile).proof == "warp" and pin is None:
         raise InputError(

@@ -21,7 +21,7 @@ from usufruct.cli.terminal import (
     show,
 )
 from usufruct.client import Client
-from usufruct.records import ArtifactId, parse_id
+from usufruct.records import ArtifactId
 from usufruct.replication import Replication
 
 replication_app = typer.Typer(help="Copies of bundles at other members.", no_args_is_help=True)
@@ -40,7 +40,7 @@ def replication_set(
     """Change how many members hold a bundle, and which may; jobs posted under the former policy are not released."""
     client = Client.open(home, passphrase_file=passphrase_file)
     wanted = Replication(copies=copies, holders=tuple(holder or ()))
-    cid = client.set_replication(ArtifactId(parse_id(bundle, "artifact")), wanted)
+    cid = client.set_replication(ArtifactId(client.find_id("artifact", bundle)), wanted)
     done(f"policy {cid} is in force", {"policy": str(cid)}, as_json=as_json)
 
 
@@ -99,7 +99,8 @@ def replication_erasures(
     as_json: JsonOption = False,
 ) -> None:
     """Show who has signed that it erased a bundle, and who has not yet."""
-    answer = Client.open(home, passphrase_file=passphrase_file).erasures(bundle)
+    client = Client.open(home, passphrase_file=passphrase_file)
+    answer = client.erasures(ArtifactId(client.find_id("artifact", bundle)))
     if as_json:
         print_json(answer)
         return
@@ -117,4 +118,7 @@ def _holder(row: dict[str, Any], name: str) -> str:
 
 
 def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"second {seconds} of Unix time"

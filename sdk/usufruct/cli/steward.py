@@ -26,13 +26,13 @@ from usufruct.cli.terminal import (
     print_json,
     read_text,
 )
-from usufruct.client import Client, micro
+from usufruct.client import Client, micro, seconds
 from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.records import ArtifactId, KeyId, parse_id
-from usufruct.register import Policy
+from usufruct.register import Policy, check_policy
 from usufruct.replication import Replication
 
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
@@ -43,7 +43,7 @@ def read_features(matrix: Path, schema: Path) -> Features:
     """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
     try:
         declared = FeatureSchema.from_dict(json.loads(read_text(schema)))
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"{schema} is no JSON: {exc}") from exc
     try:
         if matrix.suffix == ".npy":
@@ -174,6 +174,10 @@ def publish(
         max_rho_micro_per_job=micro(max_rho),
         replication=Replication(copies=copies, holders=tuple(holder or ())),
     )
+    # Before hours of sealing, not after.
+    check_policy(client.ledger, policy)
+    micro(budget_rho)
+    seconds(retain_days)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sealing and publishing")

@@ -24,6 +24,9 @@ from usufruct.errors import (
     StoreFullError,
 )
 
+_PAGE = 1000
+"""Most entries that the node gives at a time."""
+
 _BATCH_BYTES = 1_500_000
 _IDLE_SECONDS = 2.0
 """After which a connection is not used again: the node closes it after five, and may do so while a request is on its way."""
@@ -104,6 +107,21 @@ class NodeContent:
     def query(self, path: str, **params: str | int | bool) -> Any:
         """A JSON answer of the node's query interface."""
         return self._request("GET", path, params=params).json()
+
+    def query_all(self, path: str, *, key: str, **params: str | int | bool) -> list[dict[str, Any]]:
+        """Every entry of a list that the node gives a part at a time, newest first; `key` names an entry's id.
+
+        Entries that come in meanwhile shift the others, which are then met twice.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        offset = 0
+        while True:
+            part = self.query(path, **params, limit=_PAGE, offset=offset)
+            for entry in part:
+                found.setdefault(entry[key], entry)
+            if len(part) < _PAGE:
+                return list(found.values())
+            offset += _PAGE
 
     def _stage(self, batch: Sequence[bytes]) -> list[Cid]:
         expected = [Cid.of(block, Codec.RAW) for block in batch]

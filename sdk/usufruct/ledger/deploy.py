@@ -114,6 +114,7 @@ def deploy(
     voting_period: int,
     quorum_bps: int,
     chain: ChainLevel | None = None,
+    settled: Callable[[], object] = lambda: None,
 ) -> dict[str, str]:
     """Deploy and wire every contract of a new network.
 
@@ -142,6 +143,8 @@ def deploy(
         points.
     chain :
         The chain level; None for a chain without lists and proofs.
+    settled :
+        Called before the deployer gives its rights away; raises if a transaction so far failed.
 
     Returns
     -------
@@ -212,6 +215,7 @@ def deploy(
     for parameters_id, security_bits in parameters:
         call("KeyRegistry", "allowParameters", parameters_id, security_bits)
     create("AddressBook", [contract_name_word(name) for name in DEPLOYMENT_ORDER], at(*DEPLOYMENT_ORDER))
+    settled()
     call("AccessManager", "grantRole", ADMIN_ROLE, contracts["MemberCouncil"], 0)
     call("AccessManager", "renounceRole", ADMIN_ROLE, deployer)
     if chain.has_lists:

@@ -23,6 +23,9 @@ CREATION_GAS = 8_000_000
 """Gas limit of each transaction that creates a contract: `docs/gas.md` has half of that for the largest."""
 _CALL_GAS = 1_000_000
 
+MAX_ASKED = 32
+"""Most verifiers that a job asks; source: `contracts/JobLedger.sol`."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Created:
@@ -62,8 +65,12 @@ def found_network(
     ------
     LedgerUnreachableError, TransactionRevertedError
     ConfigurationError
-        If the chain's blocks hold less gas than the largest contract may need.
+        If the quorum is none, two founders share a name, an account or a peer id, or the chain's blocks hold less gas than
+        the largest contract may need; nothing was sent.
     """
+    if not 1 <= quorum <= MAX_ASKED:
+        raise ConfigurationError(f"a quorum is between 1 and {MAX_ASKED} verifiers, not {quorum}")
+    _check_founders(founders)
     urls = (rpc_urls,) if isinstance(rpc_urls, str) else tuple(rpc_urls)
     kind = profile_of(profile)
     first = Endpoint(urls[0], profile=kind)
@@ -85,6 +92,11 @@ def found_network(
         pending.append(sent)
         return _Created(None if to else contract_address(sender.address, sent.nonce))
 
+    def settle() -> None:
+        """Wait for all that was sent since the last time."""
+        sender.settle(pending)
+        pending.clear()
+
     addresses = deploy(
         transact=transact,
         deployer=sender.address,
@@ -96,8 +108,9 @@ def found_network(
         voting_period=voting_period,
         quorum_bps=QUORUM_BPS,
         chain=_chain_level(kind, finality),
+        settled=settle,
     )
-    sender.settle(pending)
+    settle()
     return Network(
         name=name,
         profile=profile,
@@ -119,3 +132,14 @@ def _chain_level(profile: ChainProfile, finality: FinalityPin | None) -> ChainLe
         proof_chain=bytes.fromhex(finality.chain[2:]),
         validators=tuple((bytes.fromhex(v.key[2:]), v.weight) for v in finality.validators),
     )
+
+
+def _check_founders(founders: Sequence[Participant]) -> None:
+    """Refuse what the registry would refuse once half of the network stands."""
+    for what, values in (
+        ("a name", [founder.id for founder in founders]),
+        ("an account", [a.lower() for founder in founders for a in (founder.account, founder.node_account)]),
+        ("a peer id", [founder.peer_id for founder in founders]),
+    ):
+        if len(set(values)) != len(values):
+            raise ConfigurationError(f"two founders have {what} in common")

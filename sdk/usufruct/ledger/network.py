@@ -148,7 +148,10 @@ class Network(BaseModel):
         return network
 
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
+        """Write the file atomically; raises ConfigurationError if it cannot be."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", "utf-8")
+            temporary.replace(path)
+        except OSError as exc:
+            raise ConfigurationError(f"{path} cannot be written: {exc.strerror}") from exc
