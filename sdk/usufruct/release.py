@@ -7,6 +7,7 @@ matter in the node.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -266,12 +267,12 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
     columns, count, grid = payload["columns"], payload["count"], payload["grid"]
     if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
         raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
-    if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not scale > 0:
+    if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not 0 < scale < math.inf:
         raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
     if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")
     values = np.frombuffer(numbers, _VALUE).astype(np.int64)
-    if type(grid) is not int or grid < 1 or (values % grid).any():
+    if type(grid) is not int or not 1 <= grid < 1 << 63 or (values % grid).any():
         raise ManifestError("release payload: `values` are not on the grid")
     if columns and len(values) != count * columns:
         raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")

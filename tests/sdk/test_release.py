@@ -368,6 +368,8 @@ def test_a_payload_as_it_should_be_opens(job: Job) -> None:
         {"grid": 0},
         {"grid": 2},
         {"grid": 1.0},
+        {"grid": 1 << 63},
+        {"grid": (1 << 64) - 1},
         {"rho_micro": 1},
     ],
     ids=repr,
