@@ -161,7 +161,9 @@ def register_bundle(
         def retained(until: int) -> list[object]:
             return [replace(registration, retain_until=until)]
 
-        until = ledger.resumed("LineageRegistry", "registerBundle", retained, retain_until)
+        until = ledger.resumed(
+            "LineageRegistry", "registerBundle", retained, retain_until, within=_REPEATED_WITHIN_S
+        )
         ledger.transact("LineageRegistry", "registerBundle", *retained(until))
     elif (
         known.policy_digest != policy_cid.digest

@@ -267,7 +267,13 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
     columns, count, grid = payload["columns"], payload["count"], payload["grid"]
     if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
         raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
-    if type(columns) is not int or type(count) is not int or columns < 0 or count < 1 or not 0 < scale < math.inf:
+    if (
+        type(columns) is not int
+        or type(count) is not int
+        or columns < 0
+        or count < 1
+        or not 0 < scale < math.inf
+    ):
         raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
     if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")

@@ -10,6 +10,9 @@ from usufruct.he.kernels import kernel_by_name
 from usufruct.ledger import Ledger
 from usufruct.records import ArtifactId, GrantId, GrantTerms, OrgId, Refusal, label
 
+_REPEATED_WITHIN_S = 3600
+"""What expires so much earlier or later, and is the same otherwise, is an earlier attempt at the same."""
+
 
 def terms(
     *,
@@ -46,13 +49,13 @@ def terms(
 def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, wanted: GrantTerms) -> GrantId:
     """Ask a bundle's steward for rights; returns the id under which the answer will stand.
 
-    An attempt that was given up while it was on its way, and differs in when it expires alone, is taken up.
+    An attempt that was given up while it was on its way, and differs by an hour at most in when it expires alone, is taken up.
     """
 
     def expiring(at: int) -> list[object]:
         return [artifact_id, label(purpose), replace(wanted, expires_at=at)]
 
-    at = ledger.resumed("UsageRights", "requestUsage", expiring, wanted.expires_at)
+    at = ledger.resumed("UsageRights", "requestUsage", expiring, wanted.expires_at, within=_REPEATED_WITHIN_S)
     receipt = ledger.transact("UsageRights", "requestUsage", *expiring(at))
     grant_id = ledger.event_of(receipt, "UsageRequested").args["grantId"]
     if not isinstance(grant_id, bytes):
@@ -66,7 +69,7 @@ def grant_usage(ledger: Ledger, grant_id: GrantId, granted: GrantTerms) -> None:
     def expiring(at: int) -> list[object]:
         return [grant_id, replace(granted, expires_at=at)]
 
-    at = ledger.resumed("UsageRights", "grantUsage", expiring, granted.expires_at)
+    at = ledger.resumed("UsageRights", "grantUsage", expiring, granted.expires_at, within=_REPEATED_WITHIN_S)
     ledger.transact("UsageRights", "grantUsage", *expiring(at))
 
 

@@ -98,7 +98,7 @@ def test_custodian_process_has_no_network_and_keeps_its_memory_to_itself(
 
 
 WITHOUT_PASSPHRASE = """
-import sys, threading, time
+import signal, sys, threading
 from pathlib import Path
 from usufruct.errors import CustodianError
 from usufruct.home import Home
@@ -107,11 +107,11 @@ custodian = CustodianProcess(Home(Path(sys.argv[1])))
 def start():
     try: custodian.start()
     except CustodianError as exc: print("refused:", exc, flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 starting = threading.Thread(target=start)
 starting.start()
 if sys.argv[2] == "close":
-    while custodian.pid is None: time.sleep(0.05)
-    time.sleep(float(sys.argv[3]))
+    signal.sigwait({signal.SIGUSR1})
     custodian.close()
 starting.join()
 print("over", flush=True)
@@ -144,7 +144,7 @@ def test_without_terminal_and_passphrase_file_the_start_fails_at_once_and_says_w
 def test_a_node_that_is_stopped_while_its_custodian_asks_for_the_passphrase_ends(
     locked: Home, how: str
 ) -> None:
-    words = ["close", "3"] if how == "close" else ["wait"]
+    words = ["close"] if how == "close" else ["wait"]
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-c", WITHOUT_PASSPHRASE, str(locked.root), *words])
@@ -153,13 +153,16 @@ def test_a_node_that_is_stopped_while_its_custodian_asks_for_the_passphrase_ends
         while b"over" not in told:
             assert select.select([terminal], [], [], 60)[0], told
             told += os.read(terminal, 4096)
-            if how == "interrupt" and told.rstrip().endswith(b"custodian.keys:"):
-                custodian = [
-                    p for p in psutil.Process(pid).children() if "usufruct_node.custodian" in p.cmdline()
-                ]
+            if how and told.rstrip().endswith(b"custodian.keys:"):
                 assert not termios.tcgetattr(terminal)[3] & termios.ECHO, "it does not echo while it asks"
-                custodian[0].send_signal(signal.SIGINT)
-                how = "sent"
+                if how == "close":
+                    os.kill(pid, signal.SIGUSR1)
+                else:
+                    asking = psutil.Process(pid).children()
+                    (custodian,) = [p for p in asking if "usufruct_node.custodian" in p.cmdline()]
+                    custodian.send_signal(signal.SIGINT)
+                how = ""
+        assert not how, "it was never asked"
         assert b"refused: the custodian's process ended" in told, told
         assert termios.tcgetattr(terminal)[3] & termios.ECHO, "the terminal echoes again"
     finally:

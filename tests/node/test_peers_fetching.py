@@ -251,6 +251,25 @@ def test_what_a_liar_was_looking_up_when_it_was_struck_off_is_fetched_all_the_sa
     assert shelf.kept == blocks
 
 
+def test_looking_up_what_is_here_already_can_be_cancelled() -> None:
+    cids = [Cid.of(n.to_bytes(4)) for n in range(20 * WINDOW)]
+    looked_up = 0
+
+    def missing(asked: Sequence[Cid]) -> list[Cid]:
+        nonlocal looked_up
+        looked_up += len(asked)
+        time.sleep(0.1)
+        return []
+
+    async def main() -> None:
+        with trio.move_on_after(0.35) as scope:
+            await fetch_blocks(_Liars({}), [Holder("true", "")], cids, missing=missing, keep=Shelf().keep)
+        assert scope.cancelled_caught
+
+    trio.run(main)
+    assert looked_up < len(cids)
+
+
 def test_a_holder_killed_in_mid_transfer_is_replaced_by_the_others(tmp_path: Path) -> None:
     with serving(1) as doomed, serving(2) as other:
 

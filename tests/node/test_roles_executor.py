@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import trio
 
-from usufruct.errors import ContainerError, InputError
+from usufruct.errors import ConfigurationError, ContainerError, InputError
 from usufruct.records import ArtifactId, JobId, JobState, OrgId, Role
 from usufruct_node.roles.executor import Executor
 
@@ -85,21 +86,17 @@ def test_a_claim_that_cannot_be_fulfilled_takes_its_place_until_it_lapses() -> N
     assert wanted(executor, claimed + posted) == posted[:1]
 
 
-def test_what_disappointed_after_a_claim_is_not_claimed_again() -> None:
+def test_a_bundle_that_was_malformed_after_a_claim_is_not_claimed_again() -> None:
     executor = Executor(None, room=9)  # type: ignore[arg-type]
-    bad, odd = (
-        row(1, JobState.CLAIMED, bundle=1),
-        row(2, JobState.CLAIMED, bundle=2, requester=OrgId(b"\3" * 32)),
-    )
-    again = row(3, JobState.POSTED, bundle=1)
-    other = row(4, JobState.POSTED, bundle=2)
-    same_requester = row(5, JobState.POSTED, bundle=3, requester=OrgId(b"\3" * 32))
-    rows = [bad, odd, again, other, same_requester]
+    bad, odd = row(1, JobState.CLAIMED, bundle=1), row(2, JobState.CLAIMED, bundle=2)
+    again, other = row(3, JobState.POSTED, bundle=1), row(4, JobState.POSTED, bundle=2)
+    rows = [bad, odd, again, other]
     assert wanted(executor, rows) == rows
     failing(executor, bad, ContainerError("magic"))
-    assert wanted(executor, rows) == [odd, other, same_requester], "a malformed bundle, whoever asks"
     failing(executor, odd, InputError("odd"))
-    assert wanted(executor, rows) == [other], "otherwise the requester, not what it asked for"
+    assert wanted(executor, rows) == [other]
+    with pytest.raises(ConfigurationError):
+        failing(executor, odd, ConfigurationError("the disk is full: not the job's fault"))
 
 
 def test_a_verifier_does_not_claim_what_lacks_its_verdict() -> None:

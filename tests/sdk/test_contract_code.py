@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 import shutil
 import socket
 import subprocess
@@ -11,15 +12,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account import Account
 from eth_utils.crypto import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chain_fixture import Organisation
 from usufruct.errors import (
     CompilationError,
     ConfigurationError,
@@ -45,6 +48,7 @@ from usufruct.ledger.deploy import (
     contract_name_word,
     deploy,
 )
+from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.genesis import CREATION_GAS, found_network
 from usufruct.ledger.permissions import LISTS
 from usufruct.ledger.subnet_evm import (
@@ -54,7 +58,7 @@ from usufruct.ledger.subnet_evm import (
     AllowListRole,
     set_role_call,
 )
-from usufruct.records import ReputationRule, Timings
+from usufruct.records import ReputationRule, Role, Timings
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_MODULES = ROOT / "node_modules"
@@ -341,6 +345,17 @@ def test_a_deployer_keeps_its_rights_until_all_before_has_succeeded() -> None:
         )
     assert load_abi("AccessManager").functions["renounceRole"].selector not in {data[:4] for data in sent}
     assert load_abi("ParticipantRegistry").functions["admit"].selector in {data[:4] for data in sent}
+
+
+def test_a_network_whose_founding_fails_half_way_stays_the_deployers(chain_url: str) -> None:
+    key = secrets.token_bytes(32)
+    refused = replace(Organisation("north", Role.STEWARD).record, endpoint="/" + "x" * 300)
+    with pytest.raises(TransactionRevertedError):
+        found_network(chain_url, deployer_key=key, founders=[refused], parameters=[])
+    deployer = Account.from_key(key).address
+    codec = load_abi("AccessManager").functions["hasRole"]
+    message = {"to": contract_address(deployer, 0), "data": "0x" + codec.encode([0, deployer]).hex()}
+    assert codec.decode(Endpoint(chain_url).data("eth_call", message, "latest")) == (True, 0)
 
 
 @pytest.mark.parametrize("member", [True, False], ids=["a founder deploys", "a stranger deploys"])

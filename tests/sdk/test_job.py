@@ -368,6 +368,7 @@ def test_posting_again_what_was_given_up_on_its_way_is_the_same_job(
             with pytest.raises(how):
                 attempt()
         door.open()
+        sender._patience = 30.0
         again, other = attempt(), attempt(rho_micro=1235)
         posted = [event.args["jobId"] for event in shared.net.events(["JobPosted"])][before:]
         assert posted == [again, other]

@@ -72,6 +72,20 @@ def drips_its_chunks(connection: socket.socket, _: Any) -> None:
     dripping(connection, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n")
 
 
+def drips_a_chunk_size(connection: socket.socket, _: Any) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        connection.sendall(b"0")
+        time.sleep(0.1)
+
+
+def drips_trailers(connection: socket.socket, _: Any) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+    while True:
+        connection.sendall(b"X: y\r\n")
+        time.sleep(0.1)
+
+
 def never_ends(connection: socket.socket, _: Any) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
@@ -103,7 +117,9 @@ def sound(method: str, parameters: Any) -> object:
     return {"eth_chainId": "0x1", "eth_getLogs": []}.get(method)
 
 
-@pytest.mark.parametrize("conduct", [drips_its_headers, drips_its_body, drips_its_chunks])
+@pytest.mark.parametrize(
+    "conduct", [drips_its_headers, drips_its_body, drips_its_chunks, drips_a_chunk_size, drips_trailers]
+)
 def test_an_answer_that_drips_is_given_up(conduct: Conduct) -> None:
     with endpoint_that(conduct) as url:
         endpoint = Endpoint(url, patience=0.0, request_s=1.0)
@@ -126,6 +142,21 @@ def test_an_answer_without_end_is_given_up_at_the_bound(monkeypatch: pytest.Monk
     monkeypatch.setattr(transport_module, "ANSWER_BYTES", 1 << 20)
     with endpoint_that(never_ends) as url, pytest.raises(AnswerTooLargeError):
         Endpoint(url, patience=0.0).call("eth_chainId")
+
+
+def test_an_answer_that_is_slow_for_its_size_only_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "_SLOWEST_BYTES_PER_S", 10_000)
+
+    def slow(connection: socket.socket, asked: Any) -> None:
+        body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": "x" * 60_000}).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), 10_000):
+            connection.sendall(body[at : at + 10_000])
+            time.sleep(0.4)
+
+    with endpoint_that(slow) as url:
+        # More than its two seconds in all, and each part well within what its size allows.
+        assert Endpoint(url, patience=0.0, request_s=1.0).call("eth_getLogs") == "x" * 60_000
 
 
 def test_logs_that_are_too_many_for_one_answer_are_asked_for_in_parts(

@@ -91,12 +91,36 @@ def test_a_request_that_was_given_up_on_its_way_and_is_repeated_later_is_one_req
         with pytest.raises(TransactionLostError):
             request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=WANTED)
         door.open()
+        sender._patience = 30.0
         later = replace(WANTED, expires_at=WANTED.expires_at - 60)
         grant_id = request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later)
         (asked,) = net.events(["UsageRequested"])[before:]
         assert asked.args["grantId"] == grant_id
         assert asked.args["terms"]["expiresAt"] == WANTED.expires_at
         assert request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later) != grant_id
+
+
+def test_what_was_given_up_with_quite_another_expiry_was_another_call(desk: Desk, chain_url: str) -> None:
+    net = desk.net
+    with door_to(chain_url) as door:
+        endpoint = Endpoint(door.url)
+        sender = Sender(endpoint, net.network.chain_id, net["university"].authority_key, patience=0.5)
+        ledger = Ledger(net.network, endpoint, sender)
+        before = len(net.events(["UsageRequested"]))
+        door.keep_from_being_final()
+        with pytest.raises(TransactionLostError):
+            request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=WANTED)
+        door.open()
+        sender._patience = 30.0
+        request_usage(
+            ledger,
+            desk.artifact,
+            purpose=SCOPE,
+            wanted=replace(WANTED, expires_at=WANTED.expires_at - 86_400),
+        )
+        asked = net.events(["UsageRequested"])[before:]
+        expiries = [event.args["terms"]["expiresAt"] for event in asked]
+        assert expiries == [WANTED.expires_at, WANTED.expires_at - 86_400]
 
 
 def test_a_denial_stands_and_cannot_be_granted_later(desk: Desk) -> None:

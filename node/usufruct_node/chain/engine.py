@@ -116,7 +116,12 @@ class Engine:
             raise ChainEngineError(f"Anvil cannot be started: {exc}") from exc
         finally:
             os.close(log)
-        engine = cls(process, Lines(home, socket_name))
+        try:
+            lines = Lines(home, socket_name)
+        except OSError as exc:
+            process.kill()
+            raise ChainEngineError(f"{home} cannot be opened: {exc}") from exc
+        engine = cls(process, lines)
         try:
             with trio.move_on_after(START_TIMEOUT_S):
                 while engine.alive:

@@ -27,6 +27,7 @@ class Lines:
         self._name = name
         self._idle: list[trio.SocketStream] = []
         self._places = trio.CapacityLimiter(_AT_ONCE)
+        self._closed = False
 
     async def ask(self, body: bytes) -> bytes:
         """Send one line and return the answer, without its line break.
@@ -54,11 +55,15 @@ class Lines:
                         raise
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
                 raise ChainEngineError(f"Anvil does not answer: {exc or type(exc).__name__}") from exc
-            self._idle.append(stream)
+            if self._closed:
+                await trio.aclose_forcefully(stream)
+            else:
+                self._idle.append(stream)
             return answer
 
     async def close(self) -> None:
-        """End all connections and take the socket away."""
+        """End all connections that are idle and take the socket away; those in use end with their answers."""
+        self._closed = True
         while self._idle:
             await trio.aclose_forcefully(self._idle.pop())
         with suppress(FileNotFoundError):
@@ -66,6 +71,8 @@ class Lines:
         os.close(self._folder)
 
     async def _connect(self) -> trio.SocketStream:
+        if self._closed:
+            raise trio.ClosedResourceError("the engine was closed")
         return await trio.open_unix_socket(f"/proc/self/fd/{self._folder}/{self._name}")
 
 

@@ -203,25 +203,26 @@ class _Plan:
     async def _take_more(self) -> None:
         """Take CIDs from the caller until some are missing here, or there are no more."""
         async with self._taking:
-            # Whoever is struck off meanwhile must not lose what it took: nobody would ask for it again.
-            with trio.CancelScope(shield=True):
-                await self._take_until_some_are_missing()
+            had = len(self._open)
+            while len(self._open) == had and not self._all_taken:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                # Whoever is struck off meanwhile must not lose what it took: nobody would ask for it again.
+                with trio.CancelScope(shield=True):
+                    await self._take_window()
         self._change()
 
-    async def _take_until_some_are_missing(self) -> None:
-        had = len(self._open)
-        while len(self._open) == had and not self._all_taken:
-            part: dict[Cid, None] = {}
-            for cid in self._cids:
-                part[cid] = None
-                if len(part) == WINDOW:
-                    break
-            self._all_taken = len(part) < WINDOW
-            fresh = [cid for cid in part if cid not in self._open]
-            lacking = await trio.to_thread.run_sync(self._missing, fresh) if fresh else []
-            self.report.held += len(part) - len(lacking)
-            self._open.update((cid, {}) for cid in lacking)
-            self._queue.extend(lacking)
+    async def _take_window(self) -> None:
+        part: dict[Cid, None] = {}
+        for cid in self._cids:
+            part[cid] = None
+            if len(part) == WINDOW:
+                break
+        self._all_taken = len(part) < WINDOW
+        fresh = [cid for cid in part if cid not in self._open]
+        lacking = await trio.to_thread.run_sync(self._missing, fresh) if fresh else []
+        self.report.held += len(part) - len(lacking)
+        self._open.update((cid, {}) for cid in lacking)
+        self._queue.extend(lacking)
 
     def _done(self) -> bool:
         return self._all_taken and not self._open

@@ -13,12 +13,13 @@ import trio
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
     BlockMismatchError,
+    ConfigurationError,
     InputError,
     IntegrityError,
     ReleaseRefusedError,
     WrongKeyDomainError,
 )
-from usufruct.records import ArtifactId, JobId, JobState, OrgId, Role
+from usufruct.records import ArtifactId, JobId, JobState, Role
 from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
@@ -62,8 +63,8 @@ class Executor:
         self._computed: set[JobId] = set()
         """Jobs that wait for verifiers or for the ledger only."""
         self._unfit: set[JobId] = set()
-        self._avoided: set[ArtifactId | OrgId] = set()
-        """Bundles whose blocks turned out to be malformed, and requesters of jobs that failed otherwise, after a claim."""
+        self._malformed: set[ArtifactId] = set()
+        """Bundles whose blocks turned out to be malformed after a claim."""
         self._revealed: set[JobId] = set()
         """Jobs whose openings this node has gathered."""
 
@@ -104,21 +105,21 @@ class Executor:
                 await self._reveal(row)
             else:
                 await self._execute(row)
-        except BlockMismatchError:
+        except (BlockMismatchError, ConfigurationError):
             raise
         except (InputError, IntegrityError, ReleaseRefusedError, WrongKeyDomainError) as exc:
             log.warning("job %s cannot be executed: %s", row.job_id.hex()[:12], exc)
             self._unfit.add(row.job_id)
-            if row.job.executor == self._context.org:
-                malformed = isinstance(exc, IntegrityError)
-                self._avoided.add(row.job.request.artifact_id if malformed else row.job.requester)
+            if row.job.executor == self._context.org and isinstance(exc, IntegrityError):
+                log.warning("no other job on bundle %s is claimed", row.job.request.artifact_id.hex()[:12])
+                self._malformed.add(row.job.request.artifact_id)
 
     def _may_claim(self, row: JobRow, verifies: bool) -> bool:
-        """Whether the ledger lets this node have a job, and no other like it has disappointed it."""
+        """Whether the ledger lets this node have a job, and its bundle is not known to be malformed."""
         job = row.job
         needed = verifies and job.asked == job.replicas
-        avoided = {job.request.artifact_id, job.requester} & self._avoided
-        return job.requester != self._context.org and not needed and not avoided
+        malformed = job.request.artifact_id in self._malformed
+        return job.requester != self._context.org and not needed and not malformed
 
     def _lost(self) -> list[JobRow]:
         """Jobs whose committed result this node should have, and has not."""

@@ -111,15 +111,17 @@ class NodeContent:
     def query_all(self, path: str, *, key: str, **params: str | int | bool) -> list[dict[str, Any]]:
         """Every entry of a list that the node gives a part at a time, newest first; `key` names an entry's id.
 
-        Entries that come in meanwhile shift the others, which are then met twice.
+        Entries that come in meanwhile shift the others, which are then met twice; where entries can leave the list meanwhile,
+        some may be missed.
         """
         found: dict[str, dict[str, Any]] = {}
         offset = 0
         while True:
             part = self.query(path, **params, limit=_PAGE, offset=offset)
+            known = len(found)
             for entry in part:
                 found.setdefault(entry[key], entry)
-            if len(part) < _PAGE:
+            if len(part) < _PAGE or len(found) == known:
                 return list(found.values())
             offset += _PAGE
 

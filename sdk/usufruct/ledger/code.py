@@ -17,6 +17,7 @@ from usufruct.ledger.compile import (
     recompile,
 )
 from usufruct.ledger.deploy import contract_name_word
+from usufruct.ledger.endpoint import well_formed
 from usufruct.ledger.ledger import Ledger
 from usufruct.ledger.permissions import check_lists
 
@@ -86,5 +87,6 @@ def _looked_up(ledger: Ledger, name: str) -> str:
         "to": ledger.network.address_book,
         "data": "0x" + lookup.encode([contract_name_word(name)]).hex(),
     }
-    answer = ledger.endpoint.call("eth_call", message, ledger.network.chain.finality_tag)
-    return str(lookup.decode(bytes.fromhex(answer[2:]))[0])
+    answer = ledger.endpoint.data("eth_call", message, ledger.network.chain.finality_tag)
+    with well_formed(ledger.endpoint.url):
+        return str(lookup.decode(answer)[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from usufruct.errors import ConfigurationError
 from usufruct.ledger.abi import CONTRACTS
 from usufruct.ledger.deploy import ChainLevel, contract_address, deploy
-from usufruct.ledger.endpoint import Endpoint
+from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.journal import Pending
 from usufruct.ledger.network import FinalityPin, Network
@@ -20,7 +20,7 @@ QUORUM_BPS = 5_000
 VOTING_SECONDS = 7 * 86_400
 
 CREATION_GAS = 8_000_000
-"""Gas limit of each transaction that creates a contract: `docs/gas.md` has half of that for the largest."""
+"""Gas limit of each transaction that creates a contract: the largest takes a little more than half of it (`docs/gas.md`)."""
 _CALL_GAS = 1_000_000
 
 MAX_ASKED = 32
@@ -75,9 +75,11 @@ def found_network(
     kind = profile_of(profile)
     first = Endpoint(urls[0], profile=kind)
     chain_id = first.quantity("eth_chainId")
-    genesis = first.call("eth_getBlockByNumber", "0x0", False)["hash"]
+    with well_formed(urls[0]):
+        genesis = str(first.call("eth_getBlockByNumber", "0x0", False)["hash"])
     endpoint = Endpoints(urls, profile=kind, chain_id=chain_id, genesis_hash=genesis)
-    limit = int(endpoint.call("eth_getBlockByNumber", "latest", False)["gasLimit"], 16)
+    with well_formed(endpoint.url):
+        limit = int(endpoint.call("eth_getBlockByNumber", "latest", False)["gasLimit"], 16)
     if limit < CREATION_GAS:
         raise ConfigurationError(
             f"a block of this chain holds {limit} gas, but a contract may need {CREATION_GAS}"

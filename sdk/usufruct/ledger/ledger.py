@@ -163,19 +163,26 @@ class Ledger:
         return self._require_sender().transact(target, data, least_gas=least_gas)
 
     def resumed(
-        self, contract: str, function: str, arguments: Callable[[int], Sequence[object]], fresh: int
+        self,
+        contract: str,
+        function: str,
+        arguments: Callable[[int], Sequence[object]],
+        fresh: int,
+        *,
+        within: int | None = None,
     ) -> int:
         """The number that an earlier attempt at a call was made with, if it is on its way and was given up; else `fresh`.
 
         For calls with a time or a random number in them: made again with the first attempt's, they are taken up, not sent
-        twice.
+        twice. An attempt whose number differs by more than `within` was another call.
         """
         target, data = self.call_data(contract, function, *arguments(fresh))
         _, other = self.call_data(contract, function, *arguments(fresh ^ 1))
         differs = next(at for at, (one, two) in enumerate(zip(data, other, strict=True)) if one != two)
         start = differs - (differs - _SELECTOR_BYTES) % _WORD_BYTES
         earlier = self._require_sender().given_up(target, data, slice(start, start + _WORD_BYTES))
-        return fresh if earlier is None else int.from_bytes(earlier, "big")
+        found = fresh if earlier is None else int.from_bytes(earlier, "big")
+        return found if within is None or abs(found - fresh) <= within else fresh
 
     def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
         """Address and call data of a call: for proposals to the council and for batches.

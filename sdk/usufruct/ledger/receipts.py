@@ -106,9 +106,9 @@ class ReceiptReader:
                 break
             with well_formed(self._endpoint.url):
                 block = self._endpoint.call("eth_getBlockReceipts", first["blockNumber"]) or []
-                brought = [receipt for receipt in block if receipt["transactionHash"] in wanted]
-            for receipt in brought:
-                found[wanted.pop(receipt["transactionHash"])] = receipt
+                brought = {r["transactionHash"]: r for r in block if r["transactionHash"] in wanted}
+            for transaction, receipt in brought.items():
+                found[wanted.pop(transaction)] = receipt
             if len(brought) < _WHOLE_BLOCK:
                 break
         left = list(wanted)

@@ -15,7 +15,6 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
 
 from usufruct.errors import AnswerTooLargeError
 from usufruct.ledger.recursion import recursion_limit_kept
@@ -27,14 +26,15 @@ with recursion_limit_kept():
 
 ANSWER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
+_SLOWEST_BYTES_PER_S = 64 * 1024
 _CONNECTIONS = 32
 
 
 class Transport(HTTPProvider):
     """Writes and reads JSON with orjson: an index is rebuilt out of gigabytes of answers, batches have hundreds of requests.
 
-    An endpoint is hostile until checked: an answer has `timeout_s` for its headers and as much for its body, however steadily
-    its bytes drip, and at most `ANSWER_BYTES`; redirections are not followed.
+    An endpoint is hostile until checked: an answer has `timeout_s` for its headers and as much for its body, and a second more
+    for every 64 KiB of it, however steadily its bytes drip; and at most `ANSWER_BYTES`. Redirections are not followed.
     """
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
@@ -68,63 +68,105 @@ class Transport(HTTPProvider):
         return cast(RPCResponse, orjson.loads(raw_response))
 
 
+class _Watch:
+    """Cuts a connection whose answer takes too long: timeouts of reads begin anew with every byte."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._ends_at = time.monotonic() + seconds
+        self._over = False
+        self._arm(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """So much more time."""
+        self._ends_at += seconds
+
+    def end(self) -> None:
+        """The answer is here, or nobody waits for it any more."""
+        self._over = True
+        self._timer.cancel()
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._look)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _look(self) -> None:
+        left = self._ends_at - time.monotonic()
+        if self._over:
+            return
+        if left > 0:
+            self._arm(left)
+            return
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Watched(HTTPConnection):
+    """A connection whose answer comes with a watch over it, armed before its first byte."""
+
+    def getresponse(self) -> Any:
+        watch = _Watch(self.sock, self.timeout or 0)
+        try:
+            response: Any = super().getresponse()
+        except BaseException:
+            watch.end()
+            raise
+        watch.allow(self.timeout or 0)
+        response.watch = watch
+        return response
+
+
+class _SecureWatched(_Watched, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureWatched
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
 class _BoundedAdapter(HTTPAdapter):
     """Reads the whole answer within its bounds."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         response = super().send(request, *args, **{**kwargs, "stream": True})
+        raw: Any = response.raw
         try:
-            response._content = _body(response.raw, time.monotonic() + kwargs["timeout"])
+            response._content = _body(raw)
         except (HTTPError, OSError) as exc:
             response.close()
             raise requests.ConnectionError(exc, request=request) from exc
         except BaseException:
             response.close()
             raise
+        finally:
+            raw.watch.end()
         return response
 
 
-def _body(raw: BaseHTTPResponse, ends_at: float) -> bytes:
+def _body(raw: Any) -> bytes:
     parts: list[bytes] = []
     left = ANSWER_BYTES
     while part := raw.read1(_READ_BYTES, decode_content=False):
         left -= len(part)
         if left < 0:
             raise AnswerTooLargeError(f"an answer has more than {ANSWER_BYTES} bytes")
-        if time.monotonic() > ends_at:
-            raise TimeoutError("the answer takes too long")
+        raw.watch.allow(len(part) / _SLOWEST_BYTES_PER_S)
         parts.append(part)
     return b"".join(parts)
-
-
-class _Cut(HTTPConnection):
-    """A connection whose answer's headers have the read timeout in all, not for each byte."""
-
-    def getresponse(self) -> Any:
-        watch = threading.Timer(self.timeout or 0, self._shut)
-        watch.daemon = True
-        watch.start()
-        try:
-            return super().getresponse()
-        finally:
-            watch.cancel()
-
-    def _shut(self) -> None:
-        with suppress(OSError, AttributeError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-
-class _SecureCut(_Cut, HTTPSConnection):
-    """The same over TLS."""
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Cut
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureCut

@@ -143,9 +143,9 @@ def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVer
     codec = load_abi(_CONTRACT).functions["seriesHead"]
     data = codec.encode([bytes.fromhex(versions[0].pin.chain[2:])])
     message = {"to": network.contracts[_CONTRACT], "data": "0x" + data.hex()}
-    length, head = codec.decode(
-        bytes.fromhex(endpoint.call("eth_call", message, network.chain.finality_tag)[2:])
-    )
+    answer = endpoint.data("eth_call", message, network.chain.finality_tag)
+    with well_formed(endpoint.url):
+        length, head = codec.decode(answer)
     if (length, head) != (versions[-1].version, versions[-1].head):
         raise MissingEventError(f"the contract counts {length} sets of validators, {len(versions)} are shown")
     return versions
