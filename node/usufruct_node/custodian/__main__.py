@@ -53,11 +53,17 @@ def _passphrase(home: Home, file: Path | None) -> str:
         raise KeyStoreError(
             f"there is no terminal to ask at: {prompt.rstrip(': ')}", hint="name a file that holds it"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return read_passphrase(file, prompt=prompt)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(*_: object) -> None:
+    """End while the passphrase is asked for, by way of what makes the terminal echo again; once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _has_terminal() -> bool:

@@ -23,6 +23,7 @@ KEY_OPENINGS: Final = 1 << 20
 """Unless the node's settings say otherwise."""
 
 _ANSWER_SECONDS = 600.0
+_TERMINATE_AGAIN_SECONDS = 0.5
 _MODULE = "usufruct_node.custodian"
 
 
@@ -102,11 +103,17 @@ class CustodianProcess:
     def close(self) -> None:
         """Stop the process, also one that waits for its passphrase, and wait for it."""
         self._closed = True
-        if (starting := self._starting) is not None:
-            starting.terminate()
-        with self._lock:
+        while True:
+            # Again and again: a signal that comes just before it begins to read the terminal is noticed with the next only.
+            if (starting := self._starting) is not None:
+                starting.terminate()
+            if self._lock.acquire(timeout=_TERMINATE_AGAIN_SECONDS):
+                break
+        try:
             process, self._process = self._process, None
             os.close(self._directory)
+        finally:
+            self._lock.release()
         if process is None:
             return
         assert process.stdin is not None and process.stdout is not None
