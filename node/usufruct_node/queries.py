@@ -97,8 +97,8 @@ class Queries:
 
     def jobs(self, states: Sequence[JobState], limit: int, offset: int = 0) -> list[dict[str, Any]]:
         """Jobs, newest first, after the first `offset` of them."""
-        rows = self._index.jobs(*states)[::-1]
-        return [self._job(row) for row in rows[offset : offset + limit]]
+        rows = self._index.jobs(*states, newest_first=True, limit=limit, offset=offset)
+        return [self._job(row) for row in rows]
 
     def job(self, job_id: JobId) -> dict[str, Any]:
         """One job with its verdicts, artifacts and events."""

@@ -553,23 +553,24 @@ class Client:
 
     def _grant_on(self, artifact_id: ArtifactId, parameters: JobParameters) -> GrantId:
         now = self.ledger.finalised().timestamp
+
+        def fits(entry: dict[str, Any]) -> bool:
+            terms = entry["terms"]
+            return bool(
+                parameters.kernel.name in terms["kernels"]
+                and entry["used"] < terms["uses"]
+                and now < terms["expires_at"]
+                and (terms["row_level"] or not parameters.row_level)
+            )
+
         granted = [
             entry
             for entry in self.grants()
             if entry["artifact_id"] == artifact_id.hex() and entry["status"] == GrantStatus.GRANTED.name
         ]
-        fit = [
-            entry
-            for entry in granted
-            if (terms := entry["terms"])
-            and parameters.kernel.name in terms["kernels"]
-            and entry["used"] < terms["uses"]
-            and now < terms["expires_at"]
-            and (terms["row_level"] or not parameters.row_level)
-        ]
-        for entry in (*fit, *granted):
-            return GrantId(bytes.fromhex(entry["grant_id"]))
-        return GrantId(bytes(32))
+        if not granted:
+            return GrantId(bytes(32))
+        return GrantId(bytes.fromhex(next(filter(fits, granted), granted[0])["grant_id"]))
 
     def _patiently(self, cid: Cid, holder: str, patience_s: float) -> bytes:
         """The holder's node may be a block behind, or a connection be cut: ask again for a while."""

@@ -383,9 +383,11 @@ def post_job(
         nonce=secrets.randbits(63) if nonce is None else nonce,
     )
     if nonce is None:
-        earlier = ledger.resumed("JobLedger", "postJob", lambda n: [replace(request, nonce=n)], request.nonce)
-        request = replace(request, nonce=earlier)
-    receipt = ledger.transact("JobLedger", "postJob", request)
+        receipt = ledger.transact_once(
+            "JobLedger", "postJob", lambda number: [replace(request, nonce=number)], request.nonce
+        )
+    else:
+        receipt = ledger.transact("JobLedger", "postJob", request)
     for event in ledger.events_of(receipt):
         job_id = event.args.get("jobId")
         if event.name == "JobDenied" and isinstance(job_id, bytes):

@@ -157,14 +157,13 @@ def register_bundle(
     artifact_id = _bundle_id(registration, ledger)
     known = ledger.artifact(artifact_id)
     if known.kind == ArtifactKind.NONE:
-
-        def retained(until: int) -> list[object]:
-            return [replace(registration, retain_until=until)]
-
-        until = ledger.resumed(
-            "LineageRegistry", "registerBundle", retained, retain_until, within=_REPEATED_WITHIN_S
+        ledger.transact_once(
+            "LineageRegistry",
+            "registerBundle",
+            lambda until: [replace(registration, retain_until=until)],
+            retain_until,
+            within=_REPEATED_WITHIN_S,
         )
-        ledger.transact("LineageRegistry", "registerBundle", *retained(until))
     elif (
         known.policy_digest != policy_cid.digest
         or abs(known.retain_until - retain_until) > _REPEATED_WITHIN_S

@@ -51,12 +51,13 @@ def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, want
 
     An attempt that was given up while it was on its way, and differs by an hour at most in when it expires alone, is taken up.
     """
-
-    def expiring(at: int) -> list[object]:
-        return [artifact_id, label(purpose), replace(wanted, expires_at=at)]
-
-    at = ledger.resumed("UsageRights", "requestUsage", expiring, wanted.expires_at, within=_REPEATED_WITHIN_S)
-    receipt = ledger.transact("UsageRights", "requestUsage", *expiring(at))
+    receipt = ledger.transact_once(
+        "UsageRights",
+        "requestUsage",
+        lambda at: [artifact_id, label(purpose), replace(wanted, expires_at=at)],
+        wanted.expires_at,
+        within=_REPEATED_WITHIN_S,
+    )
     grant_id = ledger.event_of(receipt, "UsageRequested").args["grantId"]
     if not isinstance(grant_id, bytes):
         raise InputError("the contract returned no grant id")
@@ -65,12 +66,13 @@ def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, want
 
 def grant_usage(ledger: Ledger, grant_id: GrantId, granted: GrantTerms) -> None:
     """Grant a request on the steward's own terms; an attempt that was given up is taken up as in `request_usage`."""
-
-    def expiring(at: int) -> list[object]:
-        return [grant_id, replace(granted, expires_at=at)]
-
-    at = ledger.resumed("UsageRights", "grantUsage", expiring, granted.expires_at, within=_REPEATED_WITHIN_S)
-    ledger.transact("UsageRights", "grantUsage", *expiring(at))
+    ledger.transact_once(
+        "UsageRights",
+        "grantUsage",
+        lambda at: [grant_id, replace(granted, expires_at=at)],
+        granted.expires_at,
+        within=_REPEATED_WITHIN_S,
+    )
 
 
 def deny_usage(ledger: Ledger, grant_id: GrantId, reason: Refusal) -> None:

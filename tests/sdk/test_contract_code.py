@@ -297,6 +297,34 @@ def test_founders_parameters_and_timings_are_in_force(chain: Anvil, contracts: d
     assert chain.view(contracts, "JobLedger", "quorum") == (2,)
 
 
+SUBNET = ChainLevel(permissions="SubnetEvmPermissions")
+
+
+class Recorder:
+    """Stands where the chain stands: keeps what is sent and says where contracts come to stand."""
+
+    def __init__(self, deployer: str) -> None:
+        self.deployer = deployer
+        self.sent: list[tuple[str | None, bytes]] = []
+
+    def __call__(self, to: str | None, data: bytes) -> Mined:
+        self.sent.append((to, data))
+        return Mined(None if to else contract_address(self.deployer, len(self.sent)))
+
+
+def deploy_recorded(transact: Any, deployer: str, **changes: Any) -> dict[str, str]:
+    usual = {
+        "founders": FOUNDERS,
+        "parameters": [],
+        "timings": Timings(),
+        "reputation": ReputationRule(),
+        "quorum": 1,
+        "voting_period": 1,
+        "quorum_bps": 5000,
+    }
+    return deploy(transact=transact, deployer=deployer, **(usual | changes))
+
+
 def test_deployment_stops_when_a_creation_has_no_address() -> None:
     sent = []
 
@@ -305,46 +333,21 @@ def test_deployment_stops_when_a_creation_has_no_address() -> None:
         return Mined(None)
 
     with pytest.raises(LedgerError, match="AccessManager"):
-        deploy(
-            transact=transact,
-            deployer="0x" + "11" * 20,
-            founders=[],
-            parameters=[],
-            timings=Timings(),
-            reputation=ReputationRule(),
-            quorum=1,
-            voting_period=1,
-            quorum_bps=5000,
-        )
+        deploy_recorded(transact, "0x" + "11" * 20, founders=[])
     assert sent == [None]
 
 
 def test_a_deployer_keeps_its_rights_until_all_before_has_succeeded() -> None:
-    sent: list[bytes] = []
-
-    def transact(to: str | None, data: bytes) -> Mined:
-        sent.append(data)
-        return Mined(None if to else contract_address("0x" + "11" * 20, len(sent)))
+    recorder = Recorder("0x" + "11" * 20)
 
     def settled() -> None:
         raise TransactionRevertedError("ParticipantRegistryAlreadyKnown", {})
 
     with pytest.raises(TransactionRevertedError):
-        deploy(
-            transact=transact,
-            deployer="0x" + "11" * 20,
-            founders=FOUNDERS,
-            parameters=[],
-            timings=Timings(),
-            reputation=ReputationRule(),
-            quorum=1,
-            voting_period=1,
-            quorum_bps=5000,
-            chain=ChainLevel(permissions="SubnetEvmPermissions"),
-            settled=settled,
-        )
-    assert load_abi("AccessManager").functions["renounceRole"].selector not in {data[:4] for data in sent}
-    assert load_abi("ParticipantRegistry").functions["admit"].selector in {data[:4] for data in sent}
+        deploy_recorded(recorder, recorder.deployer, chain=SUBNET, settled=settled)
+    called = {data[:4] for _, data in recorder.sent}
+    assert load_abi("AccessManager").functions["renounceRole"].selector not in called
+    assert load_abi("ParticipantRegistry").functions["admit"].selector in called
 
 
 def test_a_network_whose_founding_fails_half_way_stays_the_deployers(chain_url: str) -> None:
@@ -363,24 +366,8 @@ def test_lists_are_handed_over_after_the_contracts_and_the_one_that_lets_the_dep
     member: bool,
 ) -> None:
     deployer = FOUNDERS[0][1] if member else "0x" + "11" * 20
-    sent: list[tuple[str | None, bytes]] = []
-
-    def transact(to: str | None, data: bytes) -> Mined:
-        sent.append((to, data))
-        return Mined(None if to else contract_address(deployer, len(sent)))
-
-    contracts = deploy(
-        transact=transact,
-        deployer=deployer,
-        founders=FOUNDERS,
-        parameters=[],
-        timings=Timings(),
-        reputation=ReputationRule(),
-        quorum=1,
-        voting_period=1,
-        quorum_bps=5000,
-        chain=ChainLevel(permissions="SubnetEvmPermissions"),
-    )
+    recorder = Recorder(deployer)
+    contracts, sent = deploy_recorded(recorder, deployer, chain=SUBNET), recorder.sent
     council, permissions = contracts["MemberCouncil"], contracts["ChainPermissions"]
     admit = load_abi("ParticipantRegistry").functions["admit"].selector
     first_admission = next(i for i, (_, data) in enumerate(sent) if data[:4] == admit)

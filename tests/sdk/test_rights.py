@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -78,47 +80,41 @@ def test_nothing_is_allowed_until_the_steward_grants(desk: Desk) -> None:
     assert desk.standing(grant_id) == Refusal.NONE
 
 
-def test_a_request_that_was_given_up_on_its_way_and_is_repeated_later_is_one_request(
-    desk: Desk, chain_url: str
-) -> None:
+@contextmanager
+def request_given_up(desk: Desk, chain_url: str) -> Iterator[Ledger]:
+    """The university's ledger, whose request for `WANTED` is on its way and was given up."""
     net = desk.net
     with door_to(chain_url) as door:
         endpoint = Endpoint(door.url)
         sender = Sender(endpoint, net.network.chain_id, net["university"].authority_key, patience=0.5)
         ledger = Ledger(net.network, endpoint, sender)
-        before = len(net.events(["UsageRequested"]))
         door.keep_from_being_final()
         with pytest.raises(TransactionLostError):
             request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=WANTED)
         door.open()
         sender._patience = 30.0
+        yield ledger
+
+
+def test_a_request_that_was_given_up_on_its_way_and_is_repeated_later_is_one_request(
+    desk: Desk, chain_url: str
+) -> None:
+    before = len(desk.net.events(["UsageRequested"]))
+    with request_given_up(desk, chain_url) as ledger:
         later = replace(WANTED, expires_at=WANTED.expires_at - 60)
         grant_id = request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later)
-        (asked,) = net.events(["UsageRequested"])[before:]
+        (asked,) = desk.net.events(["UsageRequested"])[before:]
         assert asked.args["grantId"] == grant_id
         assert asked.args["terms"]["expiresAt"] == WANTED.expires_at
         assert request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=later) != grant_id
 
 
 def test_what_was_given_up_with_quite_another_expiry_was_another_call(desk: Desk, chain_url: str) -> None:
-    net = desk.net
-    with door_to(chain_url) as door:
-        endpoint = Endpoint(door.url)
-        sender = Sender(endpoint, net.network.chain_id, net["university"].authority_key, patience=0.5)
-        ledger = Ledger(net.network, endpoint, sender)
-        before = len(net.events(["UsageRequested"]))
-        door.keep_from_being_final()
-        with pytest.raises(TransactionLostError):
-            request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=WANTED)
-        door.open()
-        sender._patience = 30.0
-        request_usage(
-            ledger,
-            desk.artifact,
-            purpose=SCOPE,
-            wanted=replace(WANTED, expires_at=WANTED.expires_at - 86_400),
-        )
-        asked = net.events(["UsageRequested"])[before:]
+    before = len(desk.net.events(["UsageRequested"]))
+    with request_given_up(desk, chain_url) as ledger:
+        sooner = replace(WANTED, expires_at=WANTED.expires_at - 86_400)
+        request_usage(ledger, desk.artifact, purpose=SCOPE, wanted=sooner)
+        asked = desk.net.events(["UsageRequested"])[before:]
         expiries = [event.args["terms"]["expiresAt"] for event in asked]
         assert expiries == [WANTED.expires_at, WANTED.expires_at - 86_400]
 

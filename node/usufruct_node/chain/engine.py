@@ -78,17 +78,8 @@ class Engine:
         """
         host, port = _private_address()
         socket_name = SOCKETS.replace("*", secrets.token_hex(4))
-        command = [
-            str(executable),
-            "--ipc",
-            socket_name,
-            "--host",
-            host,
-            "--port",
-            str(port),
-            "--no-cors",
-            "--silent",
-        ]
+        command = [str(executable), "--ipc", socket_name, "--silent"]
+        command += ["--host", host, "--port", str(port), "--no-cors"]
         command += ["--no-mining", "--order", "fifo", "--timestamp", str(genesis_timestamp)]
         # No slots: `finalized` is the newest block.
         command += ["--slots-in-an-epoch", "0", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
@@ -116,12 +107,7 @@ class Engine:
             raise ChainEngineError(f"Anvil cannot be started: {exc}") from exc
         finally:
             os.close(log)
-        try:
-            lines = Lines(home, socket_name)
-        except OSError as exc:
-            process.kill()
-            raise ChainEngineError(f"{home} cannot be opened: {exc}") from exc
-        engine = cls(process, lines)
+        engine = cls(process, Lines(home, socket_name))
         try:
             with trio.move_on_after(START_TIMEOUT_S):
                 while engine.alive:

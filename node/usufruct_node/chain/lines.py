@@ -7,7 +7,6 @@ needed at once. Absent: what the lines mean.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -23,7 +22,7 @@ class Lines:
     """Connections to the socket `name` in `folder`, whose path may be longer than an address may be."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder = folder
         self._name = name
         self._idle: list[trio.SocketStream] = []
         self._places = trio.CapacityLimiter(_AT_ONCE)
@@ -66,14 +65,14 @@ class Lines:
         self._closed = True
         while self._idle:
             await trio.aclose_forcefully(self._idle.pop())
-        with suppress(FileNotFoundError):
-            os.unlink(self._name, dir_fd=self._folder)
-        os.close(self._folder)
+        (self._folder / self._name).unlink(missing_ok=True)
 
     async def _connect(self) -> trio.SocketStream:
-        if self._closed:
-            raise trio.ClosedResourceError("the engine was closed")
-        return await trio.open_unix_socket(f"/proc/self/fd/{self._folder}/{self._name}")
+        folder = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return await trio.open_unix_socket(f"/proc/self/fd/{folder}/{self._name}")
+        finally:
+            os.close(folder)
 
 
 async def _line(stream: trio.SocketStream) -> bytes:

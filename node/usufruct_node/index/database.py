@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -261,14 +262,23 @@ class Index:
         row = self._one("SELECT * FROM job WHERE job_id = ?", job_id)
         return None if row is None else job_of(row)
 
-    def jobs(self, *states: JobState, artifact_id: ArtifactId | None = None, limit: int = -1) -> list[JobRow]:
-        """Jobs in any of these states (all when none is given), oldest first; a negative limit is none."""
+    def jobs(
+        self,
+        *states: JobState,
+        artifact_id: ArtifactId | None = None,
+        newest_first: bool = False,
+        limit: int = -1,
+        offset: int = 0,
+    ) -> list[JobRow]:
+        """Jobs in any of these states (all when none is given), oldest first or newest first; a negative limit is none."""
+        order = "DESC" if newest_first else "ASC"
         marks = ",".join(str(int(state)) for state in states or tuple(JobState))
         rows = self._all(
             f"SELECT * FROM job WHERE state IN ({marks}) AND (?1 IS NULL OR artifact_id = ?1)"  # noqa: S608
-            " ORDER BY posted_at, job_id LIMIT ?2",
+            f" ORDER BY posted_at {order}, job_id {order} LIMIT ?2 OFFSET ?3",
             artifact_id,
             limit,
+            offset,
         )
         return [job_of(row) for row in rows]
 
@@ -362,18 +372,13 @@ class Index:
 
     def refusals(self, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:
         """Newest events that carry a reason to refuse, newest first, after the first `offset` of them."""
-        found: list[dict[str, Any]] = []
         with self._lock, _translated():
             rows = self._db.execute(
                 "SELECT * FROM event WHERE name IN ('JobDenied', 'UsageDenied', 'JobEnded')"
                 " ORDER BY block_number DESC, log_index DESC"
             )
-            for event in map(event_of, rows):
-                if len(found) == offset + limit:
-                    break
-                if event["args"]["reason"]:
-                    found.append(event)
-        return found[offset:]
+            refused = (event for event in map(event_of, rows) if event["args"]["reason"])
+            return list(islice(refused, offset, offset + limit))
 
     def events(self, *names: str, limit: int = -1) -> list[dict[str, Any]]:
         """Newest events with these names (any when none is given), newest first."""

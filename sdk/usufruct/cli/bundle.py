@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from usufruct.carry import CarDestination, export_bundle, import_bundle
-from usufruct.cli.steward import read_features
+from usufruct.cli.steward import checked_policy, read_features
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -25,7 +25,7 @@ from usufruct.cli.terminal import (
     guarded,
     read_text,
 )
-from usufruct.client import Client, micro, open_authority_keystore, seconds
+from usufruct.client import Client, open_authority_keystore
 from usufruct.consent import ConsentBook
 from usufruct.content import Cid, Codec
 from usufruct.content.unixfs import FileCid
@@ -33,8 +33,6 @@ from usufruct.home import Home
 from usufruct.keys import he_keys, identity
 from usufruct.publish import publish_bundle
 from usufruct.records import ArtifactId, parse_id
-from usufruct.register import Policy, check_policy
-from usufruct.replication import Replication
 from usufruct.seal import seal_features
 
 bundle_app = typer.Typer(help="Bundles as CAR files, for machines without a network.", no_args_is_help=True)
@@ -146,18 +144,17 @@ def bundle_import(
     """Steps 3 and 4 of a carried bundle: verify it block by block, hand it to the node, register it."""
     expected = FileCid.parse(cid) if cid is not None else None
     client = Client.open(home, passphrase_file=passphrase_file)
-    policy = Policy(
-        purposes=(),
-        kernels=tuple(kernel),
+    policy = checked_policy(
+        client.ledger,
+        kernel,
         min_cohort=min_cohort,
         row_level=row_level,
-        max_rho_micro_per_job=micro(max_rho),
-        replication=Replication(copies=copies, holders=tuple(holder or ())),
+        max_rho=max_rho,
+        copies=copies,
+        holder=holder,
+        budget_rho=budget_rho,
+        retain_days=retain_days,
     )
-    # Before the file is taken in, not after.
-    check_policy(client.ledger, policy)
-    micro(budget_rho)
-    seconds(retain_days)
     with Progress(*_COLUMNS, console=err, transient=True) as bar:
         task = bar.add_task("importing")
         published = import_bundle(

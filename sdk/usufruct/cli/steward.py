@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Annotated
@@ -31,6 +32,7 @@ from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.home import Home
 from usufruct.keys import he_keys
+from usufruct.ledger import Ledger
 from usufruct.records import ArtifactId, KeyId, parse_id
 from usufruct.register import Policy, check_policy
 from usufruct.replication import Replication
@@ -56,6 +58,33 @@ def read_features(matrix: Path, schema: Path) -> Features:
     except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError, TokenError) as exc:
         raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
+
+
+def checked_policy(
+    ledger: Ledger,
+    kernel: list[str],
+    *,
+    min_cohort: int,
+    row_level: bool,
+    max_rho: float,
+    copies: int,
+    holder: list[str] | None,
+    budget_rho: float,
+    retain_days: float,
+) -> Policy:
+    """The policy that options ask for, but for its purpose; raises, as registering would, before hours of sealing."""
+    policy = Policy(
+        purposes=(),
+        kernels=tuple(kernel),
+        min_cohort=min_cohort,
+        row_level=row_level,
+        max_rho_micro_per_job=micro(max_rho),
+        replication=Replication(copies=copies, holders=tuple(holder or ())),
+    )
+    check_policy(ledger, policy)
+    micro(budget_rho)
+    seconds(retain_days)
+    return policy
 
 
 @key_domain_app.command("create")
@@ -166,18 +195,17 @@ def publish(
         custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
     )
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
-    policy = Policy(
-        purposes=(scope,),
-        kernels=tuple(kernel),
+    policy = checked_policy(
+        client.ledger,
+        kernel,
         min_cohort=min_cohort,
         row_level=row_level,
-        max_rho_micro_per_job=micro(max_rho),
-        replication=Replication(copies=copies, holders=tuple(holder or ())),
+        max_rho=max_rho,
+        copies=copies,
+        holder=holder,
+        budget_rho=budget_rho,
+        retain_days=retain_days,
     )
-    # Before hours of sealing, not after.
-    check_policy(client.ledger, policy)
-    micro(budget_rho)
-    seconds(retain_days)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sealing and publishing")
@@ -187,7 +215,9 @@ def publish(
             row_subjects=positions,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
+    artifact_id = client.register(
+        published, policy=replace(policy, purposes=(scope,)), retain_days=retain_days, budget_rho=budget_rho
+    )
     answer = {
         "artifact_id": artifact_id.hex(),
         "manifest": str(published.cid),

@@ -17,7 +17,6 @@ from usufruct.ledger.compile import (
     recompile,
 )
 from usufruct.ledger.deploy import contract_name_word
-from usufruct.ledger.endpoint import well_formed
 from usufruct.ledger.ledger import Ledger
 from usufruct.ledger.permissions import check_lists
 
@@ -83,10 +82,5 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
 
 def _looked_up(ledger: Ledger, name: str) -> str:
     lookup = load_abi("AddressBook").functions["addressOf"]
-    message = {
-        "to": ledger.network.address_book,
-        "data": "0x" + lookup.encode([contract_name_word(name)]).hex(),
-    }
-    answer = ledger.endpoint.data("eth_call", message, ledger.network.chain.finality_tag)
-    with well_formed(ledger.endpoint.url):
-        return str(lookup.decode(answer)[0])
+    book, tag = ledger.network.address_book, ledger.network.chain.finality_tag
+    return str(ledger.endpoint.view(book, lookup, [contract_name_word(name)], tag)[0])

@@ -24,7 +24,7 @@ from usufruct.errors import (
     TransactionRevertedError,
     WrongChainError,
 )
-from usufruct.ledger.abi import decode_revert
+from usufruct.ledger.abi import FunctionCodec, decode_revert
 from usufruct.ledger.health import ChainHealth, ChainWatch, EndpointHealth
 from usufruct.ledger.profile import PROFILES, ChainProfile
 
@@ -207,6 +207,12 @@ class Endpoint:
         answer = self.call(method, *params)
         with well_formed(self.url):
             return bytes.fromhex(answer[2:])
+
+    def view(self, to: str, codec: FunctionCodec, arguments: Sequence[object], tag: str) -> tuple[Any, ...]:
+        """Call a view of a contract as of the block `tag`; decoded words; errors as in `call`."""
+        answer = self.data("eth_call", {"to": to, "data": "0x" + codec.encode(arguments).hex()}, tag)
+        with well_formed(self.url):
+            return codec.decode(answer)
 
     def _head(self, tag: str) -> Head:
         block = self.call("eth_getBlockByNumber", tag, False)

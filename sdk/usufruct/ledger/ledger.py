@@ -152,17 +152,15 @@ class Ledger:
     def read(self, contract: str, function: str, *arguments: object) -> tuple[Any, ...]:
         """Call a view at the newest finalised block; decoded words."""
         codec = load_abi(contract).functions[function]
-        message = {"to": self.network.contracts[contract], "data": "0x" + codec.encode(arguments).hex()}
-        answer = self.endpoint.data("eth_call", message, self.network.chain.finality_tag)
-        with well_formed(self.endpoint.url):
-            return codec.decode(answer)
+        address, tag = self.network.contracts[contract], self.network.chain.finality_tag
+        return self.endpoint.view(address, codec, arguments, tag)
 
     def transact(self, contract: str, function: str, *arguments: object, least_gas: int = 0) -> Receipt:
         """Send one call and wait until it is final; see `Sender.transact`."""
         target, data = self.call_data(contract, function, *arguments)
         return self._require_sender().transact(target, data, least_gas=least_gas)
 
-    def resumed(
+    def transact_once(
         self,
         contract: str,
         function: str,
@@ -170,19 +168,27 @@ class Ledger:
         fresh: int,
         *,
         within: int | None = None,
-    ) -> int:
-        """The number that an earlier attempt at a call was made with, if it is on its way and was given up; else `fresh`.
+    ) -> Receipt:
+        """Send one call that has a time or a random number in it, as `transact` does.
 
-        For calls with a time or a random number in them: made again with the first attempt's, they are taken up, not sent
-        twice. An attempt whose number differs by more than `within` was another call.
+        An attempt at the same call that was given up while it was on its way is taken up, whatever its number, and nothing
+        sent twice. One whose number differs by more than `within` was another call.
         """
+        number = self._resumed(contract, function, arguments, fresh)
+        if within is not None and abs(number - fresh) > within:
+            number = fresh
+        return self.transact(contract, function, *arguments(number))
+
+    def _resumed(
+        self, contract: str, function: str, arguments: Callable[[int], Sequence[object]], fresh: int
+    ) -> int:
+        """The number that an earlier attempt at a call was made with, if it is on its way and was given up; else `fresh`."""
         target, data = self.call_data(contract, function, *arguments(fresh))
         _, other = self.call_data(contract, function, *arguments(fresh ^ 1))
         differs = next(at for at, (one, two) in enumerate(zip(data, other, strict=True)) if one != two)
         start = differs - (differs - _SELECTOR_BYTES) % _WORD_BYTES
         earlier = self._require_sender().given_up(target, data, slice(start, start + _WORD_BYTES))
-        found = fresh if earlier is None else int.from_bytes(earlier, "big")
-        return found if within is None or abs(found - fresh) <= within else fresh
+        return fresh if earlier is None else int.from_bytes(earlier, "big")
 
     def call_data(self, contract: str, function: str, *arguments: object) -> tuple[str, bytes]:
         """Address and call data of a call: for proposals to the council and for batches.

@@ -28,6 +28,7 @@ ANSWER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
 _SLOWEST_BYTES_PER_S = 64 * 1024
 _CONNECTIONS = 32
+_LOOK_SECONDS = 0.25
 
 
 class Transport(HTTPProvider):
@@ -69,13 +70,12 @@ class Transport(HTTPProvider):
 
 
 class _Watch:
-    """Cuts a connection whose answer takes too long: timeouts of reads begin anew with every byte."""
+    """When an answer must be here, and its connection is cut: timeouts of reads begin anew with every byte."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection
         self._ends_at = time.monotonic() + seconds
-        self._over = False
-        self._arm(seconds)
+        _watchman.add(self)
 
     def allow(self, seconds: float) -> None:
         """So much more time."""
@@ -83,23 +83,47 @@ class _Watch:
 
     def end(self) -> None:
         """The answer is here, or nobody waits for it any more."""
-        self._over = True
-        self._timer.cancel()
+        _watchman.remove(self)
 
-    def _arm(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._look)
-        self._timer.daemon = True
-        self._timer.start()
+    def look(self) -> None:
+        """Cut the connection if it is time."""
+        if time.monotonic() >= self._ends_at:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _look(self) -> None:
-        left = self._ends_at - time.monotonic()
-        if self._over:
-            return
-        if left > 0:
-            self._arm(left)
-            return
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+
+class _Watchman:
+    """One thread for all watches of the process: one for each would cost as much as a fifth of its request."""
+
+    def __init__(self) -> None:
+        self._watches: set[_Watch] = set()
+        self._some = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, watch: _Watch) -> None:
+        with self._some:
+            self._watches.add(watch)
+            # A forked process has the object and not the thread.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._go_round, name="answers", daemon=True)
+                self._thread.start()
+            self._some.notify()
+
+    def remove(self, watch: _Watch) -> None:
+        with self._some:
+            self._watches.discard(watch)
+
+    def _go_round(self) -> None:
+        while True:
+            with self._some:
+                self._some.wait_for(lambda: self._watches)
+                watches = list(self._watches)
+            for watch in watches:
+                watch.look()
+            time.sleep(_LOOK_SECONDS)
+
+
+_watchman = _Watchman()
 
 
 class _Watched(HTTPConnection):

@@ -141,11 +141,8 @@ def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVer
     for log in logs[1:]:
         versions.append(adopt(network, versions[-1], _evidence(endpoint, network, versions[-1].pin, log)))
     codec = load_abi(_CONTRACT).functions["seriesHead"]
-    data = codec.encode([bytes.fromhex(versions[0].pin.chain[2:])])
-    message = {"to": network.contracts[_CONTRACT], "data": "0x" + data.hex()}
-    answer = endpoint.data("eth_call", message, network.chain.finality_tag)
-    with well_formed(endpoint.url):
-        length, head = codec.decode(answer)
+    chain = bytes.fromhex(versions[0].pin.chain[2:])
+    length, head = endpoint.view(network.contracts[_CONTRACT], codec, [chain], network.chain.finality_tag)
     if (length, head) != (versions[-1].version, versions[-1].head):
         raise MissingEventError(f"the contract counts {length} sets of validators, {len(versions)} are shown")
     return versions
