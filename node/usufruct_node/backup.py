@@ -6,20 +6,22 @@ The archive is a sealed stream (`usufruct.keys.sealed`) of frames: kind, length,
 **Invariant:** what names something is copied before what it names. Signed transactions come before the databases with what
 they reveal, databases before the blocks that their rows name, blocks before the keys that they were sealed under, so an archive
 made while the node runs lacks nothing that it refers to. A block that is collected meanwhile belonged to a job that has ended,
-and nobody asks for it again.
+and nobody asks for it again. Databases are checked on both ways; a damaged one that the node can build anew is left out.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -49,8 +51,11 @@ from usufruct_node.storage import open_store
 Advance = Callable[[int], None]
 """Told how many more bytes are done."""
 
+_log = logging.getLogger(__name__)
+
 _TYPE = "usufruct/backup/1"
 _BATCH_BYTES = 16 << 20
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,6 +66,8 @@ class _Item:
     name: str
     required: bool = False
     database: bool = False
+    derived: bool = False
+    """The node builds it anew when it is missing."""
 
 
 _BEFORE_BLOCKS = (
@@ -68,7 +75,7 @@ _BEFORE_BLOCKS = (
     _Item("node.transactions"),
     _Item("node.db", database=True),
     _Item("custodian.db", database=True),
-    _Item("index.db", database=True),
+    _Item("index.db", database=True, derived=True),
 )
 _AFTER_BLOCKS = (
     _Item("consent.db", database=True),
@@ -101,7 +108,7 @@ class Manifest:
     made_at: int
     """Unix seconds."""
     indexed_block: int = -1
-    """Newest block of the index in it; -1 when there is no index."""
+    """Newest block of the index in it; -1 when there is no index, or a damaged one was left out."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> `size_bytes`, `sha256` (hex)."""
     blocks: int = 0
@@ -132,20 +139,26 @@ def back_up(home: Home, target: Path, passphrase: str, *, advance: Advance = lam
     ConfigurationError
         If the target exists.
     WrongPassphraseError, KeyStoreError
+    BackupError
+        If a database is damaged; one that the node can build anew is left out instead.
     BlockMismatchError
         If a block of the store is damaged.
     StoreFullError, ContentError
     """
     KeyStore.open(home.node_keystore, passphrase)
     manifest = Manifest(organisation=home.organisation().name, made_at=int(time.time()))
-    with _translated(f"the backup {target} cannot be written"), _new_file(target) as file:
+    with (
+        _translated(f"the backup {target} cannot be written"),
+        _workplace(home.root, ".backup-") as snapshots,
+        _new_file(target) as file,
+    ):
         writer = SealedWriter(file, passphrase)
         _put(writer, _Frame.HEAD, dag.encode({"type": _TYPE}))
         for item in _BEFORE_BLOCKS:
-            _put_item(writer, home, item, manifest, advance)
+            _put_item(writer, home, item, snapshots, manifest, advance)
         _put_blocks(writer, home, manifest, advance)
         for item in _AFTER_BLOCKS:
-            _put_item(writer, home, item, manifest, advance)
+            _put_item(writer, home, item, snapshots, manifest, advance)
         _put(writer, _Frame.MANIFEST, dag.encode(manifest.to_dict()))
         writer.finish()
     return manifest
@@ -168,16 +181,40 @@ def restore(archive: Path, root: Path, passphrase: str, *, advance: Advance = la
         raise ConfigurationError(f"{root} is not empty", hint="restore into a new or empty directory")
     with _opened(archive) as file, _translated(f"{root} cannot be written"):
         root.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}.restoring-", dir=root.parent))
-        try:
+        with _workplace(root.parent, f".{root.name}.restoring-") as unfinished:
             manifest = _Unpacking(unfinished, SealedReader(file, passphrase), advance).run()
             _check_home(unfinished, manifest, passphrase)
             unfinished.rename(root)
             sync_directory(root.parent)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
     return manifest
+
+
+@contextmanager
+def _workplace(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new private directory, gone afterwards unless it was renamed; those that a kill left under the same prefix go first.
+
+    Each is locked while its process lives; `parent` is, while one is made or looked for.
+    """
+    with ExitStack() as stack:
+        with _locked(parent):
+            for path in parent.iterdir():
+                if path.name.startswith(prefix):
+                    with suppress(OSError), _locked(path, fcntl.LOCK_NB):
+                        shutil.rmtree(path)
+            made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            stack.enter_context(_locked(made))
+        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        yield made
+
+
+@contextmanager
+def _locked(directory: Path, how: int = 0) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(handle)
 
 
 # Writing.
@@ -187,7 +224,9 @@ def _put(writer: SealedWriter, kind: _Frame, payload: bytes) -> None:
     writer.write(kind.value + len(payload).to_bytes(4, "big") + payload)
 
 
-def _put_item(writer: SealedWriter, home: Home, item: _Item, manifest: Manifest, advance: Advance) -> None:
+def _put_item(
+    writer: SealedWriter, home: Home, item: _Item, snapshots: Path, manifest: Manifest, advance: Advance
+) -> None:
     path = home.root / item.name
     if not path.exists():
         if item.required:
@@ -196,15 +235,18 @@ def _put_item(writer: SealedWriter, home: Home, item: _Item, manifest: Manifest,
     if not item.database:
         _put_file(writer, path, item.name, manifest, advance)
         return
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as directory:
-        copy = Path(directory) / item.name
-        try:
-            _snapshot(path, copy)
-            if path == home.index_database:
-                manifest.indexed_block = _indexed_block(copy)
-        except sqlite3.Error as exc:
-            raise ContentError(f"{path} cannot be copied: {exc}") from exc
+    copy = snapshots / item.name
+    try:
+        _snapshot(path, copy)
+        if item.derived:
+            manifest.indexed_block = _indexed_block(copy)
+    except BackupError as exc:
+        if not item.derived:
+            raise BackupError(str(exc), hint="take it from the newest backup; no new one was made") from exc
+        _log.warning("%s; left out, since the node builds it anew when it is missing: delete it", exc)
+    else:
         _put_file(writer, copy, item.name, manifest, advance)
+    copy.unlink()
 
 
 def _put_file(writer: SealedWriter, path: Path, name: str, manifest: Manifest, advance: Advance) -> None:
@@ -243,17 +285,19 @@ def _put_blocks(writer: SealedWriter, home: Home, manifest: Manifest, advance: A
 
 
 def _snapshot(source: Path, copy: Path) -> None:
-    """A database as of one moment, while others write to it."""
+    """A database as of one moment, while others write to it; checked."""
     copy.touch(mode=0o600)
     with (
+        _examined(source),
         closing(sqlite3.connect(source.as_uri() + "?mode=rw", uri=True, timeout=30)) as live,
         closing(sqlite3.connect(copy)) as still,
     ):
         live.backup(still)
+    _check_database(copy)
 
 
 def _indexed_block(index: Path) -> int:
-    with closing(sqlite3.connect(index)) as db:
+    with _examined(index), _opened_still(index) as db:
         row = db.execute("SELECT block_number FROM cursor").fetchone()
     return -1 if row is None else int(row[0])
 
@@ -407,8 +451,17 @@ def _check_home(root: Path, manifest: Manifest, passphrase: str) -> None:
     """That a node can run on it: its databases are whole, its keys are those of the public record."""
     home = Home.at(root)
     for item in _ITEMS:
-        if item.database and (path := root / item.name).exists():
+        if not item.database or not (path := root / item.name).exists():
+            continue
+        try:
             _check_database(path)
+        except BackupError as exc:
+            if not item.derived:
+                raise
+            _log.warning("%s; left out, since the node builds it anew", exc)
+            path.unlink()
+            del manifest.files[item.name]
+            manifest.indexed_block = -1
     if home.network_file.exists():
         Network.load(home.network_file)
     keys = identity.load_node_keys(KeyStore.open(home.node_keystore, passphrase))
@@ -419,14 +472,27 @@ def _check_home(root: Path, manifest: Manifest, passphrase: str) -> None:
 
 
 def _check_database(path: Path) -> None:
-    try:
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("PRAGMA trusted_schema = OFF")
-            (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    except sqlite3.Error as exc:
-        raise BackupError(f"{path.name} is no database: {exc}") from exc
+    with _examined(path), _opened_still(path) as db:
+        db.execute("PRAGMA trusted_schema = OFF")
+        (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
-        raise BackupError(f"{path.name} is damaged: {verdict}")
+        raise BackupError(f"{path.name} is damaged: {' '.join(verdict.split())}")
+
+
+def _opened_still(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+    """A database that nobody writes to; makes no files beside it."""
+    return closing(sqlite3.connect(path.as_uri() + "?immutable=1", uri=True))
+
+
+@contextmanager
+def _examined(path: Path) -> Iterator[None]:
+    """Tell a database that is not what it should be from one that cannot be read now."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorname", "").startswith(_DAMAGED):
+            raise BackupError(f"{path.name} is damaged: {exc}") from exc
+        raise ContentError(f"{path} cannot be read: {exc}") from exc
 
 
 @contextmanager

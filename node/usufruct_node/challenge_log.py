@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from usufruct.content import dag
 from usufruct.custody import StorageChallenge, StorageProof
-from usufruct.errors import MissingEventError
+from usufruct.errors import ManifestError, MissingEventError
 from usufruct.records import ArtifactId, OrgId
 from usufruct_node.local import open_local
+
+_PAGE = 200
+"""Entries that are read at once while the log is walked."""
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS challenge (sequence INTEGER PRIMARY KEY, artifact_id BLOB NOT NULL,"
@@ -75,8 +80,16 @@ class Logged:
     org: OrgId
     outcome: Outcome
     at: int
-    detail: str
+    payload: bytes
     head: bytes
+
+    @property
+    def detail(self) -> str:
+        """What was said beside the outcome; decoded here, since that takes longer than all the rest."""
+        try:
+            return str(dag.decode_map(self.payload)["detail"])
+        except (ManifestError, KeyError):
+            return "the entry was altered"
 
 
 class ChallengeLog:
@@ -85,6 +98,8 @@ class ChallengeLog:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._db = open_local(path, *_TABLES)
+        self._checking = threading.Lock()
+        self._checked = 0, bytes(32)
 
     def close(self) -> None:
         """Close the file."""
@@ -111,13 +126,12 @@ class ChallengeLog:
         self, artifact_id: ArtifactId | None = None, org: OrgId | None = None, *, limit: int
     ) -> list[Logged]:
         """Newest entries, newest first, of a bundle, a member, or all."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT sequence, artifact_id, org_id, outcome, at, payload, head FROM challenge"
-                " WHERE (?1 IS NULL OR artifact_id = ?1) AND (?2 IS NULL OR org_id = ?2)"
-                " ORDER BY sequence DESC LIMIT ?3",
-                (artifact_id, org, limit),
-            ).fetchall()
+        wanted = {"artifact_id": artifact_id, "org_id": org}
+        # A condition that may be void would keep the database from its index.
+        where = " AND ".join(f"{column} = :{column}" for column, value in wanted.items() if value is not None)
+        rows = self._select(
+            f"WHERE {where or 'TRUE'} ORDER BY sequence DESC LIMIT :limit", wanted | {"limit": limit}
+        )
         return [
             Logged(
                 sequence=row[0],
@@ -125,39 +139,52 @@ class ChallengeLog:
                 org=OrgId(row[2]),
                 outcome=Outcome(row[3]),
                 at=row[4],
-                detail=str(dag.decode_map(bytes(row[5]))["detail"]),
+                payload=row[5],
                 head=row[6],
             )
             for row in rows
         ]
 
     def check(self) -> tuple[int, bytes]:
-        """Walk the log and return its length and head.
+        """Walk what was added since the last check, the first time all, and return the log's length and head.
 
         Raises
         ------
         MissingEventError
             If an entry is missing or altered. Who cuts the end off, or writes the whole anew, is found only by whoever
-            has seen an earlier head.
+            has seen an earlier head, as this object has that of its last check.
         """
-        head, expected = bytes(32), 0
-        with self._lock:
-            for sequence, payload, found, artifact, org, outcome, at in self._db.execute(
-                "SELECT sequence, payload, head, artifact_id, org_id, outcome, at FROM challenge ORDER BY sequence"
+        with self._checking:
+            length, head = self._checked
+            known = self._select("WHERE sequence = :length", {"length": length})
+            if length and [row[6] for row in known] != [head]:
+                raise _altered(length)
+            while rows := self._select(
+                "WHERE sequence > :length ORDER BY sequence LIMIT :page", {"length": length, "page": _PAGE}
             ):
-                expected += 1
-                head = _next_head(head, expected, payload)
-                record = dag.decode_map(bytes(payload))
-                columns = (record["artifact"], record["org"], record["outcome"], record["at"])
-                if sequence != expected or head != found or columns != (artifact, org, outcome, at):
-                    raise MissingEventError(f"entry {expected} of the challenge log is missing or altered")
-        return expected, head
+                for sequence, artifact, org, outcome, at, payload, found in rows:
+                    length, head = length + 1, _next_head(head, length + 1, payload)
+                    columns = {"artifact": artifact, "org": org, "outcome": outcome, "at": at}
+                    whole = (sequence, found) == (length, head)
+                    if not whole or not columns.items() <= dag.decode_map(payload).items():
+                        raise _altered(length)
+                    self._checked = length, head
+            return self._checked
+
+    def _select(self, which: str, values: Mapping[str, object]) -> list[Any]:
+        columns = "sequence, artifact_id, org_id, outcome, at, payload, head"
+        with self._lock:
+            return self._db.execute(f"SELECT {columns} FROM challenge {which}", values).fetchall()  # noqa: S608
 
     def _end(self) -> tuple[int, bytes]:
         row = self._db.execute(
             "SELECT sequence, head FROM challenge ORDER BY sequence DESC LIMIT 1"
         ).fetchone()
         return (0, bytes(32)) if row is None else (int(row[0]), bytes(row[1]))
+
+
+def _altered(number: int) -> MissingEventError:
+    return MissingEventError(f"entry {number} of the challenge log is missing or altered")
 
 
 def _next_head(previous: bytes, sequence: int, payload: bytes) -> bytes:

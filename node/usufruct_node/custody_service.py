@@ -121,7 +121,7 @@ class CustodyService:
             if question.get("ask") == "notices" and set(question) == {"ask", "artifacts"}:
                 return self._notices(question["artifacts"])
             if question.get("ask") == "replaced" and set(question) == {"ask", "artifact"}:
-                return self._replaced(_id(question["artifact"]))
+                return self._replaced(member, _id(question["artifact"]))
             if question.get("ask") == "erasures" and set(question) == {"ask", "artifact"}:
                 return self._erasures(_id(question["artifact"]))
         except ManifestError:
@@ -171,13 +171,21 @@ class CustodyService:
         found = [self._store.notice(_id(artifact_id)) for artifact_id in wanted]
         return {"notices": [notice.to_record() for notice in found if notice is not None]}
 
-    def _replaced(self, artifact_id: ArtifactId) -> Answer:
-        """As its steward: whether every present holder of a bundle has proved that it holds it, so that others may go."""
+    def _replaced(self, member: Participant, artifact_id: ArtifactId) -> Answer:
+        """As its steward: whether every present holder of a bundle has proved that it holds it, so that a member may go.
+
+        A member may have seen a newer block than this node: by what is known here it can be a holder still, and with the policy
+        unread nobody is one.
+        """
         artifact = self._index.artifact(artifact_id)
         if artifact is None or artifact.steward != self._org:
             return {"refused": REFUSED}
+        replication = self._placements.replication(artifact)
+        holders = self._placements.holders(artifact_id)
+        if replication is None or member.id in holders or (replication.copies > 1 and not holders):
+            return {"replaced": False}
         since = {d.org: d.since for d in self._store.designations(artifact_id) if d.in_force}
-        for holder in self._placements.holders(artifact_id):
+        for holder in holders:
             last = self._record.last(artifact_id, holder, limit=1)
             if (
                 holder not in since

@@ -112,9 +112,11 @@ def _node(home: Home) -> str:
     """A node that was killed leaves its address behind, so ask."""
     url = home.node_address().url
     try:
-        answer: dict[str, object] = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
+        answer: object = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
     except (httpx.HTTPError, ValueError) as exc:
         raise NodeUnreachableError(f"{url} does not answer: {exc}") from exc
+    if not isinstance(answer, dict):
+        raise NodeUnreachableError(f"{url} does not answer as a node does: another service may have its port")
     unwell = [f"{part}: {state}" for part, state in answer.items() if part != "ok" and state != "ok"]
     if unwell:
         raise ConfigurationError(f"{url} is up, but {', '.join(unwell)}")

@@ -89,11 +89,11 @@ class Queries:
 
     def grant(self, grant_id: GrantId) -> dict[str, Any]:
         """One grant with its events."""
-        for id_, grant, asked in self._index.grants():
-            if id_ == grant_id:
-                events = self._index.events_of_series("UsageRights", grant_id)
-                return _grant(id_, grant, asked) | {"events": events}
-        raise UnknownRecordError(f"no grant {grant_id.hex()}")
+        found = self._index.request(grant_id)
+        if found is None:
+            raise UnknownRecordError(f"no grant {grant_id.hex()}")
+        events = self._index.events_of_series("UsageRights", grant_id)
+        return _grant(grant_id, *found) | {"events": events}
 
     def jobs(self, states: Sequence[JobState], limit: int, offset: int = 0) -> list[dict[str, Any]]:
         """Jobs, newest first, after the first `offset` of them."""

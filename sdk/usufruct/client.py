@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from usufruct import consent, differencing, job, lineage, register, release, rights
-from usufruct.consent import ConsentBook, ConsentReceipt
+from usufruct.consent import ConsentBook, ConsentReceipt, ConsentStatus
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
@@ -70,6 +70,13 @@ from usufruct.verify import ResultManifest, check_possessions
 
 _log = logging.getLogger(__name__)
 _DAY = 86_400
+
+MAX_RHO: Final = 1e9
+"""Most privacy (rho) that can be named: far more than would protect anything, and nothing overflows."""
+
+MAX_DAYS: Final = 365_000
+"""Longest duration that can be named: a thousand years."""
+
 _POLL_SECONDS = 0.25
 
 
@@ -164,7 +171,14 @@ class Client:
         row_subjects: Sequence[int],
         progress: Progress | None = None,
     ) -> PublishedBundle:
-        """Hand a sealed bundle to the own node; see `usufruct.publish.publish_bundle`."""
+        """Hand a sealed bundle to the own node; see `usufruct.publish.publish_bundle`.
+
+        Raises
+        ------
+        InputError
+            Also if the subjects' consents were not anchored yet.
+        """
+        self._book.check_anchored(scope, row_subjects)
         return publish_bundle(sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress)
 
     def register_key_domain(self, public: Mapping[str, object]) -> KeyId:
@@ -233,8 +247,18 @@ class Client:
         return self.anchor_consents(scope=scope)
 
     def anchor_consents(self, *, scope: str, supersede: int | None = None) -> ConsentEpoch:
-        """Anchor the next consent epoch; `supersede` names one that a restored, older consent book may follow."""
-        return consent.anchor_epoch(self._book, self.ledger, self.content, scope=scope, supersede=supersede)
+        """Anchor the next consent epoch; `supersede` names one that a restored, older consent book may follow.
+
+        Such a book does not know to whom it gave positions since; those that the own bundles name, or the epoch, are given to
+        nobody again.
+        """
+        taken = 0
+        if supersede is not None:
+            own = (one for one in self._readable_bundles(self.name) if one.scope == scope)
+            taken = max((int(one.manifest.row_subjects.max()) + 1 for one in own), default=0)
+        return consent.anchor_epoch(
+            self._book, self.ledger, self.content, scope=scope, supersede=supersede, taken=taken
+        )
 
     def consent_receipt(self, subject: str, *, scope: str) -> ConsentReceipt:
         """A subject's signed receipt."""
@@ -282,7 +306,16 @@ class Client:
         return list(self.content.query("/grants", **{"grantee" if mine else "steward": self.name}))
 
     def grant(self, grant_id: GrantId, terms: GrantTerms) -> None:
-        """Grant a request on the steward's own terms."""
+        """Grant a request on the steward's own terms.
+
+        Raises
+        ------
+        InputError
+            If no job could ever be run under these terms, by the bundle's policy or for want of verifiers; nothing was sent.
+        """
+        asked = self.ledger.grant(grant_id)
+        if asked.status != GrantStatus.NONE:
+            rights.check_terms(self.ledger, self.bundle(asked.artifact_id).policy, asked.grantee, terms)
         rights.grant_usage(self.ledger, grant_id, terms)
 
     def deny(self, grant_id: GrantId, reason: Refusal) -> None:
@@ -300,6 +333,7 @@ class Client:
         if artifact_id is not None:
             rights.revoke_artifact(self.ledger, artifact_id)
         if grantee is not None:
+            self.member(grantee)
             rights.revoke_grantee(self.ledger, org_id(grantee))
 
     def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
@@ -336,19 +370,33 @@ class Client:
         return job.job_parameters(bundle, kernel, parameters or {})
 
     def estimate(
-        self, bundle: FeatureBundle, parameters: JobParameters | QuantisedModel, *, rho: float
+        self,
+        bundle: FeatureBundle,
+        parameters: JobParameters | QuantisedModel,
+        *,
+        rho: float,
+        grant_id: GrantId | None = None,
     ) -> Estimate:
         """What a job would cost and how exact it would be, a quantised model's own error included; nothing is sent.
 
-        Earlier releases that its cost is charged together with are those of this organisation.
+        Earlier releases that its cost is charged together with are those of this organisation. Without `grant_id` the job is
+        taken to be posted under the right that `post` would use.
         """
         if isinstance(parameters, QuantisedModel):
             asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
         else:
             asked, error = parameters, 0.0
         cost = micro(rho)
+        job.check_policy(bundle, asked, rho_micro=cost, status=self._consent_status(bundle))
+        grant = self.ledger.grant(grant_id or self._grant_on(bundle.artifact_id, asked))
         joint = differencing.joint_cost(
-            self.ledger, self.content, bundle, asked, rho_micro=cost, requester=self.name
+            self.ledger,
+            self.content,
+            bundle,
+            asked,
+            rho_micro=cost,
+            requester=self.name,
+            min_cohort=grant.terms.min_cohort,
         )
         found = job.estimate(bundle, asked, rho_micro=cost, model_error=error)
         return replace(found, joint_rho_micro=joint)
@@ -368,19 +416,32 @@ class Client:
 
         Without `grant_id` the newest right on the bundle is used that still holds and names the kernel, or else the newest that
         was granted; with none at all the job is posted all the same, and its denial recorded.
+
+        Raises
+        ------
+        DeniedError
+            If the right allows the job and the bundle's policy does not: the ledger would admit what nobody would execute.
         """
         checked = (
             parameters
             if isinstance(parameters, JobParameters)
             else self.parameters(bundle, kernel, parameters)
         )
+        cost, used = micro(rho), grant_id or self._grant_on(bundle.artifact_id, checked)
+        allowed = self.ledger.grant(used).terms
+        if (
+            checked.kernel.kernel_id in allowed.kernels
+            and (allowed.row_level or not checked.row_level)
+            and cost <= allowed.rho_micro
+        ):
+            job.check_policy(bundle, checked, rho_micro=cost)
         return job.post_job(
             self.ledger,
             self.content,
             bundle,
             checked,
-            grant_id=grant_id or self._grant_on(bundle.artifact_id, checked),
-            rho_micro=micro(rho),
+            grant_id=used,
+            rho_micro=cost,
             consent_epoch=consent_epoch,
             nonce=nonce,
         )
@@ -537,8 +598,10 @@ class Client:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
 
-    def _readable_bundles(self) -> Iterator[FeatureBundle]:
+    def _readable_bundles(self, steward: str | None = None) -> Iterator[FeatureBundle]:
         for entry in self.content.query("/bundles"):
+            if steward not in (None, entry["steward"]):
+                continue
             try:
                 yield self.bundle(entry["artifact_id"])
             except NodeUnreachableError:
@@ -572,6 +635,14 @@ class Client:
             return GrantId(bytes(32))
         return GrantId(bytes.fromhex(next(filter(fits, granted), granted[0])["grant_id"]))
 
+    def _consent_status(self, bundle: FeatureBundle) -> ConsentStatus | None:
+        """What the epoch in force says; None where there is none."""
+        epoch = self.ledger.consent_epoch(bundle.artifact.steward, bundle.artifact.consent_scope)
+        if epoch.epoch == 0:
+            return None
+        cid = Cid.from_digest(epoch.status_digest, Codec.DAG_CBOR)
+        return ConsentStatus.from_record(self.content.get_record(cid, holder=bundle.steward))
+
     def _patiently(self, cid: Cid, holder: str, patience_s: float) -> bytes:
         """The holder's node may be a block behind, or a connection be cut: ask again for a while."""
         deadline = time.monotonic() + patience_s
@@ -599,10 +670,10 @@ def micro(rho: float) -> int:
     Raises
     ------
     InputError
-        If it is not a positive, finite number.
+        If it is not a positive number up to `MAX_RHO`.
     """
-    if not np.isfinite(rho) or rho <= 0:
-        raise InputError("a privacy budget is a positive number (rho of zCDP)")
+    if not 0 < rho <= MAX_RHO:
+        raise InputError(f"a privacy budget is a positive number (rho of zCDP) up to {MAX_RHO:g}")
     return max(1, round(rho * MICRO))
 
 
@@ -612,10 +683,10 @@ def seconds(days: float) -> int:
     Raises
     ------
     InputError
-        If it is not a positive, finite number.
+        If it is not a positive number up to `MAX_DAYS`.
     """
-    if not np.isfinite(days) or days <= 0:
-        raise InputError("a duration in days is a positive number")
+    if not 0 < days <= MAX_DAYS:
+        raise InputError(f"a duration in days is a positive number up to {MAX_DAYS}")
     return int(days * _DAY)
 
 

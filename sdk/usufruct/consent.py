@@ -10,6 +10,7 @@ import hmac
 import secrets
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -21,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from eth_utils.crypto import keccak
 
-from usufruct.content import Cid, dag
+from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
+    BlockNotFoundError,
     ConfigurationError,
     InputError,
     ManifestError,
@@ -32,13 +34,13 @@ from usufruct.errors import (
     VerificationError,
 )
 from usufruct.ledger import Ledger, typed_data
-from usufruct.records import ConsentEpoch, OrgId, Refusal, label
+from usufruct.records import ConsentEpoch, OrgId, Refusal, label, unlabel
 
 STATUS_TYPE = "usufruct/status/1"
 MAX_STATUS_BITS = 1 << 23
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS receipt (
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS receipt (
     scope TEXT NOT NULL,
     position INTEGER NOT NULL,
     subject TEXT NOT NULL,
@@ -51,8 +53,8 @@ CREATE TABLE IF NOT EXISTS receipt (
     withdrawn_at INTEGER,
     PRIMARY KEY (scope, position),
     UNIQUE (scope, subject)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS former_receipt (
+) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS former_receipt (
     scope TEXT NOT NULL,
     position INTEGER NOT NULL,
     subject TEXT NOT NULL,
@@ -64,15 +66,18 @@ CREATE TABLE IF NOT EXISTS former_receipt (
     signature BLOB NOT NULL,
     withdrawn_at INTEGER,
     PRIMARY KEY (scope, position, given_at, salt)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS anchored (
+) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS anchored (
     scope TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     status_digest BLOB NOT NULL,
     PRIMARY KEY (scope, epoch, status_digest)
-) WITHOUT ROWID;
-"""
-
+) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS taken (
+    scope TEXT NOT NULL PRIMARY KEY,
+    positions INTEGER NOT NULL
+) WITHOUT ROWID""",
+)
 _COLUMNS = "scope, position, salt, pseudonym, notice_digest, given_at, expires_at, signature, withdrawn_at"
 
 
@@ -110,6 +115,20 @@ def pseudonym_of(key: bytes, subject: str, controller: OrgId, scope: str) -> byt
     """Pseudonym of a subject for one controller and purpose, 32 bytes; purposes cannot be joined without `key`."""
     message = b"usufruct/pseudonym/1\0" + controller + label(scope) + subject.encode()
     return hmac.digest(key, message, "sha256")
+
+
+def subject_name(given: str) -> str:
+    """A subject's name in the one spelling that the book knows it by: Unicode's composed form (NFC), no space around it.
+
+    Raises
+    ------
+    InputError
+        If it is empty or has characters that do not print.
+    """
+    name = unicodedata.normalize("NFC", given).strip()
+    if not name or not name.isprintable():
+        raise InputError(f"{given!r} is no subject's name", hint="printable characters, at least one")
+    return name
 
 
 def consent_leaf(receipt: ConsentReceipt, receipt_digest: bytes) -> bytes:
@@ -245,7 +264,8 @@ class ConsentBook:
         self._steward = steward
         self._key = pseudonym_key
         with self._transaction() as db:
-            db.executescript(_SCHEMA)
+            for statement in _SCHEMA:
+                db.execute(statement)
 
     def record(
         self,
@@ -266,21 +286,27 @@ class ConsentBook:
         ------
         InputError
             If a subject is repeated or has a receipt in force; nothing was written.
+        StaleConsentBookError
+            If the epoch in force was not made of this book: its positions may be others' already.
         """
-        if len(set(subjects)) != len(subjects):
+        named = {subject: subject_name(subject) for subject in subjects}
+        if not named:
+            raise InputError("no subject is named")
+        if len(set(named.values())) != len(subjects):
             raise InputError("a subject is listed twice")
+        self.check_made(scope, ledger.consent_epoch(self._steward, label(scope)))
         now = int(time.time())
-        order = list(subjects)
+        order = list(named.items())
         secrets.SystemRandom().shuffle(order)
         positions: dict[str, int] = {}
         with self._transaction() as db:
-            (free,) = db.execute(
-                "SELECT coalesce(max(position) + 1, 0) FROM receipt WHERE scope = ?", (scope,)
-            ).fetchone()
-            for subject in order:
+            free = _positions(db, scope)
+            for given, subject in order:
                 former = self._superseded(db, subject, scope, now)
                 position = free if former is None else former
                 free += former is None
+                if position >= MAX_STATUS_BITS:
+                    raise InputError(f"a purpose has room for {MAX_STATUS_BITS} subjects")
                 receipt = ConsentReceipt(
                     scope=scope,
                     position=position,
@@ -299,7 +325,7 @@ class ConsentBook:
                     **_domain(ledger),
                 )
                 _insert(db, subject, replace(receipt, signature=signature))
-                positions[subject] = position
+                positions[given] = position
         return positions
 
     @staticmethod
@@ -329,10 +355,11 @@ class ConsentBook:
         InputError
             If the subject never consented.
         """
+        name = subject_name(subject)
         with self._transaction() as db:
             known = db.execute(
                 "UPDATE receipt SET withdrawn_at = coalesce(withdrawn_at, ?) WHERE scope = ? AND subject = ?",
-                (int(time.time()), scope, subject),
+                (int(time.time()), scope, name),
             ).rowcount
         if known != 1:
             raise InputError(f"subject {subject!r} has no receipt for {scope!r}")
@@ -344,10 +371,11 @@ class ConsentBook:
         ------
         InputError
         """
+        name = subject_name(subject)
         with self._transaction() as db:
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM receipt WHERE scope = ? AND subject = ?",  # noqa: S608
-                (scope, subject),
+                (scope, name),
             ).fetchone()
         if row is None:
             raise InputError(f"subject {subject!r} has no receipt for {scope!r}")
@@ -364,33 +392,71 @@ class ConsentBook:
 
     def status(self, scope: str, epoch: int, *, now: int) -> tuple[ConsentStatus, list[ConsentReceipt]]:
         """Status bitstring and the receipts in force as of `now` (Unix seconds)."""
-        receipts = self.receipts(scope)
-        bits = np.ones(max(8, -(-len(receipts) // 8) * 8), dtype=np.uint8)
-        live = [r for r in receipts if r.withdrawn_at is None and r.expires_at > now]
+        live = [r for r in self.receipts(scope) if r.withdrawn_at is None and r.expires_at > now]
+        bits = np.ones(max(8, -(-self.positions(scope) // 8) * 8), dtype=np.uint8)
         bits[[r.position for r in live]] = 0
         until = min((r.expires_at for r in live), default=0)
         status = ConsentStatus(scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes())
         return status, live
+
+    def positions(self, scope: str) -> int:
+        """Positions that are spoken for; the next new subject gets this one."""
+        with self._transaction() as db:
+            return _positions(db, scope)
 
     def note_epoch(self, scope: str, epoch: int, status_digest: bytes) -> None:
         """Remember that an epoch was made of this book; to be called before it is anchored."""
         with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO anchored VALUES (?, ?, ?)", (scope, epoch, status_digest))
 
-    def made_epoch(self, scope: str, epoch: int, status_digest: bytes) -> bool:
-        """Whether an epoch was made of this book; a copy of it that is older than the epoch does not know it."""
+    def note_positions(self, scope: str, positions: int) -> None:
+        """Remember that an epoch tells of the positions below this: rows may be bound to them, and no new subject gets one."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO taken VALUES (?1, ?2) ON CONFLICT DO UPDATE SET positions = max(positions, ?2)",
+                (scope, positions),
+            )
+
+    def check_anchored(self, scope: str, positions: Sequence[int]) -> None:
+        """Check that an epoch was anchored that tells of these positions, so that rows may be bound to them.
+
+        By that epoch an older copy of the book knows that it is old, and gives the positions to nobody else.
+
+        Raises
+        ------
+        InputError
+        """
+        with self._transaction() as db:
+            row = db.execute("SELECT positions FROM taken WHERE scope = ?", (scope,)).fetchone()
+        if max(positions, default=-1) >= (row[0] if row else 0):
+            raise InputError(
+                f"consents for {scope!r} were recorded and are not anchored yet",
+                hint="`usufruct consent anchor` first, then publish",
+            )
+
+    def check_made(self, scope: str, epoch: ConsentEpoch) -> None:
+        """Check that the epoch in force, if there is one, was made of this book; an older copy of it does not know it.
+
+        Raises
+        ------
+        StaleConsentBookError
+        """
+        if epoch.epoch == 0:
+            return
         with self._transaction() as db:
             found = db.execute(
                 "SELECT 1 FROM anchored WHERE scope = ? AND epoch = ? AND status_digest = ?",
-                (scope, epoch, status_digest),
+                (scope, epoch.epoch, epoch.status_digest),
             ).fetchone()
-        return found is not None
+        if found is None:
+            raise StaleConsentBookError(epoch.epoch)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self._path, timeout=30)) as db:
+            with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as db:
                 db.execute("PRAGMA synchronous = FULL")
+                db.execute("BEGIN IMMEDIATE")
                 with db:
                     yield db
         except sqlite3.Error as exc:
@@ -398,7 +464,13 @@ class ConsentBook:
 
 
 def anchor_epoch(
-    book: ConsentBook, ledger: Ledger, node: NodeContent, *, scope: str, supersede: int | None = None
+    book: ConsentBook,
+    ledger: Ledger,
+    node: NodeContent,
+    *,
+    scope: str,
+    supersede: int | None = None,
+    taken: int = 0,
 ) -> ConsentEpoch:
     """Publish the status bitstring and anchor the next epoch; returns the epoch in force.
 
@@ -408,24 +480,32 @@ def anchor_epoch(
     ----------
     supersede :
         Epoch in force that may be followed although the book did not make it.
+    taken :
+        With `supersede`: rows are published under positions below this, whoever the book has there.
 
     Raises
     ------
     StaleConsentBookError
         If the epoch in force was not made of this book: withdrawals in it would be undone.
+    InputError
+        If the book has no receipt for the purpose.
     """
     steward = ledger.organisation_of(ledger.address)
     current = ledger.consent_epoch(steward, label(scope))
     if supersede is not None and supersede == current.epoch:
+        book.note_positions(scope, max(taken, _positions_in(current, steward, node)))
         book.note_epoch(scope, current.epoch, current.status_digest)
-    if current.epoch and not book.made_epoch(scope, current.epoch, current.status_digest):
-        raise StaleConsentBookError(current.epoch)
+    book.check_made(scope, current)
+    if not current.epoch and not book.positions(scope):
+        raise InputError(f"no consent for {scope!r} was ever recorded", hint="is the purpose spelled right?")
     now = ledger.finalised().timestamp
+    positions = book.positions(scope)
     status, live = book.status(scope, current.epoch, now=now)
     leaves = [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in live]
     root = merkle_levels(leaves)[-1][0]
     unchanged = dag.cid_of(status.to_record()).digest == current.status_digest
     if current.epoch and unchanged and root == current.consent_root:
+        book.note_positions(scope, positions)
         return current
     epoch = current.epoch + 1
     cid = node.put_record("status", replace(status, epoch=epoch).to_record())
@@ -439,7 +519,17 @@ def anchor_epoch(
         cid.digest,
         cohort_floor(len(live)),
     )
+    book.note_positions(scope, positions)
     return ledger.consent_epoch(steward, label(scope))
+
+
+def _positions_in(epoch: ConsentEpoch, steward: OrgId, node: NodeContent) -> int:
+    """Positions of an epoch's bitstring; 0 when the own node has lost its block."""
+    cid = Cid.from_digest(epoch.status_digest, Codec.DAG_CBOR)
+    try:
+        return 8 * len(ConsentStatus.from_record(node.get_record(cid, holder=unlabel(steward))).bits)
+    except BlockNotFoundError:
+        return 0
 
 
 def receipt_digest(receipt: ConsentReceipt, steward: OrgId, ledger: Ledger) -> bytes:
@@ -461,6 +551,16 @@ def check_receipt(receipt: ConsentReceipt, steward: OrgId, ledger: Ledger) -> No
         receipt.values(steward),
         **_domain(ledger),
     )
+
+
+def _positions(db: sqlite3.Connection, scope: str) -> int:
+    """Positions that are spoken for: of the book's receipts, and of those that an older copy of it does not know."""
+    (positions,) = db.execute(
+        "SELECT max(coalesce((SELECT max(position) + 1 FROM receipt WHERE scope = ?1), 0),"
+        " coalesce((SELECT positions FROM taken WHERE scope = ?1), 0))",
+        (scope,),
+    ).fetchone()
+    return int(positions)
 
 
 def _insert(db: sqlite3.Connection, subject: str, receipt: ConsentReceipt) -> None:

@@ -116,10 +116,16 @@ def joint_cost(
     *,
     rho_micro: int,
     requester: str,
+    min_cohort: int,
 ) -> int:
     """What a job would be charged as one with its requester's own released jobs, millionths of rho.
 
-    The newest thousand releases count. Those of other partners count with the custodian, too, but what they asked is theirs.
+    Those of other partners count with the custodian, too, but what they asked is theirs.
+
+    Parameters
+    ----------
+    min_cohort :
+        The grant's; the policy's counts where it is larger.
 
     Raises
     ------
@@ -137,6 +143,7 @@ def joint_cost(
             rho_micro=cost,
         )
 
+    minimum = max(min_cohort, bundle.policy.min_cohort)
     now = of(
         parameters, ledger.consent_epoch(artifact.steward, artifact.consent_scope).status_digest, rho_micro
     )
@@ -146,7 +153,7 @@ def joint_cost(
             cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
             earlier = JobParameters.from_record(node.get_record(cid, holder=requester))
             before = of(earlier, bytes.fromhex(job["status_digest"]), job["rho_micro"])
-            total += before.rho_micro if near(now, before, bundle.policy.min_cohort) else 0
+            total += before.rho_micro if near(now, before, minimum) else 0
     return total
 
 

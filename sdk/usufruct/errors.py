@@ -74,7 +74,7 @@ class StaleConsentBookError(ConfigurationError):
         super().__init__(
             f"consent epoch {epoch} is in force, and this consent book does not know it: withdrawals may be missing from it",
             hint="enter again every withdrawal since the backup, then `usufruct consent anchor --supersede "
-            f"{epoch}`; nothing was anchored",
+            f"{epoch}`; nothing was changed",
         )
 
 
@@ -176,7 +176,7 @@ class ChainDataError(IntegrityError):
 
 
 class BackupError(IntegrityError):
-    """A backup is truncated, altered, or holds what no backup holds; nothing was restored."""
+    """A backup is truncated, altered, or holds what no backup holds, or cannot be made of a damaged database."""
 
     hint = "use another copy of the backup"
 

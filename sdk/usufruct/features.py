@@ -208,7 +208,7 @@ def prepare_features(
         If a value is not finite or out of its range, or a row's norm exceeds `max_l2`; names row and
         column.
     FeatureError
-        If the matrix is empty or not numeric.
+        If the matrix is empty, masked or not numeric.
     """
     natural = (
         _from_mapping(matrix, schema)
@@ -270,11 +270,16 @@ def _numeric(value: object, what: str) -> NDArray[np.float64]:
         raise RawImageryRejectedError(f"{what} is an image")
     if not isinstance(value, np.ndarray):
         raise FeatureError(f"{what} is a {type(value).__name__}, expected a numpy array")
+    if isinstance(value, np.ma.MaskedArray):
+        # Comparisons skip masked cells, so what lies under the mask would pass every check and be sealed.
+        raise FeatureError(
+            f"{what} is a masked array, expected a plain one", hint="missing values: leave the rows out"
+        )
     if value.dtype.kind == "u":
         raise RawImageryRejectedError(f"{what} holds unsigned integers ({value.dtype}), as pixels do")
     if value.dtype.kind not in "fi":
         raise FeatureError(f"{what} holds {value.dtype}, expected floats or signed integers")
-    return value.astype(np.float64)
+    return np.asarray(value).astype(np.float64)
 
 
 def _check_columns(names: Sequence[str], schema: FeatureSchema) -> None:

@@ -17,6 +17,7 @@ from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
+    DeniedError,
     InputError,
     JobDeniedError,
     JobFailedError,
@@ -42,7 +43,7 @@ from usufruct.he.kernels import (
 from usufruct.he.quantise import rounding_bound
 from usufruct.ledger import Ledger
 from usufruct.ledger.gas import job_gas
-from usufruct.privacy import linear_sensitivity, moments_sensitivity, sigma_for, sum_sensitivity
+from usufruct.privacy import MICRO, linear_sensitivity, moments_sensitivity, sigma_for, sum_sensitivity
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
@@ -333,6 +334,44 @@ def job_parameters(
     )
     parsed.validate(bundle.manifest.shape)
     return parsed
+
+
+def check_policy(
+    bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int, status: ConsentStatus | None = None
+) -> None:
+    """Check what the bundle's policy asks of a job, which contracts do not read: nobody would execute it.
+
+    Parameters
+    ----------
+    status :
+        Of the consent epoch in force; without it the cohort is not checked.
+
+    Raises
+    ------
+    DeniedError
+    """
+    policy, kernel = bundle.policy, parameters.kernel.name
+    if kernel not in policy.kernels:
+        raise DeniedError(
+            f"the bundle's policy does not allow kernel {kernel}",
+            hint=f"it allows {', '.join(policy.kernels)}",
+        )
+    if parameters.row_level and not policy.row_level:
+        raise DeniedError("the bundle's policy allows no per-row results", hint="ask for output `sum`")
+    if rho_micro > policy.max_rho_micro_per_job:
+        raise DeniedError(
+            f"the bundle's policy allows a job rho {policy.max_rho_micro_per_job / MICRO:g},"
+            f" not {rho_micro / MICRO:g}",
+            hint="spend less; the noise grows as 1 / sqrt(rho)",
+        )
+    if status is not None:
+        rows = bundle.manifest.row_subjects
+        subjects = len(np.unique(rows[status.row_mask(rows)]))
+        if subjects < policy.min_cohort:
+            raise DeniedError(
+                f"the bundle's policy wants {policy.min_cohort} consenting subjects, and has fewer at present",
+                hint=REFUSAL_HINTS.get(Refusal.COHORT_TOO_SMALL, ""),
+            )
 
 
 def post_job(

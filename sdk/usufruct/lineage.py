@@ -12,7 +12,8 @@ from typing import Any
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
-from usufruct.errors import MissingEventError, VerificationError
+from usufruct.errors import MissingEventError, UnknownKernelError, VerificationError
+from usufruct.he.kernels import kernel_by_id
 from usufruct.ledger import Ledger
 from usufruct.ledger.abi import args_from_json
 from usufruct.ledger.jobs import derived_id
@@ -52,7 +53,8 @@ class LineageNode:
     consent: Mapping[str, Any]
     policy: Mapping[str, Any]
     steps: tuple[Step, ...]
-    parents: tuple[LineageNode, ...]
+    parents: tuple[LineageNode, ...] = field(repr=False)
+    """Not in the `repr`: nodes share parents, and written out as a tree they have no end."""
 
 
 @dataclass(slots=True)
@@ -73,8 +75,12 @@ class Lineage:
     checked: Checked
 
     def to_json(self) -> dict[str, Any]:
-        """The tree and what was re-checked, as JSON values."""
-        return {"root": _node_json(self.root), "checked": asdict(self.checked)}
+        """The tree and what was re-checked, as JSON values.
+
+        An artifact that several others rest on is told in full where it comes first; after that it is
+        `{"artifact_id": ..., "repeated": true}`.
+        """
+        return {"root": _node_json(self.root, set()), "checked": asdict(self.checked)}
 
 
 def lineage_of(
@@ -134,11 +140,13 @@ class _Walk:
         if entry is None:
             raise VerificationError(f"artifact {artifact[:12]} is named but not described")
         self.progress(f"{entry['kind'].lower()} {artifact[:12]}")
-        own: list[LedgerEvent] = []
-        if entry["kind"] == ArtifactKind.BUNDLE.name or entry["events"]:
-            own = self.checked_series("LineageRegistry", bytes.fromhex(artifact), entry["events"])
+        is_bundle = entry["kind"] == ArtifactKind.BUNDLE.name
+        # A result or release has no events of its own until somebody freezes it.
+        own = self.checked_series(
+            "LineageRegistry", bytes.fromhex(artifact), entry["events"], may_be_empty=not is_bundle
+        )
         parents = tuple(self.visit(parent, (*path, artifact)) for parent in self.parents.get(artifact, ()))
-        if entry["kind"] == ArtifactKind.BUNDLE.name:
+        if is_bundle:
             stale, events = None, own
             self._check_bundle(artifact, entry, own)
         else:
@@ -161,24 +169,25 @@ class _Walk:
         return found
 
     def checked_series(
-        self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]]
+        self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]], *, may_be_empty: bool = False
     ) -> list[LedgerEvent]:
         """Events of the series with this key: each as it stands on the chain, none missing."""
         if self.told.get((contract, key)) == raw:
             return self.series[contract, key]
         events = [self._on_chain(item) for item in raw]
-        if not events or any((event.contract, series_of(event)) != (contract, key) for event in events):
+        is_missing = not events and not may_be_empty
+        if is_missing or any((event.contract, series_of(event)) != (contract, key) for event in events):
             raise VerificationError(
                 f"the index shows no events, or those of another record, for {key.hex()[:12]}"
             )
-        check_series(events)
+        last = check_series(events)
         length, head = self.ledger.series_head(contract, key)
-        if (length, head) != (len(events), events[-1].args["head"]):
+        if (length, head) != (len(events), last):
             raise MissingEventError(
                 f"the series of {key.hex()[:12]} has {length} events on the chain, the index shows {len(events)}",
                 hint="the node may be a block behind: ask again",
             )
-        self.checked.series += 1
+        self.checked.series += bool(events)
         self.series[contract, key] = events
         self.told[contract, key] = raw
         return events
@@ -196,7 +205,9 @@ class _Walk:
         raise VerificationError(f"{item['name']} is not in block {number} as the index tells it")
 
     def _check_bundle(self, artifact: str, entry: Mapping[str, Any], events: Sequence[LedgerEvent]) -> None:
-        """What the index says of a bundle must be what its events say."""
+        """What the index says of a bundle must be what its events say; no job made it."""
+        if {"job", "consent", "policy"} & set(entry):
+            raise VerificationError(f"the index tells of a job behind bundle {artifact[:12]}")
         steward, registration = _registered(events)
         _require(entry["policy_digest"], _policies(events)[-1], "policy", artifact)
         parents = {parent.hex() for parent in registration["parents"]}
@@ -247,6 +258,7 @@ class _Walk:
             (job["requester"], unlabel(posted["requester"]), "requester"),
             (job["parameters_digest"], request["parametersDigest"].hex(), "parameters"),
             (job["consent_epoch"], request["consentEpoch"], "consent epoch"),
+            (job["kernel"], _kernel_name(request["kernelId"]), "kernel"),
             (job["level"], f"REPLICATED({verified['agreeing']}/{verified['asked']})", "level"),
             (entry["policy"]["version"], request["policyVersion"], "policy version"),
             (entry["policy"]["digest"], _policies(origin)[request["policyVersion"] - 1], "policy"),
@@ -295,7 +307,10 @@ class _Walk:
         return data
 
 
-def _node_json(node: LineageNode) -> dict[str, Any]:
+def _node_json(node: LineageNode, told: set[ArtifactId]) -> dict[str, Any]:
+    if node.artifact_id in told:
+        return {"artifact_id": node.artifact_id.hex(), "repeated": True}
+    told.add(node.artifact_id)
     return {
         "artifact_id": node.artifact_id.hex(),
         "kind": node.kind,
@@ -306,7 +321,7 @@ def _node_json(node: LineageNode) -> dict[str, Any]:
         "policy": dict(node.policy),
         "consent": {key: value for key, value in node.consent.items() if key != "events"},
         "steps": [asdict(step) for step in node.steps],
-        "parents": [_node_json(parent) for parent in node.parents],
+        "parents": [_node_json(parent, told) for parent in node.parents],
     }
 
 
@@ -317,8 +332,18 @@ def _require(told: object, true: object, what: str, artifact: str) -> None:
 
 def _registered(events: Sequence[LedgerEvent]) -> tuple[bytes, Mapping[str, Any]]:
     """Steward and registration of a bundle, from its events."""
-    args: dict[str, Any] = next(event.args for event in events if event.name == "BundleRegistered")
+    args: dict[str, Any] | None = next((e.args for e in events if e.name == "BundleRegistered"), None)
+    if args is None:
+        raise VerificationError("the index tells of a bundle that nobody registered")
     return args["steward"], args["registration"]
+
+
+def _kernel_name(kernel_id: bytes) -> str:
+    """Name of a kernel, as the index tells it; the id in hex of one that this package does not have."""
+    try:
+        return kernel_by_id(kernel_id).name
+    except UnknownKernelError:
+        return kernel_id.hex()
 
 
 def _policies(events: Sequence[LedgerEvent]) -> list[str]:

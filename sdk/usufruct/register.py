@@ -13,7 +13,7 @@ from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
 from usufruct.he.kernels import kernel_by_name
 from usufruct.ledger import Ledger
-from usufruct.publish import PublishedBundle
+from usufruct.publish import MAX_SUBJECTS, PublishedBundle
 from usufruct.records import (
     ArtifactId,
     ArtifactKind,
@@ -51,6 +51,10 @@ class Policy:
         """Raise InputError for a bound that no member would take for one."""
         if min(self.min_cohort, self.max_rho_micro_per_job) < 1:
             raise InputError("a policy's minimum cohort and its budget of one job are at least 1")
+        if self.min_cohort > MAX_SUBJECTS:
+            raise InputError(
+                f"a policy's minimum cohort is at most {MAX_SUBJECTS}, as many subjects as a bundle may have"
+            )
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block is cited on the ledger."""
@@ -127,13 +131,14 @@ def register_bundle(
         Unix seconds; no job may use the bundle at or after this time. Where it is registered already, the registered time
         stands; one that differs by more than a day is refused.
     budget_rho_micro :
-        zCDP budget over all partners together, in millionths of rho.
+        zCDP budget over all partners together, in millionths of rho. A budget that the bundle has already stands; another is
+        refused.
 
     Raises
     ------
     InputError
-        If the policy names an unknown kernel, a holder that is no member, or does not name the bundle's purpose; nothing
-        was sent.
+        If the policy names an unknown kernel, a holder that is no member, or does not name the bundle's purpose, or if the
+        bundle is registered already with another policy, retention or budget; nothing was sent.
     WrongKeyDomainError
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
@@ -172,7 +177,13 @@ def register_bundle(
             f"the bundle is registered already as {artifact_id.hex()[:12]}, with another policy or retention",
             hint="`Client.change_policy` puts another policy in force, `usufruct rights set-budget` another budget",
         )
-    if ledger.budget(artifact_id).total != budget_rho_micro:
+    total = ledger.budget(artifact_id).total
+    if total not in (0, budget_rho_micro):
+        raise InputError(
+            f"the bundle is registered already as {artifact_id.hex()[:12]}, with another budget, which stays in force",
+            hint="`usufruct rights set-budget` changes it",
+        )
+    if total == 0:
         set_budget(ledger, artifact_id, budget_rho_micro)
     return artifact_id
 

@@ -20,7 +20,7 @@ from usufruct.content import dag
 from usufruct.errors import ManifestError, VerificationError
 from usufruct.he.container import Form
 from usufruct.he.isolated import IsolatedOpener
-from usufruct.he.kernels import outputs
+from usufruct.he.kernels import kernel_by_id, outputs
 from usufruct.job import JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
@@ -33,7 +33,7 @@ from usufruct.privacy import (
     round_to_grid,
     sigma_for,
 )
-from usufruct.records import Job, JobId, Participant
+from usufruct.records import Job, JobId, JobRequest, Participant
 
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
 PAYLOAD_TYPE = "usufruct/release/1"
@@ -228,8 +228,8 @@ def open_envelope(
     Raises
     ------
     VerificationError
-        If the signature is not the custodian's, or the envelope is for another job.
-    EnvelopeError, ManifestError
+        If the signature is not the custodian's, or the envelope is for another job, kernel or budget.
+    EnvelopeError, ManifestError, UnknownKernelError
     """
     record = dag.decode_map(envelope)
     sealed, sigma, signature = record.get("sealed"), record.get("sigma_micro"), record.get("signature")
@@ -253,20 +253,23 @@ def open_envelope(
         **_domain(network),
     )
     payload = dag.decode_map(hpke.open_from(hpke_private, sealed, _info(network.chain_id, job_id)))
-    return _read_payload(payload, job_id, sigma, job.request.rho_micro)
+    return _read_payload(payload, job_id, sigma, job.request)
 
 
-def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_micro: int) -> Release:
+def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, request: JobRequest) -> Release:
     if set(payload) != _PAYLOAD_FIELDS or payload["type"] != PAYLOAD_TYPE:
         raise ManifestError("not a release payload")
     if payload["job"] != job_id or payload["sigma_micro"] != sigma:
         raise VerificationError("the release's payload does not fit its envelope")
-    if payload["rho_micro"] != rho_micro:
+    if payload["rho_micro"] != request.rho_micro:
         raise VerificationError("the release spent another budget than the job reserved")
-    kernel, numbers, scale = payload["kernel"], payload["values"], payload["result_scale"]
+    kernel = kernel_by_id(request.kernel_id).name
+    if payload["kernel"] != kernel:
+        raise VerificationError(f"the release is of another kernel than the job's, {kernel}")
+    numbers, scale = payload["values"], payload["result_scale"]
     columns, count, grid = payload["columns"], payload["count"], payload["grid"]
-    if not isinstance(kernel, str) or not isinstance(numbers, bytes) or not isinstance(scale, float):
-        raise ManifestError("release payload: `kernel`, `values` or `result_scale` has the wrong type")
+    if not isinstance(numbers, bytes) or not isinstance(scale, float):
+        raise ManifestError("release payload: `values` or `result_scale` has the wrong type")
     if (
         type(columns) is not int
         or type(count) is not int
@@ -290,7 +293,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, rho_
         result_scale=scale,
         sigma=sigma / MICRO,
         grid=grid,
-        rho_micro=rho_micro,
+        rho_micro=request.rho_micro,
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from usufruct.errors import InputError
-from usufruct.he.kernels import kernel_by_name
+from usufruct.he.kernels import kernel_by_id, kernel_by_name
 from usufruct.ledger import Ledger
 from usufruct.records import ArtifactId, GrantId, GrantTerms, OrgId, Refusal, label
+from usufruct.register import Policy
 
 _REPEATED_WITHIN_S = 3600
 """What expires so much earlier or later, and is the same otherwise, is an earlier attempt at the same."""
@@ -35,6 +36,8 @@ def terms(
         raise InputError("name the kernels in a list of at least one")
     if uses < 1 or rho_micro < 1 or replicas < 1 or min_cohort < 1:
         raise InputError("uses, budget, replicas and minimum cohort must be at least 1")
+    if max(uses, min_cohort) >= 1 << 32 or replicas >= 1 << 8:
+        raise InputError("uses, replicas or minimum cohort are more than the ledger can note")
     return GrantTerms(
         kernels=tuple(kernel_by_name(name).kernel_id for name in kernels),
         uses=uses,
@@ -44,6 +47,26 @@ def terms(
         replicas=replicas,
         row_level=row_level,
     )
+
+
+def check_terms(ledger: Ledger, policy: Policy, grantee: OrgId, granted: GrantTerms) -> None:
+    """Check that terms could be used: against the bundle's policy, and the verifiers that there are.
+
+    Raises
+    ------
+    InputError
+    """
+    unused = {kernel_by_id(kernel).name for kernel in granted.kernels} - set(policy.kernels)
+    if unused:
+        raise InputError(
+            f"the bundle's policy does not allow {', '.join(sorted(unused))}",
+            hint=f"it allows {', '.join(policy.kernels)}",
+        )
+    if granted.row_level and not policy.row_level:
+        raise InputError("the bundle's policy allows no per-row results")
+    verifiers = int(ledger.read("ParticipantRegistry", "beside", grantee)[2])
+    if granted.replicas > verifiers:
+        raise InputError(f"{granted.replicas} verifiers are to agree, and {verifiers} could be asked")
 
 
 def request_usage(ledger: Ledger, artifact_id: ArtifactId, *, purpose: str, wanted: GrantTerms) -> GrantId:

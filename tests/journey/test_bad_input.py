@@ -18,6 +18,8 @@ from organisations import FEATURES, Consortium, error_of, model, register, run_c
 from free_ports import free_port
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
+    DeniedError,
+    InputError,
     JobDeniedError,
     JobPendingError,
     KernelBoundError,
@@ -31,6 +33,7 @@ from usufruct.errors import (
     WrongContractCodeError,
     WrongKeyDomainError,
 )
+from usufruct.he.kernels import kernel_by_name
 from usufruct.ledger import Ledger, Network
 from usufruct.privacy import MICRO
 from usufruct.records import GrantId, JobState, MemberStatus, Refusal, Role, org_id
@@ -216,6 +219,51 @@ def test_budget_that_is_no_positive_number_is_refused_before_anything_is_sent(
     shared_network: Consortium, rho: float
 ) -> None:
     assert error_of(lambda: shared_network.post(rho=rho)).exit_code == 2
+
+
+def test_a_job_that_only_the_policy_rules_out_is_refused_before_it_is_posted(
+    shared_network: Consortium,
+) -> None:
+    network = shared_network
+    before = network.account(), len(network.university.jobs())
+    refused = error_of(lambda: network.post(rho=101))
+    assert isinstance(refused, DeniedError) and "allows a job rho 100, not 101" in str(refused)
+    artifact = network.clinics[NORTH].bundle.artifact_id.hex()
+    words = ("job", "estimate", artifact, "--kernel", "sum", "--rho", "101", "--home", _home(network))
+    _said(run_cli("usufruct", *words), 7, "allows a job rho 100")
+    assert (network.account(), len(network.university.jobs())) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kernels": (kernel_by_name("distance").kernel_id,)}, "does not allow distance"),
+        ({"replicas": 40}, "40 verifiers are to agree"),
+    ],
+)
+def test_terms_under_which_no_job_could_run_are_not_granted(
+    shared_network: Consortium, changes: dict[str, object], says: str
+) -> None:
+    refused = error_of(lambda: shared_network.grant(NORTH, **changes))
+    assert isinstance(refused, InputError) and says in str(refused)
+
+
+def test_rights_of_nobody_are_not_revoked(shared_network: Consortium) -> None:
+    words = ("rights", "revoke", "--grantee", "nobody", "--home", _home(shared_network, NORTH))
+    _said(run_cli("usufruct", *words), 2, "is no member")
+
+
+def test_a_bundle_shows_its_columns_in_order_and_what_its_policy_allows(shared_network: Consortium) -> None:
+    network = shared_network
+    bundle = network.clinics[NORTH].bundle
+    words = ("bundle", "show", bundle.artifact_id.hex(), "--home", _home(network))
+    told = json.loads(run_cli("usufruct", *words, "--json").stdout)
+    assert [column["name"] for column in told["columns"]] == [
+        column.name for column in bundle.manifest.schema.columns
+    ]
+    assert told["kernels"] == ["sum", "linear"] and told["max_rho_per_job"] == 100 and told["row_level"]
+    assert told["rows"] == bundle.manifest.shape.n_rows and told["frozen"] == "NONE"
+    assert "f-00" in run_cli("usufruct", *words).stdout
 
 
 # Records and blocks handed to a node.

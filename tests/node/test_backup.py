@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -231,6 +234,91 @@ def test_a_damaged_block_stops_the_backup_and_leaves_no_archive(
     assert left_in(tmp_path) == {"home"}
 
 
+def rot(path: Path) -> None:
+    """Two pages in the middle go bad: SQLite opens the file as ever."""
+    db = sqlite3.connect(path)
+    with db:
+        db.execute("CREATE TABLE ballast (bytes BLOB)")
+        db.executemany("INSERT INTO ballast VALUES (?)", [(os.urandom(300),)] * 3000)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 8192 * 4096)
+        file.write(b"\xff" * 8192)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "rotten": rot,
+    "garbled": lambda path: path.write_bytes(b"no database" * 1000),
+}
+
+
+@pytest.mark.parametrize("name", ["node.db", "consent.db", "custodian.db"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_database_is_named_while_it_can_still_be_mended_and_leaves_no_archive(
+    home: Home, passphrase: str, tmp_path: Path, name: str, damage: str
+) -> None:
+    back_up(home, tmp_path / "before", passphrase)
+    DAMAGES[damage](home.root / name)
+    with pytest.raises(BackupError, match=f"^{name} is damaged") as raised:
+        back_up(home, tmp_path / "archive", passphrase)
+    assert "newest backup" in raised.value.hint
+    assert left_in(tmp_path) == {"home", "before"}
+    assert not [left for left in left_in(home.root) if left.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "empty"])
+def test_a_damaged_index_is_left_out_since_it_is_built_anew(
+    home: Home, passphrase: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    (DAMAGES | {"empty": lambda path: path.write_bytes(b"")})[damage](home.index_database)
+    made = back_up(home, tmp_path / "archive", passphrase)
+    assert "index.db" not in made.files and made.indexed_block == -1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "index.db is damaged" in caplog.text and "\n" not in caplog.messages[0]
+    assert restore(tmp_path / "archive", tmp_path / "restored", passphrase) == made
+    assert "index.db" not in left_in(tmp_path / "restored")
+
+
+def test_what_a_kill_left_goes_with_the_next_backup_or_restore_but_not_what_others_work_on(
+    home: Home, passphrase: str, tmp_path: Path
+) -> None:
+    def leave(path: Path) -> Path:
+        path.mkdir()
+        (path / "consent.db").write_bytes(b"in the clear")
+        return path
+
+    @contextmanager
+    def in_use(path: Path) -> Iterator[None]:
+        handle = os.open(path, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        os.close(handle)
+
+    snapshots = [leave(home.root / f".backup-{name}") for name in ("dead", "live")]
+    halves = [leave(tmp_path / f".restored.restoring-{name}") for name in ("dead", "live")]
+    others = leave(tmp_path / ".other.restoring-dead")
+    working: set[str] = set()
+
+    def advance(_: int) -> None:
+        if not working:
+            working.update(name for name in left_in(home.root) if name.startswith("."))
+            back_up(home, tmp_path / "second", passphrase)
+            assert working <= left_in(home.root)
+
+    with in_use(snapshots[1]), in_use(halves[1]):
+        back_up(home, tmp_path / "archive", passphrase, advance=advance)
+        assert len(working) == 2
+        restore(tmp_path / "archive", tmp_path / "restored", passphrase)
+    assert [path for path in (*snapshots, *halves, others) if path.exists()] == [
+        snapshots[1],
+        halves[1],
+        others,
+    ]
+    back_up(home, tmp_path / "third", passphrase)
+    assert not [name for name in left_in(home.root) if name.startswith(".")]
+
+
 def test_a_backup_overwrites_nothing_and_needs_the_passphrase(
     home: Home, passphrase: str, tmp_path: Path
 ) -> None:
@@ -390,14 +478,14 @@ def twice(name: str) -> Callable[[Frames], None]:
     return change
 
 
-def damaged_database(frames: Frames) -> None:
-    at = position(frames, b"F", "node.db") + 1
+def damaged_database(frames: Frames, name: str = "node.db") -> None:
+    at = position(frames, b"F", name) + 1
     frames[at] = (b"D", frames[at][1][:100] + bytes(len(frames[at][1]) - 100))
     digest = hashlib.sha256(frames[at][1]).hexdigest()
     record = dag.decode_map(frames[-1][1])
     files = record["files"]
-    assert isinstance(files, dict) and isinstance(files["node.db"], dict)
-    files["node.db"]["sha256"] = digest
+    assert isinstance(files, dict) and isinstance(files[name], dict)
+    files[name]["sha256"] = digest
     frames[-1] = (b"M", dag.encode(record))
 
 
@@ -468,6 +556,18 @@ def test_hostile_archive_with_the_right_passphrase_is_refused_and_leaves_nothing
     assert left_in(tmp_path) == {"home", "hostile", "below"}
     assert left_in(tmp_path / "below") == set()
     assert not Path("/tmp/usufruct-outside").exists()
+
+
+def test_a_damaged_index_in_an_archive_costs_only_the_rebuilding(
+    frames: Frames, passphrase: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As releases that did not look at what they copied may have made."""
+    damaged_database(frames, "index.db")
+    archive = sealed_archive(tmp_path / "older", join(frames), passphrase)
+    found = restore(archive, tmp_path / "restored", passphrase)
+    assert "index.db" not in {*found.files, *left_in(tmp_path / "restored")} and found.indexed_block == -1
+    assert "index.db is damaged" in caplog.text
+    assert blocks_of(Home.at(tmp_path / "restored"))
 
 
 def test_hostile_lengths_are_refused_before_memory_is_taken(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,20 @@ class Holder:
             challenger=self.net[name].id,
             nonce=secrets.token_bytes(32),
             segments=tuple(Segment(cid, 7, 100) for cid in cids or CIDS),
+        )
+
+    def challenged(self, outcome: Outcome, at: int) -> None:
+        """Log, as if on the steward's node, what a challenge of `holder` showed."""
+        self.log.append(
+            Entry(
+                artifact_id=self.bundle,
+                org=self.net["holder"].id,
+                outcome=outcome,
+                at=at,
+                detail="",
+                challenge=self.challenge(),
+                answer=None,
+            )
         )
 
     def ask(self, name: str, asked: StorageChallenge, service: CustodyService | None = None) -> dict:
@@ -227,27 +241,45 @@ def test_a_steward_calls_a_former_holder_replaced_only_when_the_present_ones_hav
     service, peer = holder.service("north"), holder.net["south"].peer.peer_id
     question = {"ask": "replaced", "artifact": holder.bundle}
     now = holder.net["holder"].id
-
-    def log(outcome: Outcome, at: int) -> None:
-        asked = holder.challenge("north")
-        holder.log.append(
-            Entry(
-                artifact_id=holder.bundle,
-                org=now,
-                outcome=outcome,
-                at=at,
-                detail="",
-                challenge=asked,
-                answer=None,
-            )
-        )
-
     assert service.answer(peer, question) == {"replaced": False}, "it does not know its holder yet"
-    log(Outcome.PASSED, 40)
+    holder.challenged(Outcome.PASSED, 40)
     holder.store.designate(holder.bundle, [now], 50)
     assert service.answer(peer, question) == {"replaced": False}, "the proof is from an earlier time"
-    log(Outcome.NOT_HELD, 60)
+    holder.challenged(Outcome.NOT_HELD, 60)
     assert service.answer(peer, question) == {"replaced": False}
-    log(Outcome.PASSED, 70)
+    holder.challenged(Outcome.PASSED, 70)
     assert service.answer(peer, question) == {"replaced": True}
     assert holder.service("holder").answer(peer, question) == {"refused": "refused"}
+
+
+def test_a_steward_calls_nobody_replaced_that_is_its_holder_as_far_as_it_knows(holder: Holder) -> None:
+    """The asker has seen a block already that the steward has not: by that, others are to hold the bundle."""
+    holder.store.designate(holder.bundle, [holder.net["holder"].id], 50)
+    holder.challenged(Outcome.PASSED, 60)
+    service, question = holder.service("north"), {"ask": "replaced", "artifact": holder.bundle}
+    assert service.answer(holder.net["holder"].peer.peer_id, question) == {"replaced": False}
+    assert service.answer(holder.net["south"].peer.peer_id, question) == {"replaced": True}
+
+
+def test_a_steward_calls_nobody_replaced_under_a_policy_that_it_has_not_read_or_that_nobody_fits(
+    holder: Holder,
+) -> None:
+    net = holder.net
+    own = replace(holder, bundle=net.bundle("north", net.key_domain("north"), scope=SCOPE))
+    service, question = own.service("north"), {"ask": "replaced", "artifact": own.bundle}
+
+    def told(wanted: Replication | None) -> object:
+        """What it says once another policy is in force."""
+        policy = word()
+        if wanted is not None:
+            own.store.keep_replication(policy, wanted)
+        net["north"].ledger.transact("LineageRegistry", "setPolicy", own.bundle, policy)
+        catch_up(own.index, net.reader)
+        return service.answer(net["south"].peer.peer_id, question)
+
+    own.store.designate(own.bundle, [net["holder"].id], 50)
+    own.challenged(Outcome.PASSED, 60)
+    assert told(Replication(copies=2, holders=("holder",))) == {"replaced": True}
+    assert told(None) == {"replaced": False}, "the policy is not read"
+    assert told(Replication(copies=2, holders=("gone",))) == {"replaced": False}, "it is suspended"
+    assert told(Replication(copies=1)) == {"replaced": True}, "nobody is to hold it"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,28 @@ def test_a_node_that_holds_its_home_but_does_not_answer_is_named(home: Home) -> 
         ok, detail = findings(home)["node"]
     assert not ok
     assert "does not answer" in detail
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """Another service on the port that a killed node had."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'["something", "else"]')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_another_service_on_the_nodes_port_is_a_finding(home: Home) -> None:
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server, exclusive(home):
+        address = {"url": f"http://127.0.0.1:{server.server_port}", "pid": 1}
+        (home.root / "api.json").write_text(json.dumps(address))
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        ok, detail = findings(home)["node"]
+    assert not ok
+    assert "another service" in detail
 
 
 def test_a_wrong_passphrase_is_named(home: Home) -> None:

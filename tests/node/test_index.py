@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import sqlite3
@@ -19,14 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_story import ALL, HOSTILE_ENDPOINT, SCOPE, Story
 
-from chain_fixture import FAR, KERNEL, Consortium, word
+from chain_fixture import FAR, KERNEL, Consortium, until, word
 from rpc_door import Call, door_to
 from usufruct.errors import (
     LedgerError,
     LedgerUnreachableError,
+    MalformedAnswerError,
     MissingEventError,
     StaleLedgerError,
     TransactionRevertedError,
+    WrongContractCodeError,
 )
 from usufruct.ledger import Endpoints, Head, Ledger
 from usufruct.ledger.endpoint import Endpoint
@@ -43,6 +47,7 @@ from usufruct.records import (
     MemberStatus,
 )
 from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.index.database import IndexFileError
 
 WHOLE = (1 << 64) - 1
 
@@ -313,6 +318,60 @@ def test_search_trees_that_a_killed_rebuild_did_without_are_back_when_the_file_i
     assert trees(path) == whole
 
 
+def test_search_trees_for_which_the_disk_had_no_space_are_built_with_the_next_step(
+    story: Story, index: Index, tmp_path: Path
+) -> None:
+    path = tmp_path / "index.db"
+    whole = trees(path)
+
+    def fill_disk() -> None:
+        index._db.execute("VACUUM")
+        (pages,) = index._db.execute("PRAGMA page_count").fetchone()
+        index._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(IndexFileError, match="full"), index.growing():
+        fill_disk()
+    assert trees(path) == set()
+    with pytest.raises(IndexFileError, match="full"):
+        catch_up(index, story.net.reader)
+    with pytest.raises(IndexFileError, match="full"), index.growing():
+        pass
+    index._db.execute("PRAGMA max_page_count = 1000000")
+    catch_up(index, story.net.reader)
+    assert trees(path) == whole
+
+
+@pytest.mark.parametrize("damage", ["no database", "a damaged page"])
+def test_a_file_that_is_no_database_is_set_aside_and_built_anew(
+    story: Story, index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path, log_of_old = tmp_path / "damaged.db", tmp_path / "damaged.db-wal"
+    garbage = b"garbage!" * 1000
+    if damage == "a damaged page":
+        Index(path).close()
+        content = path.read_bytes()
+        garbage = content[:100] + garbage[:996] + content[1096:]
+    path.write_bytes(garbage)
+    log_of_old.write_bytes(b"of the old file")
+    with caplog.at_level(logging.WARNING):
+        built = Index(path)
+    assert "damaged.db.damaged" in caplog.text
+    assert (tmp_path / "damaged.db.damaged").read_bytes() == garbage
+    catch_up(built, story.net.reader)
+    index.advance([], built.cursor())
+    built.close()
+    assert tables(path) == tables(tmp_path / "index.db")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_opened_is_a_typed_error_and_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "index.db"
+    folder.mkdir()
+    with pytest.raises(IndexFileError, match="unable to open"):
+        Index(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_an_index_of_another_version_is_built_anew(story: Story, index: Index, tmp_path: Path) -> None:
     path = tmp_path / "older.db"
     with sqlite3.connect(path) as db:
@@ -395,15 +454,7 @@ def test_an_endpoint_that_is_stale_then_forges_logs_then_serves_another_chain_co
         ):
             path.unlink(missing_ok=True)
             liar.lie = lie
-            ledger = Ledger(
-                network,
-                Endpoints(
-                    (liar.url, honest.url),
-                    profile=network.chain,
-                    chain_id=network.chain_id,
-                    genesis_hash=network.genesis_hash,
-                ),
-            )
+            ledger = through(network, liar.url, honest.url)
             with closing(Index(path)) as built:
                 if lie in (forged, nonsense):
                     with pytest.raises(LedgerError, match=said):
@@ -413,6 +464,138 @@ def test_an_endpoint_that_is_stale_then_forges_logs_then_serves_another_chain_co
                 assert ledger.endpoint.url == honest.url
                 assert said in (ledger.health().endpoints[0].trouble or "")
             assert without_cursor(path) == without_cursor(tmp_path / "index.db")
+
+
+def unknown_event(network: Any, log: dict[str, Any]) -> dict[str, Any]:
+    return {"address": network.contracts["ValidatorSet"], "topics": ["0x" + "77" * 32], "data": "0x"}
+
+
+def unknown_status(network: Any, log: dict[str, Any]) -> dict[str, Any]:
+    topic = "0x" + event_codec("ParticipantRegistry", "ParticipantStatusChanged").topic.hex()
+    address = network.contracts["ParticipantRegistry"]
+    return {"address": address, "topics": [topic, "0x" + word().hex()], "data": "0x" + "00" * 31 + "c8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (unknown_event, WrongContractCodeError, "does not know"),
+        (unknown_status, MalformedAnswerError, "200 is not a valid MemberStatus"),
+        (lambda _, log: {"logIndex": log["logIndex"]}, StaleLedgerError, "showed an event twice: UNIQUE"),
+        (lambda _, log: {"blockNumber": "0x" + "ff" * 8, "blockTimestamp": "0x1"}, MalformedAnswerError, "63 bits"),
+        (lambda _, log: {"logIndex": "0x" + "ff" * 8}, MalformedAnswerError, "63 bits"),
+        (lambda _, log: {"blockTimestamp": "0x" + "ff" * 8}, MalformedAnswerError, "63 bits"),
+        (None, LedgerError, "query exceeds limit"),
+    ],
+    ids=["event", "status", "shown twice", "block number", "log index", "time", "an error"],
+)  # fmt: skip
+def test_an_endpoint_whose_events_the_index_cannot_take_is_left_for_another(
+    story: Story, index: Index, tmp_path: Path, change: Any, error: type[LedgerError], said: str
+) -> None:
+    network = story.net.network
+    plain = next(e for e in story.net.events() if series_of(e) is None)
+
+    def one_more(call: Call, result: Any) -> Any:
+        if call["method"] != "eth_getLogs":
+            return result
+        place = (hex(plain.block_number), hex(plain.log_index))
+        (log,) = [log for log in result if (log["blockNumber"], log["logIndex"]) == place]
+        beyond = {"logIndex": hex(1 + max(int(log["logIndex"], 16) for log in result))}
+        return [*result, log | beyond | change(network, log)]
+
+    def refuse(calls: list[Call]) -> bytes | None:
+        if calls[0]["method"] != "eth_getLogs":
+            return None
+        refusal = {"code": -32005, "message": "query exceeds limit"}
+        return json.dumps({"jsonrpc": "2.0", "id": calls[0]["id"], "error": refusal}).encode()
+
+    with door_to(network.rpc_urls[0]) as liar, door_to(network.rpc_urls[0]) as honest:
+        if change is None:
+            liar.before = refuse
+        else:
+            liar.lie = one_more
+        ledger = through(network, liar.url, honest.url)
+        with closing(Index(tmp_path / "lied-to.db")) as built:
+            with pytest.raises(error, match=said):
+                catch_up(built, ledger)
+            assert built.cursor() is None
+            catch_up(built, ledger)
+            assert ledger.endpoint.url == honest.url
+            assert said in (ledger.health().endpoints[0].trouble or "")
+        assert without_cursor(tmp_path / "lied-to.db") == without_cursor(tmp_path / "index.db")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ParticipantStatusChanged", {"status": 200}),
+        ("KeyStatusChanged", {"status": 200}),
+        ("ArtifactFrozen", {"frozen": 200}),
+        ("UsageRequested", {"terms": {"level": 200}}),
+        ("UsageGranted", {"terms": {"level": 200}}),
+        ("UsageDenied", {"reason": 200}),
+        ("JobDenied", {"reason": 200}),
+        ("JobEnded", {"state": 200}),
+        ("JobEnded", {"reason": 200}),
+        ("FaultRecorded", {"fault": 200}),
+        ("FaultRecorded", {"points": WHOLE}),
+        ("ConsentEpochAnchored", {"epoch": WHOLE}),
+    ],
+)
+def test_a_value_that_there_is_not_is_refused_before_anything_is_kept(
+    story: Story, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    events = story.net.events()
+    place = max(i for i, event in enumerate(events) if event.name == name)
+    args = events[place].args
+    for key, value in changes.items():
+        args = args | {key: args[key] | value if isinstance(value, dict) else value}
+    path = tmp_path / "refused.db"
+    built = Index(path)
+    before = tables(path)
+    head = Head(events[-1].block_number, word(), events[-1].timestamp)
+    with pytest.raises(MalformedAnswerError, match="no contract emits"):
+        built.advance([*events[:place], replace(events[place], args=args), *events[place + 1 :]], head)
+    assert tables(path) == before
+    built.advance(events, head)
+    built.close()
+
+
+def test_a_block_indexed_last_that_no_endpoint_has_is_said_to_be_helped_by_a_new_index(
+    story: Story, index: Index
+) -> None:
+    network = story.net.network
+    catch_up(index, story.net.reader)
+    cursor = index.cursor()
+
+    def another(call: Call, result: Any) -> Any:
+        is_it = call["method"] == "eth_getBlockByNumber" and call["params"][0] == hex(cursor.number)
+        return result | {"hash": "0x" + "66" * 32} if is_it else result
+
+    with door_to(network.rpc_urls[0]) as one, door_to(network.rpc_urls[0]) as other:
+        one.lie = another
+        until(lambda: story.net.reader.finalised().number > cursor.number)
+        ledger = through(network, one.url, other.url)
+        ledger.finalised()
+        assert ledger.endpoint.url == one.url
+        with pytest.raises(StaleLedgerError, match="another block") as caught:
+            catch_up(index, ledger)
+        assert caught.value.hint == "", "the other endpoint has it"
+        assert catch_up(index, ledger)
+        assert ledger.endpoint.url == other.url
+        one.open()
+        for number in (index.cursor().number, index.cursor().number + 1_000):
+            index.advance([], Head(number, word(), cursor.timestamp))
+            with pytest.raises(StaleLedgerError) as caught:
+                catch_up(index, ledger)
+            assert "delete index.db" in caught.value.hint
+
+
+def through(network: Any, *urls: str) -> Ledger:
+    endpoints = Endpoints(
+        urls, profile=network.chain, chain_id=network.chain_id, genesis_hash=network.genesis_hash
+    )
+    return Ledger(network, endpoints)
 
 
 def without_cursor(path: Path) -> dict[str, list[tuple]]:

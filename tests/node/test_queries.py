@@ -119,6 +119,17 @@ def test_bundles_and_grants_are_told_with_budget_epoch_and_terms(story: Story, q
     assert (asked["status"], asked["terms"]["uses"], asked["asked"]["uses"]) == ("REQUESTED", 0, 1000)
 
 
+def test_a_grant_is_looked_up_by_its_id_and_not_searched_for(story: Story, queries: Queries) -> None:
+    db = queries._index._db
+    statements: list[str] = []
+    db.set_trace_callback(statements.append)
+    queries.grant(story.grants["asked"])
+    db.set_trace_callback(None)
+    plans = [row["detail"] for sql in statements for row in db.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert plans
+    assert all(plan.startswith("SEARCH") for plan in plans), plans
+
+
 def test_unknown_records_are_a_typed_error(queries: Queries) -> None:
     nothing = bytes(32)
     for ask in (

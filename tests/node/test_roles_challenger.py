@@ -94,3 +94,17 @@ def test_a_holder_that_is_released_while_it_is_asked_may_let_go(steward: Steward
     assert (steward.challenge(), steward.left_out()) == (Outcome.NOT_HELD, ())
     (newest,) = steward.record.last(BUNDLE, SOUTH, limit=1)
     assert newest.outcome == Outcome.NOT_HELD, "what was answered stays in the log"
+
+
+def test_holders_are_noted_again_when_they_are_others_and_every_minute(steward: Steward) -> None:
+    def noted() -> set[tuple[int, int, bool]]:
+        return {(d.since, d.last_at, d.in_force) for d in steward.store.designations(BUNDLE)}
+
+    designate = steward.challenger._designate
+    assert designate(BUNDLE, 101) == (SOUTH,) and noted() == {(100, 101, True)}
+    assert designate(BUNDLE, 160) == (SOUTH,) and noted() == {(100, 101, True)}
+    assert designate(BUNDLE, 161) == (SOUTH,) and noted() == {(100, 161, True)}
+    steward.holders = ()
+    assert designate(BUNDLE, 162) == () and noted() == {(100, 161, False)}
+    steward.holders = (SOUTH,)
+    assert designate(BUNDLE, 163) == (SOUTH,) and noted() == {(163, 163, True)}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -19,9 +20,13 @@ from typer.testing import CliRunner, Result
 from bundle_fixture import SCHEMA
 from usufruct.cli import app
 from usufruct.cli.terminal import cell, printable
-from usufruct.errors import UsufructError
+from usufruct.client import Client
+from usufruct.errors import UsufructError, VerificationError
 from usufruct.home import Home
 from usufruct.ledger import Network
+from usufruct.lineage import Progress
+from usufruct.records import JobId
+from usufruct.release import Release
 from usufruct_node.cli import app as node_app
 
 ID = "ab" * 32
@@ -157,11 +162,36 @@ def test_a_damaged_matrix_file_never_leaves_the_error_tree(
 
 
 @pytest.mark.parametrize(
+    "shape", ["(1180591620717411303424, 2)", "(4611686018427387904, 2)", "(5, 2" + "+0" * 4000 + ")"]
+)
+def test_a_matrix_file_with_a_monstrous_header_is_refused(shape: str, schema: Path, tmp_path: Path) -> None:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    forged = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (tmp_path / "forged.npy").write_bytes(forged)
+    refused(run("features", tmp_path / "forged.npy", "--schema", schema), 2, "cannot be read as a matrix")
+
+
+@pytest.mark.parametrize(
     "content", ["", "x,y", "x,y\n", "x,y\n1", "x,y\na,b", "x,z\n0,0", "x,x\n0,0", "x,y\n0,0,0", "x,y\nnan,0"]
 )
 def test_a_malformed_csv_is_refused(content: str, schema: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(content)
     refused(run("features", tmp_path / "bad.csv", "--schema", schema), 2)
+
+
+def test_a_csv_as_spreadsheets_write_it_and_whole_numbers_as_bounds_are_taken(
+    schema: Path, tmp_path: Path
+) -> None:
+    declared = json.loads(schema.read_text())
+    for column in declared["columns"]:
+        column |= {name: int(column[name]) for name in ("minimum", "maximum")}
+    declared["max_l2"] = 10
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(declared))
+    (tmp_path / "m.csv").write_bytes(b'\xef\xbb\xbf"x","y"\r\n0.1,"0.2"\r\n0.3,0.4\r\n')
+    assert json.loads(run("features", tmp_path / "m.csv", "--schema", whole, "--json").stdout)["rows"] == 2
+    (tmp_path / "bare.csv").write_text("x,y\n")
+    refused(run("features", tmp_path / "bare.csv", "--schema", whole), 2, "has no rows")
 
 
 # A file name is not an instruction to the terminal.
@@ -172,6 +202,46 @@ def test_hostile_names_are_shown_and_not_obeyed(name: str, schema: Path, tmp_pat
     answer = run("features", tmp_path / name, "--schema", schema)
     refused(answer, 2)
     assert "\x1b" not in answer.stderr
+
+
+# Nor is what others say in a release or a lineage.
+
+HOSTILE = ["sum[/x]", "[bold]sum", ":skull:", "sum\x1b]0;owned\x07\x1b[2J"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_release_is_shown_and_not_obeyed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Release(
+        job_id=JobId(bytes(32)),
+        kernel=text,
+        values=np.array([1, 2]),
+        count=10,
+        result_scale=1.0,
+        sigma=1.0,
+        grid=1,
+        rho_micro=1,
+    )
+    client = SimpleNamespace(
+        find_id=lambda *_: bytes(32), open_release=lambda _: opened, release_artifact=lambda _: bytes(32)
+    )
+    monkeypatch.setattr(Client, "open", lambda *_, **__: client)
+    answer = run("release", ID)
+    assert answer.exit_code == 0, repr(answer.exception)
+    assert f"kernel: {printable(text)}\n" in answer.stdout
+    assert "values: [1. 2.]\n" in answer.stdout
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_index_does_not_steer_the_progress_of_a_lineage(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(_: bytes, *, progress: Progress) -> None:
+        progress(text)
+        raise VerificationError("a lie")
+
+    client = SimpleNamespace(find_id=lambda *_: bytes(32), lineage=walk)
+    monkeypatch.setattr(Client, "open", lambda *_, **__: client)
+    refused(run("lineage", ID), VerificationError.exit_code, "VerificationError: a lie")
 
 
 @given(st.text(max_size=30))
@@ -345,10 +415,11 @@ def test_what_a_publication_is_refused_for_is_found_before_anything_is_sealed(
     assert recorded.exit_code == 0, recorded.stderr
     words = ("publish", tmp_path / "features.csv", "--schema", tmp_path / "schema.json", *scope)
     words += ("--subjects", tmp_path / "subjects", "--key-domain", key_id, "--home", node_home.root)
-    assert "sealed" in repr(run(*words, "--kernel", "sum").exception)
+    assert "sealed" in repr(run(*words, "--kernel", "sum", "--min-cohort", 2).exception)
     for wrong, said in (
         (("--kernel", "cube"), "cube"),
         (("--kernel", "sum", "--min-cohort", 0), "at least 1"),
+        (("--kernel", "sum", "--min-cohort", 3), "no release may be of fewer than 3"),
         (("--kernel", "sum", "--budget-rho", "-1"), "positive"),
         (("--kernel", "sum", "--retain-days", 0), "positive"),
         (("--kernel", "sum", "--holder", "nobody", "--copies", 2), "nobody"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from usufruct.consent import (
 )
 from usufruct.content import Cid, dag
 from usufruct.errors import (
+    BlockNotFoundError,
     ConfigurationError,
     InputError,
     ManifestError,
@@ -55,6 +57,11 @@ class Kept:
         cid = dag.cid_of(record)
         self.records[cid.digest] = (kind, record)
         return cid
+
+    def get_record(self, cid: Cid, *, holder: str) -> object:
+        if cid.digest not in self.records:
+            raise BlockNotFoundError(f"block {cid} is not in this store")
+        return self.records[cid.digest][1]
 
 
 @pytest.fixture
@@ -376,6 +383,80 @@ def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
     # From now on it is the other copy that does not know what is in force.
     with pytest.raises(StaleConsentBookError):
         anchor_epoch(book, north.ledger, node, scope=scope)
+
+
+@pytest.mark.parametrize("status_is_here", [True, False])
+def test_a_restored_book_gives_no_position_to_another_subject(
+    book: ConsentBook, consortium: Consortium, tmp_path: Path, status_is_here: bool
+) -> None:
+    north, node, scope = consortium["north"], Kept(), f"lost-study-{status_is_here}".lower()
+    record(book, consortium, ["ada", "eve"], scope=scope)
+    anchor_epoch(book, north.ledger, node, scope=scope)
+    path = tmp_path / "restored.db"
+    with closing(sqlite3.connect(book._path)) as live, closing(sqlite3.connect(path)) as copy:
+        live.backup(copy)
+    lost = record(book, consortium, ["xenia", "yves"], scope=scope)
+    anchor_epoch(book, north.ledger, node, scope=scope)
+    book.withdraw("xenia", scope=scope)
+    current = anchor_epoch(book, north.ledger, node, scope=scope)
+    rows = np.array(sorted(lost.values()))
+
+    restored = ConsentBook(path, steward=NORTH, pseudonym_key=b"\x07" * 32)
+    with pytest.raises(StaleConsentBookError):
+        record(restored, consortium, ["zoe"], scope=scope)
+    if not status_is_here:
+        node.records.clear()
+    followed = anchor_epoch(
+        restored, north.ledger, node, scope=scope, supersede=current.epoch, taken=0 if status_is_here else 4
+    )
+    new = record(restored, consortium, ["zoe", "yves"], scope=scope)
+    assert not set(new.values()) & set(rows.tolist())
+    last = anchor_epoch(restored, north.ledger, node, scope=scope)
+    assert last.epoch == followed.epoch + 1
+    status, live_receipts = restored.status(scope, last.epoch, now=1)
+    assert len(live_receipts) == 4 and status.row_mask(np.array(list(new.values()))).all()
+    assert not status.row_mask(rows).any(), "rows of whom the book no longer knows stay out"
+
+
+def test_rows_are_bound_to_anchored_positions_only(book: ConsentBook, consortium: Consortium) -> None:
+    scope, north, node = "bound-study", consortium["north"], Kept()
+    positions = list(record(book, consortium, ["ada", "bob"], scope=scope).values())
+    with pytest.raises(InputError, match="not anchored"):
+        book.check_anchored(scope, positions)
+    anchor_epoch(book, north.ledger, node, scope=scope)
+    book.check_anchored(scope, positions)
+    more = record(book, consortium, ["cleo"], scope=scope)
+    with pytest.raises(InputError, match="not anchored"):
+        book.check_anchored(scope, [*positions, more["cleo"]])
+    anchor_epoch(book, north.ledger, node, scope=scope)
+    book.check_anchored(scope, [*positions, more["cleo"]])
+
+
+def test_a_subject_is_one_subject_however_its_name_is_spelled(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    scope, composed, decomposed = "named-study", "Jos\u00e9", "Jose\u0301"
+    positions = record(book, consortium, [decomposed], scope=scope)
+    assert book.receipt(f" {composed} ", scope=scope).position == positions[decomposed]
+    for subjects in ([composed], ["new", composed], ["x", " x"], ["new", "\ud800"], ["new", " "], ["a\x1bb"]):
+        with pytest.raises(InputError):
+            record(book, consortium, subjects, scope=scope)
+    book.withdraw(composed, scope=scope)
+    status, live = book.status(scope, 1, now=1)
+    assert not live and not status.consenting().any()
+
+
+def test_two_that_record_at_once_give_every_subject_a_position_of_its_own(
+    book: ConsentBook, consortium: Consortium
+) -> None:
+    other = ConsentBook(book._path, steward=NORTH, pseudonym_key=b"\x07" * 32)
+    with ThreadPoolExecutor(2) as both:
+        parts = [
+            both.submit(record, one, consortium, [f"{n}-{i}" for i in range(30)], scope="busy-study")
+            for n, one in enumerate((book, other))
+        ]
+        given_ = [position for part in parts for position in part.result().values()]
+    assert sorted(given_) == list(range(60))
 
 
 def test_chain_linkability_neither_subjects_nor_pseudonyms_reach_the_ledger_or_the_status_record(

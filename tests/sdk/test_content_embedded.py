@@ -264,6 +264,99 @@ def test_files_that_a_crash_left_without_a_row_go_at_the_next_open(root: Path) -
         assert not dead.exists()
 
 
+def leave_orphan(root: Path, number: int) -> Cid:
+    """A file without a row."""
+    orphan = Cid.of(block(number))
+    file_of(root, orphan).write_bytes(block(number))
+    return orphan
+
+
+def test_gc_looks_at_no_file_but_those_it_removes_until_a_session_died(
+    root: Path, store: EmbeddedBlockStore
+) -> None:
+    kept, loose = store.put(block(1), pin="bundle"), store.put(block(2))
+    orphan = leave_orphan(root, 3)
+    assert store.gc() == 1
+    assert not store.has(loose)
+    assert files(root) == {str(kept), str(orphan)}
+    (root / "staging" / "0123456789abcdef").mkdir()
+    assert store.gc() == 0
+    assert files(root) == {str(kept)}
+    late = leave_orphan(root, 4)
+    assert store.gc() == 0
+    assert files(root) == {str(kept), str(late)}
+
+
+KILLED_AT_THE_FIRST_UNLINK = """
+import os, signal, sys
+from pathlib import Path
+from usufruct.content import EmbeddedBlockStore
+store = EmbeddedBlockStore(Path(sys.argv[1]))
+Path.unlink = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+store.gc()
+"""
+
+
+def test_a_kill_between_the_rows_deletion_and_the_unlinks_leaves_nothing_that_counts(root: Path) -> None:
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        loose = store.put_many([block(2), block(3)])
+        command = [sys.executable, "-c", KILLED_AT_THE_FIRST_UNLINK, str(root)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert files(root) == {str(cid) for cid in (kept, *loose)}
+        assert list(store.cids()) == [kept]
+        with pytest.raises(BlockNotFoundError):
+            store.get(loose[0])
+        with EmbeddedBlockStore(root):
+            assert files(root) == {str(kept)}
+
+
+def test_a_block_that_is_put_again_before_its_file_is_unlinked_keeps_it(
+    root: Path, store: EmbeddedBlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_many([block(1), block(2)])
+    drop = store._catalogue.drop_unkept
+
+    def drop_and_put_again() -> int:
+        removed = drop()
+        store.put(block(1), pin="again")
+        return removed
+
+    monkeypatch.setattr(store._catalogue, "drop_unkept", drop_and_put_again)
+    assert store.gc() == 2
+    assert store.get(Cid.of(block(1))) == block(1)
+    assert files(root) == {str(Cid.of(block(1)))}
+
+
+@pytest.mark.parametrize("then", ["gc", "reopen"])
+@pytest.mark.parametrize("during", ["gc", "put"])
+def test_files_that_could_not_be_unlinked_go_with_the_next_gc_or_open(
+    root: Path, monkeypatch: pytest.MonkeyPatch, during: str, then: str
+) -> None:
+    def failing(path: Path, **_: object) -> None:
+        if path.is_relative_to(root / "blocks"):
+            raise OSError(errno.EIO, "input/output error")
+
+    with EmbeddedBlockStore(root) as store:
+        kept = store.put(block(1), pin="bundle")
+        if during == "gc":
+            store.put_many([block(2), block(3)])
+        with monkeypatch.context() as faults, pytest.raises(ContentError, match="input/output"):
+            faults.setattr(Path, "unlink", failing)
+            if during == "gc":
+                store.gc()
+            faults.setattr(embedded, "sync_directory", failing)
+            store.put_many([block(2), block(3)])
+        assert len(files(root)) == 3
+        assert list(store.cids()) == [kept]
+        if then == "gc":
+            store.gc()
+            assert files(root) == {str(kept)}
+    with EmbeddedBlockStore(root):
+        assert files(root) == {str(kept)}
+    assert list((root / "staging").iterdir()) == []
+
+
 def test_opening_leaves_the_staging_of_live_processes_alone(root: Path) -> None:
     with EmbeddedBlockStore(root) as first:
         live = set((root / "staging").iterdir())

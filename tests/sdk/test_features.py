@@ -140,6 +140,22 @@ def test_what_is_not_a_numeric_matrix_is_refused(matrix: object) -> None:
         prepare_features(matrix, SCHEMA)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("masked", [[[0, 0, 0], [1, 0, 0]], False])
+def test_masked_arrays_are_refused_since_what_they_hide_would_be_sealed(masked: object) -> None:
+    rows = np.ma.array([[0.5, 0.0, 0.0], [4000.0, 0.0, 0.0]], mask=masked)
+    by_name = {column.name: rows[:, index] for index, column in enumerate(SCHEMA.columns)}
+    for matrix in (rows, by_name):
+        with pytest.raises(FeatureError, match="masked") as caught:
+            prepare_features(matrix, SCHEMA)
+        assert "leave the rows out" in caught.value.hint
+
+
+def test_quantised_values_are_a_plain_array_whatever_kind_of_array_came() -> None:
+    with pytest.warns(PendingDeprecationWarning):
+        matrix = np.matrix([[0.5, 0.0, 0.0]])
+    assert type(prepare_features(matrix, SCHEMA).values) is np.ndarray
+
+
 def test_mapping_with_separate_column_names_is_ambiguous() -> None:
     columns = {column.name: np.zeros(1) for column in SCHEMA.columns}
     with pytest.raises(FeatureError, match="leave `columns` out"):

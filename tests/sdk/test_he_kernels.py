@@ -655,8 +655,14 @@ def test_model_whose_worst_case_overflows_at_every_scale_is_refused() -> None:
         (np.ones(N_FEATURES), float("-inf")),
         (np.ones(N_FEATURES + 1), 0.0),
         (np.ones((2, N_FEATURES)), np.ones(3)),
+        (np.full(N_FEATURES, "a"), 0.0),
+        (np.ones(N_FEATURES), "a"),
+        (np.ones(N_FEATURES), None),
+        (np.ones(N_FEATURES), {}),
+        ([[1.0], [1.0, 2.0]], 0.0),
+        ([10**400] * N_FEATURES, 0.0),
     ],
 )
-def test_models_that_are_not_usable_are_refused(weights: np.ndarray, bias: object) -> None:
+def test_models_that_are_not_usable_are_refused(weights: object, bias: object) -> None:
     with pytest.raises(KernelParameterError):
         quantise_model(weights, bias, shape=shape(), feature_scale=4, output="rows")

@@ -33,6 +33,7 @@ from usufruct.errors import (
     ContradictingEndpointError,
     LedgerError,
     LedgerUnreachableError,
+    MalformedAnswerError,
     StaleLedgerError,
     TransactionLostError,
     TransactionReplacedError,
@@ -40,7 +41,8 @@ from usufruct.errors import (
     WrongChainError,
 )
 from usufruct.ledger import PROFILES, Endpoints, Head, Ledger, Sender
-from usufruct.ledger.endpoint import transaction_hash
+from usufruct.ledger.endpoint import Endpoint, transaction_hash
+from usufruct.ledger.endpoints import Arbiter
 from usufruct.ledger.finality.fetch import cb58
 from usufruct.ledger.finality.witness import reaches_quorum
 from usufruct.ledger.health import ChainWatch
@@ -68,6 +70,7 @@ def through(
     key: bytes | None = None,
     journal: Path | None = None,
     patience: float = 10.0,
+    arbiter: Arbiter | None = None,
 ) -> Ledger:
     """A ledger through these doors, in their order."""
     network = consortium.network.model_copy(update={"rpc_urls": tuple(door.url for door in doors)})
@@ -77,6 +80,7 @@ def through(
         chain_id=network.chain_id,
         genesis_hash=network.genesis_hash,
         patience=patience,
+        arbiter=arbiter,
     )
     sender = None
     if key is not None:
@@ -231,6 +235,115 @@ def test_an_endpoint_that_is_behind_the_others_from_the_beginning_is_refused(
     assert "another endpoint at" in (ledger.health().endpoints[0].trouble or "")
 
 
+def claim(door: Door, consortium: Consortium, ahead: int = 1500) -> int:
+    """Have the door tell an invented block, that far above the newest, is final; its number."""
+    newest = consortium.reader.endpoint.call("eth_getBlockByNumber", "finalized", False)
+    number = int(newest["number"], 16) + ahead
+    as_of(door, newest | {"number": hex(number), "hash": "0x" + "66" * 32})
+    return number
+
+
+def follow_for_a_while(ledger: Ledger) -> list[int]:
+    """Heights that were shown as final, over several looks at the other endpoints and a new block."""
+    heights = [ledger.finalised().number]
+    enough = time.monotonic() + 6 * QUICK.block_interval_s
+
+    def moved() -> bool:
+        heights.append(ledger.finalised().number)
+        return time.monotonic() > enough and heights[-1] > heights[0]
+
+    until(moved)
+    return heights
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("later", [False, True], ids=["from the beginning", "later"])
+def test_a_block_far_ahead_that_only_one_of_three_endpoints_claims_is_not_followed(
+    consortium: Consortium, doors: list[Door], place: int, later: bool
+) -> None:
+    ledger = through(doors, consortium)
+    if later:
+        ledger.finalised()
+    invented = claim(doors[place], consortium)
+    heights = follow_for_a_while(ledger)
+    assert max(heights) < invented
+    health = ledger.health().endpoints
+    assert f"claims block {invented}" in (health[place].trouble or "")
+    assert not health[place].in_use
+    doors[place].open()
+    doors[1].shut()
+    doors[2 - place].shut()
+    assert ledger.finalised().number >= heights[-1]
+    assert ledger.endpoint.url == doors[place].url, "it is used again once it tells the truth"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("later", [False, True], ids=["from the beginning", "later"])
+def test_where_blocks_can_be_proven_one_of_two_endpoints_is_not_followed_to_an_unproven_one(
+    consortium: Consortium, doors: list[Door], place: int, later: bool
+) -> None:
+    asked = []
+
+    def never(_: Endpoint, head: Head) -> bool:
+        asked.append(head.number)
+        return False
+
+    ledger = through(doors[:2], consortium, arbiter=never)
+    if later:
+        ledger.finalised()
+    invented = claim(doors[place], consortium)
+    heights = follow_for_a_while(ledger)
+    assert set(asked) == {invented}
+    assert max(heights) < invented
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["from the beginning", "later"])
+def test_an_endpoint_that_is_behind_a_proven_block_is_left(
+    consortium: Consortium, doors: list[Door], later: bool
+) -> None:
+    truth = consortium.reader.endpoint
+    ledger = through(
+        doors[:2], consortium, arbiter=lambda _, head: truth.block(head.number).hash == head.hash
+    )
+    newest = truth.finalised().number
+    for door in doors[:2]:
+        as_of(door, truth.call("eth_getBlockByNumber", hex(newest - 8), False))
+    if later:
+        ledger.finalised()
+    doors[1].open()
+    until(lambda: ledger.finalised().number >= newest)
+    assert ledger.endpoint.url == doors[1].url
+    assert "another endpoint at" in (ledger.health().endpoints[0].trouble or "")
+
+
+def test_endpoints_that_are_behind_what_was_seen_have_no_say(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors, consortium)
+    truth = consortium.reader.endpoint
+    newest = truth.finalised().number
+    for door in doors:
+        as_of(door, truth.call("eth_getBlockByNumber", hex(newest - 8), False))
+    assert ledger.finalised().number == newest - 8
+    for door in doors[1:]:
+        as_of(door, truth.call("eth_getBlockByNumber", hex(newest - 16), False))
+    doors[0].open()
+    ledger.endpoint._patience = 0.0
+    assert ledger.finalised().number >= newest
+    assert ledger.endpoint.url == doors[0].url
+
+
+def test_a_block_number_that_no_chain_reaches_is_a_malformed_answer(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    for number in ("0xffffffffffffffff", hex(1 << 63), "-0x1"):
+        doors[0].lie = lambda call, block, number=number: block | {"number": number}
+        with pytest.raises(MalformedAnswerError, match="63 bits"):
+            Endpoint(doors[0].url).finalised()
+    doors[0].lie = lambda call, block: block | {"number": hex((1 << 63) - 1)}
+    assert Endpoint(doors[0].url).finalised().number == (1 << 63) - 1
+
+
 def forge(door: Door, number: int) -> None:
     """Have the door tell another block at this height."""
 
@@ -301,6 +414,9 @@ def test_an_endpoint_whose_answers_were_wrong_is_left_for_a_while(
     ledger.finalised()
     assert ledger.endpoint.url == doors[1].url
     assert ledger.health().endpoints[0].trouble == "it left out an event"
+    ledger.endpoint.leave(StaleLedgerError("so did this one"))
+    ledger.finalised()
+    assert ledger.endpoint.url == doors[1].url, "there is no other that could be used by now"
 
 
 # Simulations by an endpoint that is a little behind.

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bundle_fixture import SCOPE, SmallBundle
 from chain_fixture import Consortium, Vote, reveal_moves, word
+from usufruct import lineage as lineage_module
+from usufruct.cli import lineage_tree
+from usufruct.cli.terminal import printable
 from usufruct.content import Cid, Codec, dag
-from usufruct.errors import BlockMismatchError, MissingEventError, VerificationError
-from usufruct.lineage import Lineage, lineage_of
-from usufruct.records import ArtifactId, JobRequest, label
+from usufruct.errors import BlockMismatchError, MissingEventError, UnknownKernelError, VerificationError
+from usufruct.ledger.jobs import derived_id
+from usufruct.lineage import Checked, Lineage, LineageNode, Step, lineage_of
+from usufruct.records import ArtifactId, ArtifactKind, JobRequest, label
 from usufruct.verify import ResultManifest
 from usufruct_node.index import Index, catch_up
 from usufruct_node.queries import Queries
@@ -109,6 +115,7 @@ def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPath
     net.together((node, "JobLedger", "openRelease", job) for job in jobs)
     for number, job in enumerate(jobs):
         node.transact("JobLedger", "recordRelease", job, kept({"sealed": number}).digest, 3)
+    net.govern("LineageRegistry", "setFrozen", derived_id(jobs[0], ArtifactKind.RESULT), True)
     index = Index(tmp_path_factory.mktemp("index") / "index.db")
     catch_up(index, net.reader)
     releases = [index.derived(job)[1] for job in jobs]
@@ -127,7 +134,8 @@ def test_an_honest_lineage_reaches_the_bundle_and_re_checks_everything(scene: Sc
         (node,) = node.parents
     assert kinds == ["RELEASE", "RESULT", "BUNDLE"]
     assert found.root.stale is False
-    assert found.checked.series == 4, "bundle, job, grant, consent"
+    assert found.checked.series == 5, "bundle, job, grant, consent, the frozen result"
+    assert [step.what for step in found.root.parents[0].steps][-1] == "ArtifactFrozen"
     assert found.checked.events > 15
     assert found.checked.contents > 5
 
@@ -150,6 +158,13 @@ LIES: dict[str, Callable[[Scene], Lie]] = {
     "no grant events": lambda s: lambda a: entry(a, "RELEASE")["grant"]["events"].clear(),
     "no consent events": lambda s: lambda a: entry(a, "RELEASE")["consent"]["events"].clear(),
     "first policy hidden": lambda s: lambda a: entry(a, "BUNDLE")["events"].pop(),
+    "freeze of a result hidden": lambda s: lambda a: entry(a, "RESULT")["events"].clear(),
+    "frozen result told as a bundle": lambda s: lambda a: entry(a, "RESULT").update(kind="BUNDLE"),
+    "job behind a bundle": lambda s: (
+        lambda a: entry(a, "BUNDLE").update(
+            {key: entry(a, "RESULT")[key] for key in ("job", "consent", "policy")}
+        )
+    ),
     "events of another artifact": lambda s: (
         lambda a: entry(a, "RELEASE").update(events=entry(a, "BUNDLE")["events"])
     ),
@@ -195,6 +210,7 @@ LIES: dict[str, Callable[[Scene], Lie]] = {
     "parameters": lambda s: (
         lambda a: entry(a, "RESULT")["job"].update(parameters_digest=entry(a, "RESULT")["policy"]["digest"])
     ),
+    "kernel": lambda s: lambda a: entry(a, "RELEASE")["job"].update(kernel="sum"),
     "level": lambda s: lambda a: entry(a, "RESULT")["job"].update(level="REPLICATED(9/9)"),
     "job without an end": lambda s: (
         lambda a: [e["job"].update(events=e["job"]["events"][:3]) for e in a["artifacts"] if "job" in e]
@@ -244,6 +260,100 @@ def test_a_walk_does_not_visit_an_artifact_twice(scene: Scene) -> None:
     seen: list[str] = []
     lineage_of(scene.net.reader, scene.told, scene.release, progress=seen.append)
     assert len(seen) == len(set(seen)) == 3
+
+
+def test_a_hidden_freeze_is_named_as_missing(scene: Scene) -> None:
+    with pytest.raises(MissingEventError, match="1 events on the chain, the index shows 0"):
+        scene.walk(LIES["freeze of a result hidden"](scene))
+
+
+def test_a_kernel_that_this_package_does_not_have_is_shown_by_its_id(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(kernel_id: bytes) -> None:
+        raise UnknownKernelError("no such kernel")
+
+    def by_id(answer: dict[str, Any]) -> None:
+        for artifact in answer["artifacts"]:
+            if "job" in artifact:
+                artifact["job"]["kernel"] = kernel_id
+
+    kernel_id = entry(scene.told.answer, "RELEASE")["job"]["events"][0]["args"]["request"]["kernelId"][2:]
+    monkeypatch.setattr(lineage_module, "kernel_by_id", unknown)
+    with pytest.raises(VerificationError, match="kernel"):
+        scene.walk()
+    assert scene.walk(by_id).root.job["kernel"] == kernel_id
+
+
+def made_up(number: int, parents: tuple[LineageNode, ...] = (), **changes: Any) -> LineageNode:
+    usual = {
+        "artifact_id": ArtifactId(number.to_bytes(2, "big") + bytes(30)),
+        "kind": "BUNDLE",
+        "steward": "north",
+        "content": Cid.of(b"x"),
+        "stale": None,
+        "job": None,
+        "consent": {},
+        "policy": {},
+        "steps": (),
+        "parents": parents,
+    }
+    return LineageNode(**(usual | changes))
+
+
+@pytest.fixture
+def ladder() -> LineageNode:
+    """Sixty layers of two bundles, each derived from both bundles below: 2^60 ways down."""
+    layer = (made_up(0), made_up(1))
+    for number in range(2, 120, 2):
+        layer = (made_up(number, layer), made_up(number + 1, layer))
+    return layer[0]
+
+
+def shown(root: LineageNode, width: int = 1000) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(lineage_tree(root))
+    return console.file.getvalue()
+
+
+@pytest.mark.timeout(10)
+def test_a_bundle_that_many_others_rest_on_is_json_once_in_full(ladder: LineageNode) -> None:
+    found: list[dict[str, Any]] = []
+
+    def walk(told: dict[str, Any]) -> None:
+        found.append(told)
+        for parent in told.get("parents", ()):
+            walk(parent)
+
+    walk(Lineage(root=ladder, checked=Checked()).to_json()["root"])
+    in_full = [told["artifact_id"] for told in found if "repeated" not in told]
+    again = [told for told in found if "repeated" in told]
+    assert len(in_full) == len(set(in_full)) == 119
+    assert all(told == {"artifact_id": told["artifact_id"], "repeated": True} for told in again)
+    assert {told["artifact_id"] for told in again} < set(in_full)
+    assert len(found) == 1 + 2 * 2 * 59 - 2, "every edge of a bundle told in full, and the root"
+
+
+@pytest.mark.timeout(10)
+def test_a_bundle_that_many_others_rest_on_is_shown_once_in_full(ladder: LineageNode) -> None:
+    lines = shown(ladder).splitlines()
+    assert sum("by north" in line for line in lines) == 119
+    assert sum(line.endswith(" as above") for line in lines) == 116
+    shown(ladder, width=80)
+
+
+def test_nothing_told_in_a_lineage_is_markup_or_steers_the_terminal() -> None:
+    evil = "[/x]:skull:\x1b[2J"
+    job = {"job_id": evil, "kernel": evil, "requester": evil, "level": evil}
+    policy = {"version": evil, "digest": evil}
+    consent = {"epoch": evil, "steward": evil, "scope": evil, "consent_root": evil}
+    step = Step(what=evil, detail=evil, block_number=1, transaction_hash=evil)
+    node = made_up(
+        0, kind=evil, steward=evil, stale=True, job=job, policy=policy, consent=consent, steps=(step,)
+    )
+    text = shown(node)
+    assert "\x1b" not in text
+    assert text.count(printable(evil)) == 14, "every field but the kind, which is shown in small letters"
 
 
 def test_a_withdrawal_that_the_index_hides_is_missed_at_the_end_of_its_series(scene: Scene) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bundle_fixture import ROWS, SmallBundle
+from chain_fixture import Consortium, word
+from usufruct.client import Client
+from usufruct.content import Cid, dag
 from usufruct.differencing import Asked, check_differencing, directions, near
 from usufruct.errors import PrivacyError, ReleaseRefusedError
 from usufruct.he.kernels import BundleShape, kernel_by_name
 from usufruct.he.parameters import BFV_LINEAR
-from usufruct.job import JobParameters
+from usufruct.job import FeatureBundle, JobParameters
 from usufruct.privacy import (
     MICRO,
     discrete_gaussian,
@@ -21,6 +26,7 @@ from usufruct.privacy import (
     round_to_grid,
     sigma_for,
 )
+from usufruct.records import label
 
 SCALE, FEATURES = 64, 32
 BUDGET = 5 * MICRO
@@ -103,6 +109,70 @@ def test_query_differencing_charges_all_near_releases_together() -> None:
     assert refused.value.reason == "COHORTS_TOO_CLOSE"
     # Off: cohorts that differ by anybody count as different.
     check_differencing(asked("sum", {}, 2), earlier, minimum=1, limit_rho_micro=MICRO)
+
+
+@dataclass
+class Desk:
+    """Stands where the partner's node stands: one released job on one bundle, and records by their CID."""
+
+    records: dict[Cid, dict[str, object]]
+    job: dict[str, object]
+
+    def get_record(self, cid: Cid, *, holder: str) -> dict[str, object]:
+        return self.records[cid]
+
+    def query(self, path: str, **_: object) -> list[object]:
+        assert path == "/grants"
+        return []
+
+    def query_all(self, path: str, **_: object) -> list[dict[str, object]]:
+        assert path == "/jobs"
+        return [self.job]
+
+
+def test_query_differencing_an_estimate_counts_by_the_grants_minimum_cohort_where_it_is_the_larger(
+    consortium: Consortium, bundle: SmallBundle
+) -> None:
+    """The custodian takes the larger of the policy's, 10 here, and the grant's; the cohorts differ by 12."""
+    net, scope = consortium, label("estimate-study")
+    artifact_id = net.bundle("north", net.key_domain("north"), scope=scope)
+    featured = FeatureBundle(
+        artifact_id=artifact_id,
+        artifact=net.reader.artifact(artifact_id),
+        steward="north",
+        manifest=bundle.manifest,
+        policy=bundle.policy,
+    )
+    parameters = bundle.parameters()
+    bits = np.zeros(ROWS, dtype=np.uint8)
+    bits[:12] = 1
+    before = replace(bundle.status, bits=bytes(len(bundle.status.bits)))
+    now = replace(before, epoch=2, bits=np.packbits(bits).tobytes())
+    records = {dag.cid_of(one.to_record()): one.to_record() for one in (before, now, parameters)}
+    status, asked = dag.cid_of(before.to_record()), dag.cid_of(parameters.to_record())
+    job = {
+        "job_id": "0a" * 32,
+        "requester": "university",
+        "artifact_id": artifact_id.hex(),
+        "parameters_digest": asked.digest.hex(),
+        "status_digest": status.digest.hex(),
+        "rho_micro": 300_000,
+    }
+    digest = dag.cid_of(now.to_record()).digest
+    net["north"].ledger.transact("ConsentRegistry", "anchorEpoch", scope, 1, word(), digest, 10)
+    client = Client(
+        name="university",
+        content=Desk(records, job),  # type: ignore[arg-type]
+        ledger=net["university"].ledger,
+        keys=None,  # type: ignore[arg-type]
+        book=None,  # type: ignore[arg-type]
+    )
+    loose, strict = (
+        net.granted("university", "north", artifact_id, scope, min_cohort=cohort) for cohort in (5, 13)
+    )
+    for grant_id, joint in ((None, 500_000), (loose, 500_000), (strict, 800_000)):
+        told = client.estimate(featured, parameters, rho=0.5, grant_id=grant_id)
+        assert told.joint_rho_micro == joint
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 
 from bundle_fixture import SCOPE, SmallBundle
 from chain_fixture import FAR, Consortium
+from usufruct import register
 from usufruct.content import Cid, dag
 from usufruct.errors import (
+    ChainStalledError,
     InputError,
     ManifestError,
     TransactionRevertedError,
@@ -18,7 +20,7 @@ from usufruct.errors import (
 )
 from usufruct.keys.he_keys import create_key_domain
 from usufruct.publish import PublishedBundle
-from usufruct.records import ArtifactKind, KeyStatus, label
+from usufruct.records import ArtifactId, ArtifactKind, KeyStatus, label
 from usufruct.register import Policy, change_policy, register_bundle, register_key_domain
 from usufruct.replication import Replication
 
@@ -120,17 +122,14 @@ def test_a_bundle_is_registered_with_policy_and_budget(
     assert record.policy_digest == dag.cid_of(POLICY.to_record()).digest
     assert record.consent_scope == label(SCOPE)
     assert consortium.reader.budget(artifact_id).total == 77
-    repeated = register_bundle(ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=78)
-    assert repeated == artifact_id
-    assert consortium.reader.budget(artifact_id).total == 78
     repeated = register_bundle(
-        ledger, node, published, policy=POLICY, retain_until=FAR - 3600, budget_rho_micro=79
+        ledger, node, published, policy=POLICY, retain_until=FAR - 3600, budget_rho_micro=77
     )
-    assert (repeated, consortium.reader.budget(artifact_id).total) == (artifact_id, 79)
+    assert (repeated, consortium.reader.budget(artifact_id).total) == (artifact_id, 77)
     assert consortium.reader.artifact(artifact_id).retain_until == FAR
     with pytest.raises(InputError, match="registered already") as refused:
         register_bundle(
-            ledger, node, published, policy=POLICY, retain_until=FAR - 2 * 86_400, budget_rho_micro=80
+            ledger, node, published, policy=POLICY, retain_until=FAR - 2 * 86_400, budget_rho_micro=77
         )
     assert "set-budget" in refused.value.hint
     again = replace(POLICY, min_cohort=20)
@@ -141,6 +140,32 @@ def test_a_bundle_is_registered_with_policy_and_budget(
         register_bundle(ledger, Kept(), published, policy=POLICY, retain_until=FAR, budget_rho_micro=1)
     with pytest.raises(TransactionRevertedError, match="LineageRegistryNotSteward"):
         change_policy(consortium["south"].ledger, Kept(), artifact_id, again)
+
+
+def test_a_repeated_registration_opens_a_missing_budget_and_leaves_one_that_was_set_since(
+    consortium: Consortium, published: PublishedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, fresh = consortium["north"].ledger, replace(published, cid=dag.cid_of("broken off"))
+
+    def attempt() -> ArtifactId:
+        return register_bundle(
+            ledger, Kept(), fresh, policy=POLICY, retain_until=FAR, budget_rho_micro=10_000_000
+        )
+
+    def broken(*_: object) -> None:
+        raise ChainStalledError(7, 0.0)
+
+    with monkeypatch.context() as fault:
+        fault.setattr(register, "set_budget", broken)
+        with pytest.raises(ChainStalledError):
+            attempt()
+    artifact_id = attempt()
+    assert consortium.reader.budget(artifact_id).total == 10_000_000
+    register.set_budget(ledger, artifact_id, 2_000_000)
+    with pytest.raises(InputError, match="another budget") as refused:
+        attempt()
+    assert "usufruct rights set-budget" in refused.value.hint
+    assert consortium.reader.budget(artifact_id).total == 2_000_000
 
 
 def test_what_cannot_be_registered_is_refused_before_anything_is_sent(

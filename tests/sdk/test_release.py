@@ -19,6 +19,7 @@ from usufruct.errors import (
     ContainerError,
     EnvelopeError,
     ManifestError,
+    UnknownKernelError,
     UsufructError,
     VerificationError,
     WorkerError,
@@ -349,6 +350,9 @@ def test_a_payload_as_it_should_be_opens(job: Job) -> None:
         {"type": "usufruct/release/2"},
         {"job": bytes(32)},
         {"kernel": 1},
+        {"kernel": "linear"},
+        {"kernel": "sum[/x]"},
+        {"kernel": "sum\x1b[2J"},
         {"values": b""},
         {"values": [1, 2]},
         {"values": "12345678"},
@@ -378,6 +382,14 @@ def test_a_malformed_payload_is_refused_even_when_the_custodian_signed_it(job: J
     payload = {key: value for key, value in (PAYLOAD | change).items() if value is not ...}
     with pytest.raises((ManifestError, VerificationError)):
         opened(job, signed(job, payload))
+
+
+def test_a_release_of_another_kernel_than_the_jobs_is_refused(bundle: SmallBundle, job: Job) -> None:
+    with pytest.raises(VerificationError, match="another kernel than the job's, sum"):
+        opened(job, signed(job, PAYLOAD | {"kernel": "linear"}))
+    unknown = replace(job, request=replace(job.request, kernel_id=b"\x0c" * 32))
+    with pytest.raises(UnknownKernelError):
+        opened(unknown, signed(unknown, PAYLOAD))
 
 
 def test_a_payload_that_is_no_map_is_refused(job: Job) -> None:

@@ -5,6 +5,9 @@ Durable before the answer that follows from it. Noised values are kept encrypted
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import operator
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
@@ -58,8 +61,11 @@ class Vault:
         self._lock = threading.Lock()
         self._db = open_local(
             path,
-            "CREATE TABLE IF NOT EXISTS asked (job_id BLOB PRIMARY KEY, artifact_id BLOB NOT NULL, directions BLOB,"
-            " subjects BLOB NOT NULL, rho_micro INTEGER NOT NULL, opened INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS cohort (digest BLOB PRIMARY KEY, subjects BLOB NOT NULL)",
+            "CREATE TABLE IF NOT EXISTS told (job_id BLOB PRIMARY KEY, artifact_id BLOB NOT NULL, directions BLOB,"
+            " cohort BLOB NOT NULL REFERENCES cohort (digest), rho_micro INTEGER NOT NULL, opened INTEGER NOT NULL)"
+            " WITHOUT ROWID",
+            "CREATE INDEX IF NOT EXISTS told_by_cohort ON told (artifact_id, cohort)",
             "CREATE TABLE IF NOT EXISTS made (job_id BLOB PRIMARY KEY, sealed BLOB NOT NULL,"
             " sigma_micro INTEGER NOT NULL) WITHOUT ROWID",
             "CREATE TABLE IF NOT EXISTS key (key_id BLOB PRIMARY KEY, opened INTEGER NOT NULL) WITHOUT ROWID",
@@ -69,15 +75,13 @@ class Vault:
     def unknown(self, jobs: Collection[JobId]) -> list[JobId]:
         """Those of these jobs that it has no memory of, as after a restore from an older backup."""
         with self._step() as db:
-            return [
-                j for j in jobs if not db.execute("SELECT 1 FROM asked WHERE job_id = ?", (j,)).fetchone()
-            ]
+            return [j for j in jobs if not db.execute("SELECT 1 FROM told WHERE job_id = ?", (j,)).fetchone()]
 
     def remember(self, job_id: JobId, artifact_id: ArtifactId, asked: Asked) -> None:
         """Note what an earlier self released."""
         with self._step() as db:
             self._note(db, job_id, artifact_id, asked)
-            db.execute("UPDATE asked SET opened = 1 WHERE job_id = ?", (job_id,))
+            db.execute("UPDATE told SET opened = 1 WHERE job_id = ?", (job_id,))
 
     def announce(self, entry: Entry) -> None:
         """Reserve a place among the releases of a bundle; those announced for jobs that have ended unopened go.
@@ -94,7 +98,7 @@ class Vault:
         """As `announce`, and count the blocks that are about to be decrypted: they count whether or not that succeeds."""
         with self._step() as db:
             self._enter(db, entry)
-            db.execute("UPDATE asked SET opened = 1 WHERE job_id = ?", (entry.job_id,))
+            db.execute("UPDATE told SET opened = 1 WHERE job_id = ?", (entry.job_id,))
             db.execute(
                 "INSERT INTO key VALUES (?1, ?2) ON CONFLICT DO UPDATE SET opened = opened + ?2",
                 (entry.key_id, entry.openings),
@@ -137,21 +141,26 @@ class Vault:
     @staticmethod
     def _note(db: sqlite3.Connection, job_id: JobId, artifact_id: ArtifactId, asked: Asked) -> None:
         told = None if asked.directions is None else b"".join(sorted(asked.directions))
+        subjects = asked.subjects.astype(_POSITION).tobytes()
+        digest = hashlib.sha256(subjects).digest()
+        db.execute("INSERT OR IGNORE INTO cohort VALUES (?, ?)", (digest, subjects))
         db.execute(
-            "INSERT OR IGNORE INTO asked VALUES (?, ?, ?, ?, ?, 0)",
-            (job_id, artifact_id, told, asked.subjects.astype(_POSITION).tobytes(), asked.rho_micro),
+            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?, 0)",
+            (job_id, artifact_id, told, digest, asked.rho_micro),
         )
 
     def _enter(self, db: sqlite3.Connection, entry: Entry) -> None:
-        rows = db.execute(
-            "SELECT job_id, directions, subjects, rho_micro, opened FROM asked WHERE artifact_id = ? AND job_id <> ?",
+        announced = db.execute(
+            "SELECT job_id FROM told WHERE artifact_id = ? AND job_id <> ? AND NOT opened",
             (entry.artifact_id, entry.job_id),
-        ).fetchall()
-        gone = [row[0] for row in rows if not row[4] and row[0] not in entry.under_way]
-        db.executemany("DELETE FROM asked WHERE job_id = ?", [(job,) for job in gone])
+        )
+        gone = [(job,) for (job,) in announced.fetchall() if job not in entry.under_way]
+        db.executemany("DELETE FROM told WHERE job_id = ?", gone)
+        if gone:
+            db.execute("DELETE FROM cohort WHERE digest NOT IN (SELECT cohort FROM told)")
         check_differencing(
             entry.asked,
-            (_asked(*row[1:4]) for row in rows if row[0] not in gone),
+            _earlier(db, entry),
             minimum=entry.minimum,
             limit_rho_micro=entry.limit_rho_micro,
         )
@@ -165,12 +174,21 @@ class Vault:
         self._note(db, entry.job_id, entry.artifact_id, entry.asked)
 
 
-def _asked(told: bytes | None, subjects: bytes, rho_micro: int) -> Asked:
-    split = (
-        None
-        if told is None
-        else frozenset(told[at : at + DIRECTION_BYTES] for at in range(0, len(told), DIRECTION_BYTES))
+def _earlier(db: sqlite3.Connection, entry: Entry) -> Iterator[Asked]:
+    """What the bundle's other releases told: those of one question and one cohort as one, one cohort in memory at a time."""
+    questions = db.execute(
+        "SELECT cohort, directions, sum(rho_micro) FROM told WHERE artifact_id = ? AND job_id <> ?"
+        " GROUP BY cohort, directions ORDER BY cohort",
+        (entry.artifact_id, entry.job_id),
     )
-    return Asked(
-        directions=split, subjects=np.frombuffer(subjects, _POSITION).astype(np.int64), rho_micro=rho_micro
-    )
+    for digest, group in itertools.groupby(questions.fetchall(), key=operator.itemgetter(0)):
+        (subjects,) = db.execute("SELECT subjects FROM cohort WHERE digest = ?", (digest,)).fetchone()
+        positions = np.frombuffer(subjects, _POSITION).astype(np.int64)
+        for _, told, rho_micro in group:
+            yield Asked(directions=_split(told), subjects=positions, rho_micro=rho_micro)
+
+
+def _split(told: bytes | None) -> frozenset[bytes] | None:
+    if told is None:
+        return None
+    return frozenset(told[at : at + DIRECTION_BYTES] for at in range(0, len(told), DIRECTION_BYTES))

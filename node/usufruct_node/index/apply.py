@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from usufruct.errors import StaleLedgerError
+from usufruct.errors import MalformedAnswerError, StaleLedgerError
 from usufruct.ledger.abi import args_to_json
 from usufruct.ledger.jobs import derived_id
 from usufruct.ledger.series import Link, event_codec, next_heads, series_of
@@ -19,6 +19,7 @@ from usufruct.records import (
     JobState,
     KeyStatus,
     LedgerEvent,
+    Level,
     MemberStatus,
     Refusal,
 )
@@ -43,7 +44,16 @@ def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
     ------
     StaleLedgerError
         If an event of a series is missing before one of these, was changed, or is shown twice.
+    MalformedAnswerError
+        If an event has a state, reason or number that there is not.
     """
+    try:
+        _apply(db, events)
+    except (ValueError, OverflowError) as exc:
+        raise MalformedAnswerError(f"the endpoint showed an event that no contract emits: {exc}") from exc
+
+
+def _apply(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
     step = Step(db)
     store = step.appended(_ADD_EVENT).append
     links: list[Link] = []
@@ -122,7 +132,7 @@ def _admitted(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _status(step: Step, event: LedgerEvent, args: Args) -> None:
-    step.update("participant", args["id"], status=args["status"])
+    step.update("participant", args["id"], status=MemberStatus(args["status"]))
 
 
 def _roles(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -147,7 +157,7 @@ def _key_registered(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _key_status(step: Step, event: LedgerEvent, args: Args) -> None:
-    step.update("key_domain", args["keyId"], status=args["status"])
+    step.update("key_domain", args["keyId"], status=KeyStatus(args["status"]))
 
 
 def _bundle(step: Step, event: LedgerEvent, args: Args) -> None:
@@ -208,12 +218,13 @@ def _policy(step: Step, event: LedgerEvent, args: Args) -> None:
 
 
 def _frozen(step: Step, event: LedgerEvent, args: Args) -> None:
+    frozen = FreezeState(args["frozen"])
     if step.get("artifact", args["artifactId"]) is not None:
-        step.update("artifact", args["artifactId"], frozen=args["frozen"])
+        step.update("artifact", args["artifactId"], frozen=frozen)
     elif step.get("early_freeze", args["artifactId"]) is None:
-        step.insert("early_freeze", args["artifactId"], args["frozen"])
+        step.insert("early_freeze", args["artifactId"], frozen)
     else:
-        step.update("early_freeze", args["artifactId"], frozen=args["frozen"])
+        step.update("early_freeze", args["artifactId"], frozen=frozen)
 
 
 def _frozen_before(step: Step, artifact_id: bytes) -> int:
@@ -235,6 +246,10 @@ def _epoch(step: Step, event: LedgerEvent, args: Args) -> None:
     )
 
 
+def _terms(terms: Args) -> str:
+    return json.dumps(args_to_json(terms | {"level": Level(terms["level"])}))
+
+
 def _requested(step: Step, event: LedgerEvent, args: Args) -> None:
     step.insert(
         "usage_grant",
@@ -244,18 +259,18 @@ def _requested(step: Step, event: LedgerEvent, args: Args) -> None:
         args["purpose"],
         GrantStatus.REQUESTED,
         0,
-        json.dumps(args_to_json(args["terms"])),
+        _terms(args["terms"]),
         None,
         event.timestamp,
     )
 
 
 def _granted(step: Step, event: LedgerEvent, args: Args) -> None:
-    terms = json.dumps(args_to_json(args["terms"]))
-    step.update("usage_grant", args["grantId"], status=GrantStatus.GRANTED, terms=terms)
+    step.update("usage_grant", args["grantId"], status=GrantStatus.GRANTED, terms=_terms(args["terms"]))
 
 
 def _denied(step: Step, event: LedgerEvent, args: Args) -> None:
+    Refusal(args["reason"])  # No column of its own, but whoever lists refusals reads it.
     step.update("usage_grant", args["grantId"], status=GrantStatus.DENIED)
 
 
@@ -474,11 +489,12 @@ def _verified(step: Step, event: LedgerEvent, args: Args) -> None:
 
 def _ended(step: Step, event: LedgerEvent, args: Args) -> None:
     job = _known(step, "job", args["jobId"])
-    suspect = faults.is_suspect(job, args["state"])
+    state, reason = JobState(args["state"]), Refusal(args["reason"])
+    suspect = faults.is_suspect(job, state)
     if args["from"] != JobState.OPENED:
         _move_rho(step, job, reserved=-1)
         _count_use(step, job, -1)
-    _set_job(step, event, args, state=args["state"], refusal=args["reason"], deadline=0, suspect=suspect)
+    _set_job(step, event, args, state=state, refusal=reason, deadline=0, suspect=suspect)
 
 
 def _opened(step: Step, event: LedgerEvent, args: Args) -> None:

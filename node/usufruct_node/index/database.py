@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -68,22 +68,46 @@ class GraphTooLargeError(InputError):
     hint = "ask for the lineage of a single job's release instead"
 
 
+class IndexFileError(LedgerError):
+    """The index's file cannot be read or written; no endpoint has part in it."""
+
+    hint = "look for free space on its disk; while the node is stopped, index.db may be deleted: it is built anew"
+
+
+class DamagedIndexError(IndexFileError):
+    """The index's file is no database, or a damaged one."""
+
+
 class Index:
     """Thread-safe; one connection under one lock, since every statement is short.
 
-    A file whose tables are those of another version of this package is emptied: the ledger's events rebuild it.
+    A file whose tables are those of another version of this package is emptied, and one that is no database or a damaged one is
+    set aside: the ledger's events rebuild it.
     """
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600, exist_ok=True)
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._drop_other_version()
-        self._create()
+        try:
+            self._open(path)
+        except DamagedIndexError as exc:
+            aside = _set_aside(path)
+            _log.warning("%s; it is now %s, and the index is built anew from the ledger", exc, aside)
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        path.touch(mode=0o600, exist_ok=True)
+        with _translated():
+            self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+            try:
+                self._db.row_factory = sqlite3.Row
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+                self._drop_other_version()
+                self._create()
+            except (sqlite3.Error, IndexFileError):
+                self._db.close()
+                raise
 
     def _drop_other_version(self) -> None:
         tables = self._all("SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -95,8 +119,9 @@ class Index:
                     db.execute(f"DROP TABLE {name}")
 
     def _create(self) -> None:
-        with self._lock, self._db:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        with self._transaction() as db:
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        self._is_complete = True
 
     def close(self) -> None:
         """Close the file."""
@@ -134,14 +159,27 @@ class Index:
         """Do without the secondary search trees meanwhile, and build each in one go at the end.
 
         For many events at once: in a tree that grows event by event, every event lands on another page. Queries stay right, but
-        read whole tables. A process that dies meanwhile leaves the trees to whoever opens the file next.
+        read whole tables. A process that dies meanwhile leaves the trees to whoever opens the file next; after a full disk,
+        `complete` builds them.
         """
+        self._is_complete = False
         with self._transaction() as db:
             for tree in _TREES:
-                db.execute(f"DROP INDEX {tree}")
+                db.execute(f"DROP INDEX IF EXISTS {tree}")
         try:
             yield
         finally:
+            self.complete()
+
+    def complete(self) -> None:
+        """Build the secondary search trees that are missing.
+
+        Raises
+        ------
+        IndexFileError
+            If there is no space for them.
+        """
+        if not self._is_complete:
             self._create()
 
     # Members.
@@ -235,6 +273,11 @@ class Index:
         """A grant; terms empty until granted, as on the ledger."""
         row = self._one("SELECT * FROM usage_grant WHERE grant_id = ?", grant_id)
         return None if row is None else grant_of(row)
+
+    def request(self, grant_id: GrantId) -> tuple[UsageGrant, GrantTerms] | None:
+        """A request or grant, with the terms that were asked for."""
+        row = self._one("SELECT * FROM usage_grant WHERE grant_id = ?", grant_id)
+        return None if row is None else (grant_of(row), terms_of(json.loads(row["asked"])))
 
     def grants(
         self, *, grantee: OrgId | None = None, steward: OrgId | None = None
@@ -425,9 +468,20 @@ class Index:
             return self._db.execute(sql, values).fetchall()
 
 
+def _set_aside(path: Path) -> Path:
+    """Rename a database and the files that SQLite keeps beside it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    for kind in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{kind}").replace(f"{aside}{kind}")
+    return aside
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as exc:
-        raise LedgerError(f"the index cannot be read or written: {exc}") from exc
+        is_damaged = getattr(exc, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+        kind = DamagedIndexError if is_damaged else IndexFileError
+        raise kind(f"the index cannot be read or written: {exc}") from exc

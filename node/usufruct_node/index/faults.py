@@ -40,7 +40,8 @@ def is_suspect(job: Row, state: JobState) -> bool:
 def recorded(step: Step, event: LedgerEvent, args: Args) -> None:
     """The ledger recorded a fault."""
     org, job_id = args["organisation"], args["jobId"]
-    step.append(_ADD_FAULT, org, args["sequence"], job_id, args["fault"], args["points"], event.timestamp)
+    fault = Fault(args["fault"])
+    step.append(_ADD_FAULT, org, args["sequence"], job_id, fault, args["points"], event.timestamp)
     step.update("job", job_id, suspect=0)
     rule = step.get("reputation_rule", _RULE)
     held = step.get("standing", org)
@@ -50,7 +51,7 @@ def recorded(step: Step, event: LedgerEvent, args: Args) -> None:
         step.insert("standing", org, args["points"], since, 1)
     else:
         step.update("standing", org, points=args["points"], since=since, faults=held["faults"] + 1)
-    if args["fault"] in _LIES:
+    if fault in _LIES:
         since = event.timestamp - DOUBTFUL_SECONDS
         step.execute(_DOUBT, {"released": JobState.RELEASED, "since": since, "org": org})
 

@@ -10,13 +10,14 @@ from functools import partial
 
 import trio
 
-from usufruct.errors import LedgerError, MalformedAnswerError, StaleLedgerError
+from usufruct.errors import LedgerError, LedgerUnreachableError, StaleLedgerError
 from usufruct.ledger import Head, Ledger
 from usufruct.records import LedgerEvent
-from usufruct_node.index.database import Index
+from usufruct_node.index.database import Index, IndexFileError
 
 _log = logging.getLogger(__name__)
 _SPAN = 2_000
+_UNKNOWN_TO_ALL = "no endpoint has the block indexed last; if that lasts, stop the node and delete index.db: it is built anew"
 
 
 def catch_up(index: Index, ledger: Ledger) -> bool:
@@ -25,20 +26,34 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
     Raises
     ------
     StaleLedgerError
-        If the endpoint shows an older chain, or another one, than was indexed, or events with a gap in a series; the ledger
-        then turns to another endpoint, where there is one.
-    MalformedAnswerError
-        If what it answers makes no sense; the same.
+        If the endpoint shows an older chain, or another one, than was indexed, or events with a gap in a series.
+    LedgerError
+        If it answers with an error, or with what makes no sense. In both cases the ledger turns to another one if it can.
+    LedgerUnreachableError, IndexFileError
+        If no endpoint answers, or the index's file cannot be written.
     """
+    try:
+        return _catch_up(index, ledger)
+    except (LedgerUnreachableError, IndexFileError):
+        raise
+    except LedgerError as exc:
+        ledger.endpoint.leave(exc)
+        raise
+
+
+def _catch_up(index: Index, ledger: Ledger) -> bool:
+    index.complete()
     head = ledger.finalised()
     cursor = index.cursor()
     first = ledger.network.deployed_at_block
     if cursor is not None:
         if head.number < cursor.number:
-            raise StaleLedgerError(f"the endpoint is at block {head.number}, the index at {cursor.number}")
+            raise _unlike(
+                ledger, cursor, f"the endpoint is at block {head.number}, the index at {cursor.number}"
+            )
         now = head if head.number == cursor.number else ledger.endpoint.block(cursor.number)
         if now.hash != cursor.hash:
-            raise StaleLedgerError(f"the endpoint has another block {cursor.number} than was indexed")
+            raise _unlike(ledger, cursor, f"the endpoint has another block {cursor.number} than was indexed")
         if head.number == cursor.number:
             return False
         first = cursor.number + 1
@@ -48,15 +63,17 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
         read = partial(_read, ledger, head)
         coming = ahead.submit(read, spans[0])
         for following in [*spans[1:], None]:
-            try:
-                events, reached = coming.result()
-                if following is not None:
-                    coming = ahead.submit(read, following)
-                index.advance(events, reached)
-            except (StaleLedgerError, MalformedAnswerError) as exc:
-                ledger.endpoint.leave(exc)
-                raise
+            events, reached = coming.result()
+            if following is not None:
+                coming = ahead.submit(read, following)
+            index.advance(events, reached)
     return True
+
+
+def _unlike(ledger: Ledger, cursor: Head, said: str) -> StaleLedgerError:
+    """An endpoint that does not have the block up to which was indexed; perhaps none has it."""
+    known = ledger.endpoint.anyone("eth_getBlockByHash", "0x" + cursor.hash.hex(), False)
+    return StaleLedgerError(said, hint="" if known else _UNKNOWN_TO_ALL)
 
 
 def _read(ledger: Ledger, head: Head, span: tuple[int, int]) -> tuple[list[LedgerEvent], Head]:
@@ -77,7 +94,7 @@ async def follow(
         try:
             moved = await trio.to_thread.run_sync(catch_up, index, ledger)
         except LedgerError as exc:
-            _log.warning("ledger: %s", exc)
+            _log.warning("ledger: %s%s", exc, f" ({exc.hint})" if exc.hint else "")
             on_trouble(str(exc))
             await trio.sleep(max(poll_s, 1.0))
             continue

@@ -108,7 +108,7 @@ class Step:
         row = dict(zip(held.columns, values, strict=True))
         key = held.key_of(row)
         if key in held.rows:
-            raise _shown_twice(table)
+            raise _shown_twice(f"its row of {table} is there already")
         held.rows[key] = row
         held.fresh.add(key)
 
@@ -146,14 +146,14 @@ class Step:
         StaleLedgerError
             If a row that an event creates was there before this step.
         """
-        for table in self._tables.values():
-            try:
+        try:
+            for table in self._tables.values():
                 table.write(self._db)
-            except sqlite3.IntegrityError as exc:
-                raise _shown_twice(table.name) from exc
-        for statement, rows in self._lists.items():
-            self._db.executemany(statement, rows)
-            rows.clear()
+            for statement, rows in self._lists.items():
+                self._db.executemany(statement, rows)
+                rows.clear()
+        except sqlite3.IntegrityError as exc:
+            raise _shown_twice(str(exc)) from exc
 
 
 def _tables(db: sqlite3.Connection) -> Iterator[_Table]:
@@ -163,5 +163,5 @@ def _tables(db: sqlite3.Connection) -> Iterator[_Table]:
         yield _Table(name, tuple(column[1] for column in columns), tuple(column for _, column in key))
 
 
-def _shown_twice(table: str) -> StaleLedgerError:
-    return StaleLedgerError(f"the endpoint showed an event twice: its row of {table} is there already")
+def _shown_twice(sign: str) -> StaleLedgerError:
+    return StaleLedgerError(f"the endpoint showed an event twice: {sign}")

@@ -26,6 +26,8 @@ from usufruct_node.roles.custody_peers import CustodyPeers, NotHeldError
 _SEGMENT_BYTES = 4096
 _SEGMENTS = 16
 _SOON_SECONDS = 60.0
+_DESIGNATED_SECONDS = 60
+"""Between two notes that the same members are still to hold a bundle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,29 +73,43 @@ class Challenger:
         self._signing_key = signing_key
         self._on_damage = on_damage
         self._due: dict[tuple[ArtifactId, OrgId], float] = {}
+        self._designated: dict[ArtifactId, tuple[tuple[OrgId, ...], int]] = {}
+        """Holders that were noted last, and when."""
 
     async def tend(self) -> None:
         """Note who is to hold the own bundles, challenge whose turn it is, and say who is left out."""
-        context, now = self._context, self._context.now()
-        own = [
-            (artifact_id, artifact)
-            for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE)
-            if artifact.steward == context.org
-            and now < artifact.retain_until
-            and context.placements.replication(artifact) is not None
-        ]
+        now = self._context.now()
+        own = await trio.to_thread.run_sync(self._own, now)
         due: dict[OrgId, list[tuple[ArtifactId, Artifact]]] = {}
         for artifact_id, artifact in own:
-            holders = context.placements.holders(artifact_id)
-            await trio.to_thread.run_sync(self._store.designate, artifact_id, holders, now)
-            for holder in holders:
+            for holder in await trio.to_thread.run_sync(self._designate, artifact_id, now):
                 if self._is_due(artifact_id, holder):
                     due.setdefault(holder, []).append((artifact_id, artifact))
         async with trio.open_nursery() as nursery:
             for holder, bundles in due.items():
                 nursery.start_soon(self._challenge_all, holder, bundles)
         for artifact_id, _ in own:
-            await trio.to_thread.run_sync(self._give_notice, artifact_id, context.now())
+            await trio.to_thread.run_sync(self._give_notice, artifact_id, self._context.now())
+
+    def _own(self, now: int) -> list[tuple[ArtifactId, Artifact]]:
+        """Own bundles that are retained and whose policy was read."""
+        context = self._context
+        return [
+            (artifact_id, artifact)
+            for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE)
+            if artifact.steward == context.org
+            and now < artifact.retain_until
+            and context.placements.replication(artifact) is not None
+        ]
+
+    def _designate(self, artifact_id: ArtifactId, now: int) -> tuple[OrgId, ...]:
+        """The present holders, noted when they are others than before, and now and then."""
+        holders = self._context.placements.holders(artifact_id)
+        noted, at = self._designated.get(artifact_id, (None, 0))
+        if holders != noted or now >= at + _DESIGNATED_SECONDS:
+            self._store.designate(artifact_id, holders, now)
+            self._designated[artifact_id] = (holders, now)
+        return holders
 
     async def _challenge_all(self, holder: OrgId, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> None:
         """Challenge one holder, one bundle after the other; one that is silent is left alone until the next look."""

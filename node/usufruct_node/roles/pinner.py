@@ -5,22 +5,26 @@ suspended or fails a challenge is replaced by the next in line, which finds that
 crash. Holds no key.
 
 **Invariant:** a block is noted as held, and so given to others, only after it was found to belong to the bundle's own key
-domain; while the bundle is retained, a copy is dropped only after its steward says that those that replace it proved theirs.
+domain, and a record only after it was parsed as what the ledger says it is: digests there may be those of anything. While the
+bundle is retained, a whole copy is dropped only after its steward says that those that replace it proved theirs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import trio
 
+from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.custody import Erased, ErasureStatement
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
+    ContainerError,
     ContentError,
     IntegrityError,
     ManifestError,
@@ -32,12 +36,23 @@ from usufruct.errors import (
 )
 from usufruct.he.container import Form, block_size, check_header
 from usufruct.publish import BundleManifest, read_manifest
-from usufruct.records import Artifact, ArtifactId, ArtifactKind, MemberStatus, OrgId, label, unlabel
+from usufruct.records import (
+    Artifact,
+    ArtifactId,
+    ArtifactKind,
+    ConsentEpoch,
+    MemberStatus,
+    OrgId,
+    label,
+    unlabel,
+)
 from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.custody_peers import CustodyPeers
+
+Parsed = TypeVar("Parsed")
 
 _HELD_PIN = "held:"
 _BATCH = 64
@@ -63,7 +78,7 @@ class Pinner:
         Parameters
         ----------
         limit_bytes :
-            Most bytes that are held for others; None for no bound but the block store's.
+            A new copy is taken only if no more bytes are held for others then; None for no bound but the block store's.
         silence_s :
             How long a member that did not answer is not asked again.
         """
@@ -96,7 +111,8 @@ class Pinner:
         await self._read_notices()
         troubles: dict[str, str] = {}
         held = {one.artifact_id for one in await trio.to_thread.run_sync(self._store.held)}
-        for artifact_id, artifact in self._context.index.artifacts(ArtifactKind.BUNDLE):
+        for artifact_id, artifact in await self._bundles():
+            await trio.lowlevel.checkpoint()
             try:
                 await self._tend(artifact_id, artifact, held=artifact_id in held)
             except (UsufructError, OSError) as exc:
@@ -104,6 +120,10 @@ class Pinner:
                 if self.troubles.get(artifact_id.hex()) != str(exc):
                     log.warning("copy of bundle %s: %s", artifact_id.hex()[:12], exc)
         self.troubles = troubles
+
+    async def _bundles(self) -> list[tuple[ArtifactId, Artifact]]:
+        """All of them; whoever goes through them lets other tasks run after each, as there may be thousands."""
+        return await trio.to_thread.run_sync(self._context.index.artifacts, ArtifactKind.BUNDLE)
 
     async def _tend(self, artifact_id: ArtifactId, artifact: Artifact, *, held: bool) -> None:
         context = self._context
@@ -127,7 +147,8 @@ class Pinner:
     async def _read_policies(self) -> None:
         """Learn policies that are in force and not yet known, each from its steward."""
         context = self._context
-        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
+        for artifact_id, artifact in await self._bundles():
+            await trio.lowlevel.checkpoint()
             digest = artifact.policy_digest
             if digest in self._unreadable or context.now() >= artifact.retain_until:
                 continue
@@ -138,7 +159,7 @@ class Pinner:
         try:
             data = await self._block(Cid.from_digest(digest, Codec.DAG_CBOR), steward)
             replication = Policy.from_record(dag.decode_map(data)).replication
-        except ContentError as exc:
+        except (ContentError, BlockMismatchError) as exc:
             log.debug("policy of bundle %s: %s", artifact_id.hex()[:12], exc)
         except IntegrityError as exc:
             log.warning("policy of bundle %s is none: %s", artifact_id.hex()[:12], exc)
@@ -149,7 +170,7 @@ class Pinner:
     async def _block(self, cid: Cid, steward: OrgId) -> bytes:
         try:
             return await trio.to_thread.run_sync(self._context.store.get, cid)
-        except BlockNotFoundError:
+        except (BlockNotFoundError, BlockMismatchError):
             if steward == self._context.org or self._is_silent(steward):
                 raise
         try:
@@ -164,14 +185,18 @@ class Pinner:
     async def _read_notices(self) -> None:
         """Ask stewards whom they leave out; where one is silent, those who hold its bundles repeat its words."""
         context, asked = self._context, dict[OrgId, list[ArtifactId]]()
-        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
+        for artifact_id, artifact in await self._bundles():
+            await trio.lowlevel.checkpoint()
             replication = context.placements.replication(artifact)
             if replication is None or replication.copies == 1 or artifact.steward == context.org:
                 continue
             if context.now() < artifact.retain_until:
                 asked.setdefault(artifact.steward, []).append(artifact_id)
         for steward, artifact_ids in asked.items():
-            holders = {org for one in artifact_ids for org in context.placements.holders(one)}
+            holders = set[OrgId]()
+            for one in artifact_ids:
+                await trio.lowlevel.checkpoint()
+                holders.update(context.placements.holders(one))
             for source in (steward, *sorted(holders - {steward, context.org})):
                 if self._is_silent(source):
                     continue
@@ -194,65 +219,87 @@ class Pinner:
             raise ContentError(self.troubles.get(artifact_id.hex(), "it could not be taken"))
         try:
             await self._take(artifact_id, artifact)
-        except (IntegrityError, WrongKeyDomainError, StoreFullError):
+        except (PeerError, BlockNotFoundError):
+            # Somebody may be back at the next look.
+            raise
+        except (UsufructError, OSError):
             self._pauses[artifact_id] = (min(2 * pause, _LONGEST_PAUSE), time.monotonic() + pause)
             raise
         self._pauses.pop(artifact_id, None)
 
     async def _take(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         """Have the whole bundle here, with what a job on it needs beside the ciphertexts."""
-        context, pin = self._context, held_pin(artifact_id)
-        epoch = context.index.consent_epoch(artifact.steward, artifact.consent_scope)
-        status = epoch.status_digest if epoch else b""
-        if self._whole.get(artifact_id) == (artifact.policy_digest, status):
+        epoch = self._context.index.consent_epoch(artifact.steward, artifact.consent_scope)
+        digests = (artifact.policy_digest, epoch.status_digest if epoch else b"")
+        if self._whole.get(artifact_id) == digests:
             return
-        sources = context.sources(artifact_id)
-        record = await context.fetch_record(artifact.content_digest, *sources, pin=pin)
+        manifest = await self._take_record(
+            artifact_id, artifact.content_digest, partial(_read_manifest, artifact_id, artifact)
+        )
+        if artifact_id not in self._whole:
+            await self._take_blocks(artifact_id, artifact, manifest)
+            self._whole[artifact_id] = (b"", b"")
+        await self._take_record(artifact_id, artifact.policy_digest, Policy.from_record)
+        if epoch:
+            await self._take_record(artifact_id, epoch.status_digest, partial(_check_status, artifact, epoch))
+        self._suspect.discard(artifact_id)
+        self._whole[artifact_id] = digests
+
+    async def _take_record(
+        self, artifact_id: ArtifactId, digest: bytes, parse: Callable[[Mapping[str, object]], Parsed]
+    ) -> Parsed:
+        """Have a record here, open to all members if `parse` takes it for what the ledger says it is."""
+        context, pin = self._context, held_pin(artifact_id)
+        cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+        data = await self._sound(cid, context.sources(artifact_id), pin)
         try:
-            manifest = read_manifest(record)
-            _check_manifest(artifact_id, artifact, manifest)
-            await trio.to_thread.run_sync(self._check_room, artifact_id, _size_of(manifest))
+            record = parse(dag.decode_map(data))
         except UsufructError:
-            await trio.to_thread.run_sync(self._forget, artifact_id)
+            await trio.to_thread.run_sync(context.store.unpin, cid, pin)
             raise
+        await trio.to_thread.run_sync(context.holdings.add, [cid], Purpose.CATALOGUE, artifact_id)
+        return record
+
+    async def _take_blocks(
+        self, artifact_id: ArtifactId, artifact: Artifact, manifest: BundleManifest
+    ) -> None:
+        context, pin = self._context, held_pin(artifact_id)
+        sources, size = context.sources(artifact_id), 0
         blocks = list(dict.fromkeys(manifest.blocks))
-        records = [
-            Cid.from_digest(digest, Codec.DAG_CBOR)
-            for digest in (artifact.content_digest, artifact.policy_digest, status)
-            if digest
-        ]
+        # Noted in any case: also a member that has no room is to state, at the end, that it has no copy.
         await trio.to_thread.run_sync(
             self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=0)
         )
-        if artifact_id not in self._whole:
-            size = await self._take_blocks(artifact_id, artifact, blocks)
-            await trio.to_thread.run_sync(
-                self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=size)
-            )
-            log.info("bundle %s is held here: %d blocks", artifact_id.hex()[:12], len(blocks))
-        await context.fetch(records, *sources, pin=pin)
-        await trio.to_thread.run_sync(context.holdings.add, records, Purpose.CATALOGUE, artifact_id)
-        self._suspect.discard(artifact_id)
-        self._whole[artifact_id] = (artifact.policy_digest, status)
-
-    async def _take_blocks(self, artifact_id: ArtifactId, artifact: Artifact, blocks: Sequence[Cid]) -> int:
-        context, pin = self._context, held_pin(artifact_id)
-        sources = context.sources(artifact_id)
-        size = 0
+        await self._require_room(artifact_id, _size_of(manifest))
         for at in range(0, len(blocks), _BATCH):
             batch = blocks[at : at + _BATCH]
             await context.fetch(batch, *sources, pin=pin)
             try:
-                size += await trio.to_thread.run_sync(self._admit, artifact, batch)
-                await trio.to_thread.run_sync(self._check_room, artifact_id, size)
-            except (UsufructError, OSError):
-                await trio.to_thread.run_sync(self._forget, artifact_id)
+                size += await self._admit(artifact, batch, sources, pin)
+            except (WrongKeyDomainError, ContainerError):
+                await trio.to_thread.run_sync(self._drop, artifact_id)
+                await trio.to_thread.run_sync(self._store.let_go, artifact_id)
                 raise
+            await self._require_room(artifact_id, size)
             await trio.to_thread.run_sync(context.holdings.add, batch, Purpose.HELD, artifact_id)
-        return size
+        await trio.to_thread.run_sync(
+            self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=size)
+        )
+        log.info("bundle %s is held here: %d blocks", artifact_id.hex()[:12], len(blocks))
 
-    def _admit(self, artifact: Artifact, batch: Sequence[Cid]) -> int:
-        """Length of blocks that are sealed under the bundle's key; others could be somebody else's, whom we would serve."""
+    async def _admit(
+        self, artifact: Artifact, batch: Sequence[Cid], sources: Sequence[OrgId], pin: str
+    ) -> int:
+        """Length of blocks that are sealed under the bundle's key; those that are damaged here are replaced first."""
+        try:
+            return await trio.to_thread.run_sync(self._sealed_size, artifact, batch)
+        except (BlockMismatchError, BlockNotFoundError):
+            for cid in await trio.to_thread.run_sync(self._damaged_among, batch):
+                await self._replace(cid, sources, pin)
+        return await trio.to_thread.run_sync(self._sealed_size, artifact, batch)
+
+    def _sealed_size(self, artifact: Artifact, batch: Sequence[Cid]) -> int:
+        """Blocks under another key could be somebody else's, whom we would serve."""
         size = 0
         for cid in batch:
             data = self._context.store.get(cid)
@@ -260,10 +307,20 @@ class Pinner:
             size += len(data)
         return size
 
+    async def _require_room(self, artifact_id: ArtifactId, size_bytes: int) -> None:
+        """Raise StoreFullError if a new copy does not fit; what was begun of it goes."""
+        try:
+            await trio.to_thread.run_sync(self._check_room, artifact_id, size_bytes)
+        except StoreFullError:
+            await trio.to_thread.run_sync(self._drop, artifact_id)
+            raise
+
     def _check_room(self, artifact_id: ArtifactId, size_bytes: int) -> None:
-        if self._limit_bytes is None:
+        """A copy that is whole has its room, also when the limit was lowered since: it is counted on."""
+        sizes = {held.artifact_id: held.size_bytes for held in self._store.held()}
+        if self._limit_bytes is None or sizes.pop(artifact_id, 0):
             return
-        others = sum(held.size_bytes for held in self._store.held() if held.artifact_id != artifact_id)
+        others = sum(sizes.values())
         if others + size_bytes > self._limit_bytes:
             raise StoreFullError(
                 f"bundle {artifact_id.hex()[:12]} does not fit: {others} of {self._limit_bytes} bytes are held for others"
@@ -276,7 +333,8 @@ class Pinner:
             return
         pin = f"bundle:{artifact.content_digest.hex()}"
         sources = context.sources(artifact_id)
-        manifest = read_manifest(await context.fetch_record(artifact.content_digest, *sources, pin="bundle"))
+        cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
+        manifest = read_manifest(dag.decode_map(await self._sound(cid, sources, "bundle")))
         blocks = list(dict.fromkeys(manifest.blocks))
         if artifact_id in self._suspect:
             for cid in await trio.to_thread.run_sync(self._damaged_among, blocks):
@@ -285,19 +343,25 @@ class Pinner:
         self._suspect.discard(artifact_id)
         self._whole[artifact_id] = (b"", b"")
 
+    async def _sound(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
+        """A block, fetched if it is not here, and again if it is damaged here."""
+        await self._context.fetch([cid], *sources, pin=pin)
+        try:
+            return await trio.to_thread.run_sync(self._context.store.get, cid)
+        except (BlockMismatchError, BlockNotFoundError):
+            return await self._replace(cid, sources, pin)
+
     def _damaged_among(self, blocks: Sequence[Cid]) -> list[Cid]:
-        """Blocks that are here and are something else."""
+        """Blocks that the store counts as here and that are gone or something else."""
         damaged = []
-        for cid in blocks:
+        for cid in filter(self._context.store.has, blocks):
             try:
                 self._context.store.get(cid)
-            except BlockNotFoundError:
-                continue
-            except BlockMismatchError:
+            except (BlockMismatchError, BlockNotFoundError):
                 damaged.append(cid)
         return damaged
 
-    async def _replace(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> None:
+    async def _replace(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
         for source in sources:
             try:
                 data = await self._context.fetch_once(cid, source)
@@ -305,8 +369,8 @@ class Pinner:
                 log.debug("no block %s from %s: %s", cid, unlabel(source), exc)
                 continue
             await trio.to_thread.run_sync(partial(self._context.store.put, data, cid.codec, pin=pin))
-            return
-        raise BlockNotFoundError(f"block {cid} is damaged here, and nobody who answers has it")
+            return data
+        raise BlockMismatchError(f"block {cid} is damaged here, and nobody who answers has it")
 
     # Letting go.
 
@@ -325,7 +389,8 @@ class Pinner:
             signing_key=self._signing_key,
         )
         await trio.to_thread.run_sync(self._store.keep_erasure, statement)
-        await trio.to_thread.run_sync(self._forget, artifact_id)
+        await trio.to_thread.run_sync(self._drop, artifact_id)
+        await trio.to_thread.run_sync(self._store.let_go, artifact_id)
         log.info("bundle %s is held here no more: %d blocks erased", artifact_id.hex()[:12], blocks)
 
     def _erase(self, artifact_id: ArtifactId) -> int:
@@ -336,11 +401,10 @@ class Pinner:
         check_gone(context.store.has, noted)
         return len(noted)
 
-    def _forget(self, artifact_id: ArtifactId) -> None:
+    def _drop(self, artifact_id: ArtifactId) -> None:
         self._context.store.unpin_all(held_pin(artifact_id))
         self._context.holdings.drop(Purpose.HELD, artifact_id)
         self._context.holdings.drop(Purpose.CATALOGUE, artifact_id)
-        self._store.let_go(artifact_id)
         self._context.store.gc()
 
 
@@ -356,9 +420,19 @@ def check_gone(has: Callable[[Cid], bool], cids: Sequence[Cid]) -> None:
         raise ContentError(f"{left} of {len(cids)} blocks to erase are still kept for a job that is not over")
 
 
-def _check_manifest(artifact_id: ArtifactId, artifact: Artifact, manifest: BundleManifest) -> None:
+def _read_manifest(
+    artifact_id: ArtifactId, artifact: Artifact, record: Mapping[str, object]
+) -> BundleManifest:
+    manifest = read_manifest(record)
     if manifest.shape.key_id != artifact.key_id or label(manifest.scope) != artifact.consent_scope:
         raise ManifestError(f"the manifest of bundle {artifact_id.hex()[:12]} is not what the ledger says")
+    return manifest
+
+
+def _check_status(artifact: Artifact, epoch: ConsentEpoch, record: Mapping[str, object]) -> None:
+    status = ConsentStatus.from_record(record)
+    if status.scope != unlabel(artifact.consent_scope) or status.epoch != epoch.epoch:
+        raise ManifestError(f"the status of consent epoch {epoch.epoch} is not what the ledger says")
 
 
 def _size_of(manifest: BundleManifest) -> int:

@@ -6,15 +6,24 @@ beyond this node's reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Sequence
 
 import trio
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.custody import Erased, ErasureStatement
-from usufruct.errors import ManifestError, PeerError, UsufructError, VerificationError
+from usufruct.errors import (
+    BlockNotFoundError,
+    IntegrityError,
+    ManifestError,
+    PeerError,
+    UsufructError,
+    VerificationError,
+)
 from usufruct.publish import read_manifest
-from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobState, KeyId, unlabel
+from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobState, KeyId, OrgId, unlabel
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles.context import RoleContext, log
@@ -46,23 +55,35 @@ class Retention:
         self._store = store
         self._destroy_secret = destroy_secret
         self._signing_key = signing_key
+        self._silent: dict[OrgId, float] = {}
+        """Members that did not answer, and until when they are not asked again."""
         self.troubles: dict[str, str] = {}
         """Bundle id in hex -> what keeps it from being erased; empty when all is well."""
 
     async def tend(self) -> None:
-        """One look at the own bundles whose retention is over."""
-        context, now = self._context, self._context.now()
+        """One look at the own bundles whose retention is over; none waits for what other members state on another."""
         troubles: dict[str, str] = {}
-        for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE):
-            if artifact.steward != context.org or now < artifact.retain_until:
-                continue
+        ended = await trio.to_thread.run_sync(self._ended, self._context.now())
+        for artifact_id, artifact in ended:
             try:
                 await self._end(artifact_id, artifact)
-                await self._collect(artifact_id)
             except (UsufructError, OSError) as exc:
                 troubles[artifact_id.hex()] = str(exc)
                 log.warning("retention of bundle %s: %s", artifact_id.hex()[:12], exc)
         self.troubles = troubles
+        awaited = await trio.to_thread.run_sync(self._awaited, [artifact_id for artifact_id, _ in ended])
+        async with trio.open_nursery() as nursery:
+            for org, artifact_ids in awaited.items():
+                if time.monotonic() >= self._silent.get(org, 0.0):
+                    nursery.start_soon(self._collect, org, artifact_ids)
+
+    def _ended(self, now: int) -> list[tuple[ArtifactId, Artifact]]:
+        context = self._context
+        return [
+            (artifact_id, artifact)
+            for artifact_id, artifact in context.index.artifacts(ArtifactKind.BUNDLE)
+            if artifact.steward == context.org and now >= artifact.retain_until
+        ]
 
     async def _end(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         org = self._context.org
@@ -79,8 +100,12 @@ class Retention:
     def _erase(self, artifact: Artifact) -> int:
         """Erase the ciphertexts; manifest and policy stay, as lineage is walked through them."""
         context = self._context
-        record = context.store.get(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR))
-        blocks = list(dict.fromkeys(read_manifest(dag.decode_map(record)).blocks))
+        try:
+            record = context.store.get(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR))
+            blocks = list(dict.fromkeys(read_manifest(dag.decode_map(record)).blocks))
+        except (BlockNotFoundError, IntegrityError):
+            # A manifest that is lost must not keep the key.
+            blocks = context.holdings.cids(Purpose.BUNDLE, artifact.content_digest)
         context.store.unpin_all(f"bundle:{artifact.content_digest.hex()}")
         context.tidy()
         check_gone(context.store.has, blocks)
@@ -109,13 +134,26 @@ class Retention:
         self._store.keep_erasure(statement)
         log.info("bundle %s: %s erased", artifact_id.hex()[:12], what.name.lower())
 
-    async def _collect(self, artifact_id: ArtifactId) -> None:
-        """Ask every member that was to hold a copy and has not stated its erasure."""
-        for org in await trio.to_thread.run_sync(self._store.awaited, artifact_id):
+    def _awaited(self, artifact_ids: Sequence[ArtifactId]) -> dict[OrgId, list[ArtifactId]]:
+        """Bundles by the members that were to hold a copy and have not stated its erasure."""
+        awaited: dict[OrgId, list[ArtifactId]] = {}
+        for artifact_id in artifact_ids:
+            for org in self._store.awaited(artifact_id):
+                awaited.setdefault(org, []).append(artifact_id)
+        return awaited
+
+    async def _collect(self, org: OrgId, artifact_ids: Sequence[ArtifactId]) -> None:
+        """Ask a member for its statements, until it fails to answer."""
+        # In no fixed order: one question that it cannot answer is not always before the others.
+        for artifact_id in random.sample(artifact_ids, len(artifact_ids)):
             try:
                 statements, _ = await self._peers.erasures(org, artifact_id)
-            except (PeerError, ManifestError, VerificationError) as exc:
-                log.debug("no statement of %s yet: %s", unlabel(org), exc)
+            except PeerError as exc:
+                log.debug("no statements of %s yet: %s", unlabel(org), exc)
+                self._silent[org] = time.monotonic() + self._peers.answer_s
+                return
+            except (ManifestError, VerificationError) as exc:
+                log.debug("no statement of %s: %s", unlabel(org), exc)
                 continue
             for statement in statements:
                 if statement.holder == org:

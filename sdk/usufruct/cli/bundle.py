@@ -1,10 +1,11 @@
-"""Commands that carry a bundle in a file: `usufruct bundle seal|export|import`."""
+"""Commands about one bundle: what is in it, and carrying it in a file: `usufruct bundle show|seal|export|import`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,7 +24,11 @@ from usufruct.cli.terminal import (
     done,
     err,
     guarded,
+    out,
+    print_json,
+    printable,
     read_text,
+    show,
 )
 from usufruct.client import Client, open_authority_keystore
 from usufruct.consent import ConsentBook
@@ -31,11 +36,14 @@ from usufruct.content import Cid, Codec
 from usufruct.content.unixfs import FileCid
 from usufruct.home import Home
 from usufruct.keys import he_keys, identity
+from usufruct.privacy import MICRO
 from usufruct.publish import publish_bundle
 from usufruct.records import ArtifactId, parse_id
 from usufruct.seal import seal_features
 
-bundle_app = typer.Typer(help="Bundles as CAR files, for machines without a network.", no_args_is_help=True)
+bundle_app = typer.Typer(
+    help="What is in a bundle; bundles as CAR files, for machines without a network.", no_args_is_help=True
+)
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
@@ -69,6 +77,7 @@ def bundle_seal(
         pseudonym_key=keys.consent_pseudonym_key,
     )
     positions = [book.receipt(name, scope=scope).position for name in names]
+    book.check_anchored(scope, positions)
     secret = he_keys.load_secret(
         custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
     )
@@ -92,6 +101,49 @@ def bundle_seal(
         "archive_bytes": destination.archive.size_bytes,
     }
     done(f"manifest {published.cid} in {file}\narchive {destination.archive.cid}", answer, as_json=as_json)
+
+
+@bundle_app.command("show")
+@guarded
+def bundle_show(
+    bundle: Annotated[str, typer.Argument(help="Id of a registered bundle.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle has in it and what its policy allows: columns in the order in which models weigh them; no values."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    found = client.bundle(ArtifactId(client.find_id("artifact", bundle)))
+    schema, policy, budget = found.manifest.schema, found.policy, client.budget(found.artifact_id)
+    facts: dict[str, Any] = {
+        "artifact_id": found.artifact_id.hex(),
+        "steward": found.steward,
+        "scope": found.scope,
+        "features": schema.name,
+        "kind": schema.kind,
+        "rows": found.manifest.shape.n_rows,
+        "subjects": len(set(found.manifest.row_subjects.tolist())),
+        "scale": schema.scale,
+        "max_l2": schema.max_l2,
+        "kernels": list(policy.kernels),
+        "row_level": policy.row_level,
+        "min_cohort": policy.min_cohort,
+        "max_rho_per_job": policy.max_rho_micro_per_job / MICRO,
+        "rho_left": budget.available / MICRO,
+        "frozen": found.artifact.frozen.name,
+        "retain_until": datetime.fromtimestamp(found.artifact.retain_until, UTC).isoformat(),
+    }
+    columns = [
+        {"column": n, "name": one.name, "minimum": one.minimum, "maximum": one.maximum}
+        for n, one in enumerate(schema.columns)
+    ]
+    if as_json:
+        print_json(facts | {"columns": columns})
+        return
+    for name, value in facts.items():
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        out.print(f"{name}: {printable(text)}", highlight=False, markup=False)
+    show("columns", columns, {name: name for name in columns[0]}, as_json=False)
 
 
 @bundle_app.command("export")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.text import Text
 from rich.tree import Tree
 
 from usufruct.cli.terminal import (
@@ -21,6 +22,7 @@ from usufruct.cli.terminal import (
     guarded,
     out,
     print_json,
+    printable,
     read_text,
     show,
 )
@@ -97,6 +99,7 @@ def job_post(
     if not wait:
         done(f"job {job_id.hex()}", {"job_id": job_id.hex()}, as_json=as_json)
         return
+    err.print(f"job {job_id.hex()} is posted; it goes on, whoever waits", highlight=False)
     with err.status("posted") as line:
         client.wait(job_id, on_state=lambda state: line.update(state.name.lower()))
     _print_release(client, job_id, as_json=as_json)
@@ -248,7 +251,8 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
         print_json(answer)
         return
     for key, value in answer.items():
-        out.print(f"{key}: {np.round(value, 4) if isinstance(value, np.ndarray) else value}", highlight=False)
+        shown = np.round(value, 4) if isinstance(value, np.ndarray) else value
+        out.print(_plain(f"{key}: {shown}"), highlight=False)
 
 
 @guarded
@@ -261,7 +265,9 @@ def lineage_command(
     """Step 10: walk from an artifact to every consent, re-checking events and contents, and print the tree."""
     client = Client.open(home, passphrase_file=passphrase_file)
     with err.status("checking") as line:
-        found = client.lineage(ArtifactId(client.find_id("artifact", artifact)), progress=line.update)
+        found = client.lineage(
+            ArtifactId(client.find_id("artifact", artifact)), progress=lambda told: line.update(_plain(told))
+        )
     if as_json:
         print_json(found.to_json())
         return
@@ -273,28 +279,40 @@ def lineage_command(
     )
 
 
-def lineage_tree(node: LineageNode) -> Tree:
-    """A lineage as a tree for the terminal."""
-    title = f"[bold]{node.kind.lower()}[/bold] {node.artifact_id.hex()[:16]} by {node.steward}"
+def lineage_tree(root: LineageNode) -> Tree:
+    """A lineage as a tree for the terminal; an artifact that several others rest on is shown in full once."""
+    return _branch(root, set())
+
+
+def _branch(node: LineageNode, shown: set[ArtifactId]) -> Tree:
+    title = Text.assemble((printable(node.kind.lower()), "bold"), f" {node.artifact_id.hex()[:16]}")
+    if node.artifact_id in shown:
+        return Tree(title.append(" as above"))
+    shown.add(node.artifact_id)
+    title.append(f" by {printable(node.steward)}")
     if node.stale is not None:
-        title += " [red](consent no longer in force)[/red]" if node.stale else " (consent in force)"
+        title.append(*(" (consent no longer in force)", "red") if node.stale else (" (consent in force)",))
     tree = Tree(title)
-    tree.add(f"content {node.content}")
+    tree.add(_plain(f"content {node.content}"))
     if node.job:
-        tree.add(
-            f"job {node.job['job_id'][:16]}: {node.job['kernel']} for {node.job['requester']}, {node.job['level']}"
-        )
-        tree.add(f"policy version {node.policy['version']}, {node.policy['digest'][:16]}")
-        tree.add(
+        for line in (
+            f"job {node.job['job_id'][:16]}: {node.job['kernel']} for {node.job['requester']}, {node.job['level']}",
+            f"policy version {node.policy['version']}, {node.policy['digest'][:16]}",
             f"consent epoch {node.consent['epoch']} of {node.consent['steward']} for {node.consent['scope']},"
-            f" root {node.consent['consent_root'][:16]}"
-        )
+            f" root {node.consent['consent_root'][:16]}",
+        ):
+            tree.add(_plain(line))
     steps = tree.add("ledger")
     for step in node.steps:
-        steps.add(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}")
+        steps.add(_plain(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}"))
     for parent in node.parents:
-        tree.children.append(lineage_tree(parent))
+        tree.children.append(_branch(parent, shown))
     return tree
+
+
+def _plain(text: str) -> Text:
+    """Text that others may have chosen, shown as it is: neither markup nor a terminal's commands in it count."""
+    return Text(printable(text))
 
 
 @guarded

@@ -117,8 +117,9 @@ def rights_deny(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse a request; the reason goes on the ledger."""
-    if reason.upper() not in Refusal.__members__:
-        raise InputError(f"{reason!r} is no reason", hint=f"reasons are {', '.join(Refusal.__members__)}")
+    reasons = [name for name in Refusal.__members__ if name != Refusal.NONE.name]
+    if reason.upper() not in reasons:
+        raise InputError(f"{reason!r} is no reason", hint=f"reasons are {', '.join(reasons)}")
     client = Client.open(home, passphrase_file=passphrase_file)
     grant_id = GrantId(client.find_id("grant", grant))
     client.deny(grant_id, Refusal[reason.upper()])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -40,24 +42,53 @@ from usufruct.replication import Replication
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
 consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
 
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, IndexError, OverflowError, MemoryError),
+    *(SyntaxError, TokenError, RecursionError, csv.Error),
+)
+"""What numpy raises for a file that is no matrix; a `.npy` header is parsed as Python."""
+
 
 def read_features(matrix: Path, schema: Path) -> Features:
     """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
     try:
-        declared = FeatureSchema.from_dict(json.loads(read_text(schema)))
-    except (ValueError, RecursionError) as exc:
+        declared = FeatureSchema.from_dict(_with_floats(json.loads(read_text(schema))))
+    except (ValueError, OverflowError, RecursionError) as exc:
         raise InputError(f"{schema} is no JSON: {exc}") from exc
     try:
         if matrix.suffix == ".npy":
             with matrix.open("rb") as handle:
                 return prepare_features(np.lib.format.read_array(handle, allow_pickle=False), declared)
         if matrix.suffix == ".csv":
-            header = read_text(matrix).splitlines()[0].split(",")
-            values = np.loadtxt(matrix, delimiter=",", skiprows=1, ndmin=2)
+            with matrix.open(encoding="utf-8-sig", newline="") as text:
+                header = next(csv.reader(text), [])
+            with warnings.catch_warnings(action="ignore"):
+                values = np.loadtxt(
+                    matrix, delimiter=",", quotechar='"', skiprows=1, ndmin=2, encoding="utf-8-sig"
+                )
+            if not values.size:
+                raise InputError(
+                    f"{matrix} has no rows", hint="a header line with the columns' names, then a line a row"
+                )
             return prepare_features(values, declared, [name.strip() for name in header])
-    except (OSError, ValueError, IndexError, EOFError, MemoryError, SyntaxError, TokenError) as exc:
+    except _UNREADABLE as exc:
         raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
+
+
+def _with_floats(schema: Any) -> Any:
+    """A schema in which a bound that somebody wrote as a whole number is the float that it stands for."""
+    if not isinstance(schema, dict):
+        return schema
+    columns = schema.get("columns")
+    bounds = [(schema, "max_l2")]
+    for column in columns if isinstance(columns, list) else ():
+        if isinstance(column, dict):
+            bounds += [(column, "minimum"), (column, "maximum")]
+    for place, name in bounds:
+        if type(place.get(name)) is int:
+            place[name] = float(place[name])
+    return schema
 
 
 def checked_policy(
@@ -206,6 +237,10 @@ def publish(
         budget_rho=budget_rho,
         retain_days=retain_days,
     )
+    if min_cohort > len(set(positions)):
+        raise InputError(
+            f"the bundle has rows of {len(set(positions))} subjects, and no release may be of fewer than {min_cohort}"
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sealing and publishing")

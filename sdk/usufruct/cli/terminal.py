@@ -108,7 +108,7 @@ def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_
 def cell(value: object) -> str:
     """A value in a table; ids are shortened to as many digits as commands need."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
-    return text[:12] + "…" if len(text) == 64 else printable(text)
+    return printable(text[:12]) + "…" if len(text) == 64 else printable(text)
 
 
 def printable(text: str) -> str:

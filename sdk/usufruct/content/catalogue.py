@@ -64,7 +64,9 @@ class Catalogue:
         self._closed = False
         self.session = secrets.token_hex(8)
         self.found_dead = False
-        """Whether a session died without closing: what it had begun may lie about."""
+        """Whether a session died without closing, and what it had begun may lie about since."""
+        self.unrecorded: set[Cid] = set()
+        """Blocks whose bytes may be here without a row; to be read inside a transaction."""
         self.with_reserve(self._open)
         self.set_reserve()
 
@@ -74,14 +76,18 @@ class Catalogue:
         return self._staging / self.session
 
     def close(self) -> None:
-        """Release the file and the session; closing twice is harmless."""
+        """Release the file and the session; closing twice is harmless.
+
+        A session that leaves bytes without a row stays behind like one that died, so that the next open looks for them.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._db.close()
-            with contextlib.suppress(OSError):
-                self.session_directory.rmdir()
+            if not self.found_dead and not self.unrecorded:
+                with contextlib.suppress(OSError):
+                    self.session_directory.rmdir()
             os.close(self._session_fd)
 
     @contextlib.contextmanager
@@ -217,14 +223,26 @@ class Catalogue:
                     self.with_reserve(lambda: self._delete_hold(hold))
 
     def drop_unkept(self) -> int:
-        """Delete the rows of blocks that have neither pin nor hold, and return how many there were."""
+        """Delete the rows of blocks that have neither pin nor hold, suspect these, and return how many there were."""
         with self.transaction():
             self._bury_dead()
             unkept = (
                 "SELECT cid FROM blocks WHERE cid NOT IN (SELECT cid FROM pins)"
                 " AND cid NOT IN (SELECT cid FROM holds)"
             )
-            return self._db.execute(f"DELETE FROM blocks WHERE cid IN ({unkept})").rowcount  # noqa: S608
+            rows = self._db.execute(f"DELETE FROM blocks WHERE cid IN ({unkept}) RETURNING cid").fetchall()  # noqa: S608
+            self.suspect(Cid.from_bytes(row[0]) for row in rows)
+            return len(rows)
+
+    def suspect(self, cids: Iterable[Cid]) -> None:
+        """Note blocks whose bytes may be here without a row."""
+        with self._lock:
+            self.unrecorded.update(cids)
+
+    def swept(self) -> None:
+        """Note that no bytes are here without a row; inside the transaction in which they were removed."""
+        self.found_dead = False
+        self.unrecorded.clear()
 
     def _delete_pins(self, where: str, values: tuple[object, ...]) -> int:
         with translated("the pin could not be dropped"), self.transaction():
@@ -297,18 +315,18 @@ class Catalogue:
             own = os.open(self.session_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
             sync_directory(self._staging)
-            self.found_dead = self._bury_dead()
+            self._bury_dead()
         return own
 
-    def _bury_dead(self) -> bool:
-        """Remove directories and holds of sessions that are dead, and say whether one was; inside a transaction."""
+    def _bury_dead(self) -> None:
+        """Remove directories and holds of sessions that are dead; inside a transaction."""
         others = [path for path in self._staging.iterdir() if path.name != self.session]
         dead = [path.name for path in others if _clear_if_dead(path)]
+        self.found_dead |= bool(dead)
         live = {self.session, *(path.name for path in others)} - set(dead)
         for (session,) in self._db.execute("SELECT DISTINCT session FROM holds").fetchall():
             if session not in live:
                 self._db.execute("DELETE FROM holds WHERE session = ?", (session,))
-        return bool(dead)
 
 
 def check_reason(reason: str) -> None:

@@ -2,16 +2,20 @@
 
 Under the root: `blocks/<first byte of the digest>/<cid>`, with all 256 directories from the beginning,
 `staging/<session>/<unique>` and the catalogue's files.
-A file without a row in the catalogue is rubbish; `gc` removes it, and so does the first open after a crash.
+A file without a row in the catalogue is rubbish. `gc` unlinks those whose rows it has deleted; what a crash left is looked for
+by whoever finds the dead session, at the next open or in `gc`.
 No network and no replication.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
@@ -19,7 +23,10 @@ from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
 from usufruct.content.durable import for_each, make_directory, sync_directory, translated
 from usufruct.content.files import BlockFiles
-from usufruct.errors import BlockMismatchError, BlockNotFoundError, CidError, ContentError
+from usufruct.errors import BlockNotFoundError, CidError, ContentError
+
+_UNLINKED_AT_ONCE: Final = 100
+"""Files between which others get at the catalogue."""
 
 
 class EmbeddedBlockStore(CataloguedStore):
@@ -55,9 +62,7 @@ class EmbeddedBlockStore(CataloguedStore):
             with translated(f"the block store at {root} cannot be opened"):
                 make_directory(self._blocks)
                 self._make_shards()
-                if self._catalogue.found_dead:
-                    with self._catalogue.transaction():
-                        self._sweep_files()
+                self._sweep_files()
         except BaseException:
             self.close()
             raise
@@ -91,15 +96,9 @@ class EmbeddedBlockStore(CataloguedStore):
 
     def get(self, cid: Cid) -> bytes:
         """Return the block, hashed again; see `BlockStore.get`."""
-        size_bytes = self.size(cid)
-        with translated(f"block {cid} cannot be read"):
-            data = self.files.read_unchecked(cid)
-        if data is None:
-            raise BlockNotFoundError(f"the file of block {cid} is gone", hint="fetch it again from its owner")
-        if len(data) != size_bytes:
-            raise BlockMismatchError(f"block {cid} has another length on disk than when it was stored")
-        cid.check(data)
-        return data
+        if not self.has(cid):
+            raise BlockNotFoundError(f"block {cid} is not in this store")
+        return self.files.read(cid)
 
     def check(self) -> None:
         """Look whether blocks can be stored now; see `BlockStore.check`."""
@@ -126,9 +125,8 @@ class EmbeddedBlockStore(CataloguedStore):
                 for_each(sync_directory, moved)
         except BaseException:
             if moved:
-                with self._catalogue.transaction():
-                    for cid in staged:
-                        self._drop_if_unknown(cid)
+                self._catalogue.suspect(staged)
+                self._sweep_files()
             raise
         return True
 
@@ -144,26 +142,35 @@ class EmbeddedBlockStore(CataloguedStore):
     def _collect(self) -> int:
         with translated("garbage collection failed"):
             removed = self._catalogue.drop_unkept()
-            with self._catalogue.transaction():
-                self._sweep_files()
+            self._sweep_files()
         return removed
 
     def _is_intact(self, cid: Cid, data: bytes) -> bool:
         return self.has(cid) and self.files.read_unchecked(cid) == data
 
     def _sweep_files(self) -> None:
-        """Unlink files that have no row; only inside a transaction, which keeps every `put` out."""
+        """Unlink files that may have no row, after a crash any: inside transactions, which keep every `put` out."""
+        catalogue = self._catalogue
+        if catalogue.found_dead:
+            with catalogue.transaction():
+                self._unlink_unknown(self._files_there())
+                catalogue.swept()
+        while catalogue.unrecorded:
+            with catalogue.transaction():
+                some = list(islice(catalogue.unrecorded, _UNLINKED_AT_ONCE))
+                self._unlink_unknown(some)
+                catalogue.unrecorded.difference_update(some)
+
+    def _unlink_unknown(self, cids: Iterable[Cid]) -> None:
+        for cid in cids:
+            if not self.has(cid):
+                self.files.path_of(cid).unlink(missing_ok=True)
+
+    def _files_there(self) -> Iterator[Cid]:
         for directory in self._blocks.iterdir():
             for path in directory.iterdir():
-                try:
-                    cid = Cid.parse(path.name)
-                except CidError:
-                    continue
-                self._drop_if_unknown(cid)
-
-    def _drop_if_unknown(self, cid: Cid) -> None:
-        if not self.has(cid):
-            self.files.path_of(cid).unlink(missing_ok=True)
+                with contextlib.suppress(CidError):
+                    yield Cid.parse(path.name)
 
 
 def _write_new(given: tuple[Path, bytes]) -> None:

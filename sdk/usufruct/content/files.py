@@ -49,7 +49,7 @@ class BlockFiles:
         except OSError as exc:
             raise ContentError(f"block {cid} cannot be read: {exc.strerror or exc}") from exc
         if data is None:
-            raise BlockNotFoundError(f"block {cid} is not in this store")
+            raise BlockNotFoundError(f"the file of block {cid} is gone", hint="fetch it again from its owner")
         cid.check(data)
         return data
 

@@ -67,12 +67,15 @@ def quantise_model(
     Raises
     ------
     KernelParameterError
-        If the model is not finite or does not fit the bundle.
+        If the model is not numeric, not finite, or does not fit the bundle.
     KernelBoundError
         If no scale both validates and leaves every output a non-zero weight.
     """
-    matrix = np.atleast_2d(np.asarray(weights, dtype=np.float64))
-    offsets = np.atleast_1d(np.asarray(bias, dtype=np.float64))
+    try:
+        matrix = np.atleast_2d(np.asarray(weights, dtype=np.float64))
+        offsets = np.atleast_1d(np.asarray(bias, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise KernelParameterError(f"the model has weights or biases that are no numbers: {exc}") from exc
     if matrix.ndim != 2 or matrix.shape[1] != shape.n_features or offsets.shape != (matrix.shape[0],):
         raise KernelParameterError(
             f"weights {matrix.shape} and bias {offsets.shape} do not fit {shape.n_features} features"

@@ -219,9 +219,7 @@ class Endpoint:
         if block is None:
             raise LedgerError(f"{self.url} has no block {tag}")
         with well_formed(self.url):
-            return Head(
-                int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16)
-            )
+            return head_of(block)
 
     def _attempts(self) -> Retrying:
         return Retrying(
@@ -271,6 +269,25 @@ def well_formed(source: str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, DecodingError) as exc:
         raise MalformedAnswerError(f"{source} gave a malformed answer: {exc!r}") from exc
+
+
+def natural(text: str) -> int:
+    """A block number, a place in a block or a time from its hex digits.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit 63 bits: there is none such, and a database takes no larger.
+    """
+    number = int(text, 16)
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{text[:20]} does not fit 63 bits")
+    return number
+
+
+def head_of(block: dict[str, Any]) -> Head:
+    """A block as an endpoint tells it; what it raises is for `well_formed` to translate."""
+    return Head(natural(block["number"]), bytes.fromhex(block["hash"][2:]), natural(block["timestamp"]))
 
 
 def transaction_hash(raw: bytes) -> bytes:

@@ -24,13 +24,13 @@ from usufruct.errors import (
     StaleLedgerError,
     WrongChainError,
 )
-from usufruct.ledger.endpoint import Endpoint, Head, well_formed
+from usufruct.ledger.endpoint import Endpoint, Head, head_of, well_formed
 from usufruct.ledger.health import ChainHealth, EndpointHealth
 from usufruct.ledger.profile import ChainProfile
 
 Arbiter = Callable[[Endpoint, Head], bool]
-"""Whether this block can be proven final to an outsider; for endpoints that contradict each other. It is given all of them and
-may ask their `members` only, since none may be in use."""
+"""Whether this block can be proven final to an outsider; for endpoints that contradict each other, and one that is far ahead of
+the others. It is given all of them and may ask their `members` only, since none may be in use."""
 
 Census = Callable[[Endpoint], bool | None]
 """Whether the validator behind an endpoint reaches a quorum of the others; None if it does not say."""
@@ -40,7 +40,7 @@ _SURVEY_SECONDS = 2 * _PROBE_SECONDS
 """For so long the answers of all are waited for when one is chosen."""
 
 _LAG_BLOCKS = 3
-"""Blocks that one endpoint may be behind another without being refused: news takes time to travel."""
+"""Blocks that one endpoint may be behind or ahead of another without being refused: news takes time to travel."""
 
 _CATCH_UP_INTERVALS = 2
 """Block intervals for which news that others have is waited for."""
@@ -63,7 +63,8 @@ class _Member:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.height: int | None = None
+        self.head: Head | None = None
+        """Newest final block that it showed."""
         self.trouble: LedgerError | None = None
         self.again_at = 0.0
         """Monotonic seconds before which it is not tried again."""
@@ -147,9 +148,9 @@ class Endpoints(Endpoint):
         """Wait until every final block that another endpoint shows is final here, too; False when there is no other."""
         if len(self._members) == 1:
             return False
-        self._survey(self._others_due())
+        self._survey(self._others_due(self._current))
         with self._lock:
-            newest = max((m.height or 0 for m in self._members if m.trouble is None), default=0)
+            newest = max((m.head.number for m in self._members if m.trouble is None and m.head), default=0)
         deadline = time.monotonic() + _CATCH_UP_INTERVALS * self.profile.block_interval_s
         while self.finalised().number < newest and time.monotonic() < deadline:
             time.sleep(_CATCH_UP_PAUSE_S)
@@ -182,7 +183,8 @@ class Endpoints(Endpoint):
 
     def leave(self, trouble: LedgerError) -> None:
         """What was read through the endpoint in use was found out to be wrong: use another for a while, where there is one."""
-        self._drop(self._current, trouble, wait_s=_LEFT_SECONDS)
+        if self._others_due(self._current):
+            self._drop(self._current, trouble, wait_s=_LEFT_SECONDS)
 
     def health(self) -> ChainHealth:
         """What this process has seen of the chain and of each endpoint; asks nobody."""
@@ -191,7 +193,7 @@ class Endpoints(Endpoint):
                 EndpointHealth(
                     url=member.endpoint.url,
                     in_use=member is self._current,
-                    height=member.height,
+                    height=member.head.number if member.head else None,
                     trouble=str(member.trouble) if member.trouble else None,
                 )
                 for member in self._members
@@ -267,9 +269,9 @@ class Endpoints(Endpoint):
             if self._current is not None:
                 return self._current
             now = time.monotonic()
-            untried = [member for member in self._members if member.again_at <= now]
+            untried, seen = [member for member in self._members if member.again_at <= now], self._newest
             self._survey(untried)
-            for member in self._fittest():
+            for member in self._abreast([m for m in self._members if m.trouble is None and m.admitted], seen):
                 try:
                     self._read_head(member)
                 except LedgerError:
@@ -279,20 +281,37 @@ class Endpoints(Endpoint):
                 return member
             raise self._why_none()
 
-    def _fittest(self) -> list[_Member]:
-        """Those without trouble in the order of the settings, but none that is behind another."""
-        fit = [m for m in self._members if m.trouble is None and m.admitted and m.height is not None]
-        newest = max((m.height or 0 for m in fit), default=0)
+    def _abreast(self, members: Sequence[_Member], seen: Head | None) -> list[_Member]:
+        """Those of these that are not behind; drops the others, and those not in use that claim more than is believed."""
+        showing = [(member, member.head) for member in members if member.head is not None]
+        newest = self._believed([head for _, head in showing], seen)
         near = []
-        for member in fit:
-            if newest - (member.height or 0) > _LAG_BLOCKS:
-                behind = StaleLedgerError(
-                    f"{member.endpoint.url} is at block {member.height}, another endpoint at {newest}"
-                )
-                self._drop(member, behind)
+        for member, head in showing:
+            if newest - head.number > _LAG_BLOCKS:
+                behind = f"{member.endpoint.url} is at block {head.number}, another endpoint at {newest}"
+                self._drop(member, StaleLedgerError(behind))
+            elif head.number > newest and member is not self._current:
+                self._drop(member, _too_far_ahead(member, head, newest))
             else:
                 near.append(member)
         return near
+
+    def _believed(self, heads: Sequence[Head], seen: Head | None) -> int:
+        """The newest height that most of these heads bear out, or that is proven: anyone may claim a block.
+
+        Where none can be proven, half of them are enough: of two, the newer counts. Those behind what was seen have no say.
+        """
+        if not heads:
+            return 0
+        abreast = [head for head in heads if seen is None or seen.number - head.number <= _LAG_BLOCKS]
+        newest_first = sorted(abreast or heads, key=lambda head: head.number, reverse=True)
+        enough = len(newest_first) // 2 + 1 if self._arbiter else (len(newest_first) + 1) // 2
+        borne_out = newest_first[enough - 1].number + _LAG_BLOCKS
+        return next(
+            head.number
+            for head in newest_first
+            if head.number <= borne_out or (self._arbiter is not None and self._arbiter(self, head))
+        )
 
     def _why_none(self) -> LedgerError:
         troubles = [member.trouble for member in self._members if member.trouble is not None]
@@ -325,7 +344,7 @@ class Endpoints(Endpoint):
             self._drop(member, unreachable)
         else:
             with self._lock:
-                member.admitted, member.height = True, head.number
+                member.admitted, member.head = True, head
                 if not isinstance(member.trouble, ContradictingEndpointError):
                     member.trouble = None
 
@@ -343,17 +362,11 @@ class Endpoints(Endpoint):
             self._survey_thread.start()
 
     def _look_around(self) -> None:
-        current = self._current
-        others = self._others_due()
+        current, seen = self._current, self._newest
+        others = self._others_due(current)
         self._survey(others)
-        with self._lock:
-            newest = max((m.height or 0 for m in others if m.trouble is None), default=0)
-            if current is not None and newest - (current.height or 0) > _LAG_BLOCKS:
-                url = current.endpoint.url
-                self._drop(
-                    current,
-                    StaleLedgerError(f"{url} is at block {current.height}, another endpoint at {newest}"),
-                )
+        fit = [member for member in others if member.trouble is None]
+        self._abreast(fit if current is None else [current, *fit], seen)
         if not self.profile.empty_blocks:
             if current is not None:
                 self._look_into_pool(self._probes[current.endpoint.url])
@@ -361,10 +374,10 @@ class Endpoints(Endpoint):
                 answers = [self._census(member) for member in self.members()]
                 self.watch.quorum(True if True in answers else False if False in answers else None)
 
-    def _others_due(self) -> list[_Member]:
-        """Those that are not in use and may be asked by now."""
-        now, current = time.monotonic(), self._current
-        return [member for member in self._members if member is not current and member.again_at <= now]
+    def _others_due(self, than: _Member | None) -> list[_Member]:
+        """Those but this one that may be asked by now."""
+        now = time.monotonic()
+        return [member for member in self._members if member is not than and member.again_at <= now]
 
     def _look_into_pool(self, probe: Endpoint) -> None:
         try:
@@ -389,8 +402,8 @@ class Endpoints(Endpoint):
         try:
             newest, *before = endpoint.batch(asked)
             with well_formed(endpoint.url):
-                head = _head_of(newest)
-                rest = [_head_of(block) for block in before if block is not None]
+                head = head_of(newest)
+                rest = [head_of(block) for block in before if block is not None]
         except LedgerError as exc:
             unreachable = exc if isinstance(exc, LedgerUnreachableError) else LedgerUnreachableError(str(exc))
             self._drop(member, unreachable)
@@ -404,8 +417,11 @@ class Endpoints(Endpoint):
                 )
                 self._drop(member, behind)
                 raise behind
+        last = seen or member.head
+        if last is not None and head.number - last.number > _LAG_BLOCKS:
+            self._check_leap(member, head, seen)
         with self._lock:
-            member.height = head.number
+            member.head = head
             known = self._final.get(head.number)
             if known is None:
                 self._remember(head)
@@ -414,6 +430,17 @@ class Endpoints(Endpoint):
         if known is not None and known != head.hash:
             self._contradicted(member, Head(head.number, known, 0), head)
         return head
+
+    def _check_leap(self, member: _Member, head: Head, seen: Head | None) -> None:
+        """Refuse a head far above the last one, unless it is to be believed by what the others show by now."""
+        others = self._others_due(member)
+        self._survey(others)
+        shown = [other.head for other in others if other.trouble is None and other.head is not None]
+        newest = self._believed([head, *shown], seen)
+        if head.number > newest:
+            trouble = _too_far_ahead(member, head, newest)
+            self._drop(member, trouble)
+            raise trouble
 
     def _contradicted(self, member: _Member, seen: Head, shown: Head) -> None:
         """Two endpoints differ about a final block: the one that is proven holds, else the one that came first."""
@@ -448,8 +475,10 @@ class Endpoints(Endpoint):
                 self._current = None
 
 
-def _head_of(block: dict[str, Any]) -> Head:
-    return Head(int(block["number"], 16), bytes.fromhex(block["hash"][2:]), int(block["timestamp"], 16))
+def _too_far_ahead(member: _Member, head: Head, newest: int) -> StaleLedgerError:
+    return StaleLedgerError(
+        f"{member.endpoint.url} claims block {head.number}, which nothing bears out; the others are at {newest}"
+    )
 
 
 def _contradiction(url: str, number: int, shown: bytes, seen: bytes) -> ContradictingEndpointError:

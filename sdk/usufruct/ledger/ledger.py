@@ -15,7 +15,7 @@ from usufruct.errors import (
 )
 from usufruct.ledger.abi import CONTRACTS, from_abi, load_abi
 from usufruct.ledger.compile import compare_runtime, identify_runtime, load_artifact
-from usufruct.ledger.endpoint import Endpoint, Head, well_formed
+from usufruct.ledger.endpoint import Endpoint, Head, natural, well_formed
 from usufruct.ledger.endpoints import Endpoints
 from usufruct.ledger.finality.witness import is_final, reaches_quorum
 from usufruct.ledger.health import ChainHealth
@@ -385,4 +385,4 @@ def _hash(text: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _number(text: str) -> int:
     """A number from its hex digits; logs of one block repeat it, and so do those at the same place of their blocks."""
-    return int(text, 16)
+    return natural(text)

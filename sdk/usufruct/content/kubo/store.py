@@ -142,6 +142,7 @@ class KuboBlockStore(CataloguedStore):
         orphans = [cid for cid in self._rpc.pinned(self._name) if not self._is_wanted(cid)]
         self._rpc.unpin(orphans)
         self._rpc.remove_blocks(orphans)
+        self._catalogue.swept()
 
     def _is_intact(self, cid: Cid, data: bytes) -> bool:
         """Whether Kubo has these bytes; what it has instead of them is removed, since Kubo would not write over it."""

@@ -1,0 +1,296 @@
+"""What a holder of copies opens to others, and what it does when its copy is damaged, unreadable or too large."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+from custody_node import CustodyNode, Story, digest_of
+
+from bundle_fixture import ROWS
+from chain_fixture import Consortium
+from usufruct.content import Cid, Codec, dag
+from usufruct.content.files import BlockFiles
+from usufruct.custody import Erased, PlacementNotice
+from usufruct.errors import (
+    BlockMismatchError,
+    ContainerError,
+    ContentError,
+    ManifestError,
+    StoreFullError,
+    WrongKeyDomainError,
+)
+from usufruct.he.bfv import generate_secret_key
+from usufruct.publish import manifest_record
+from usufruct.records import Artifact, ArtifactId, ArtifactKind
+from usufruct.replication import Replication
+from usufruct.seal import seal_features
+from usufruct_node.holdings import Holding, Purpose
+from usufruct_node.placement import Placements
+from usufruct_node.roles.pinner import held_pin
+
+READS = {"_read_policies": 1, "_read_notices": 2, "tend": 2}
+"""How often a part of a look reads one bundle's replication, at most."""
+
+JOB_PIN = "job:" + "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def story(chain_url: str) -> Story:
+    return Story(Consortium(chain_url))
+
+
+@pytest.fixture
+def node(story: Story, tmp_path: Path) -> Iterator[CustodyNode]:
+    with CustodyNode(story, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def copy(node: CustodyNode) -> tuple[ArtifactId, list[Cid]]:
+    """A bundle that is whole at its holder."""
+    artifact_id = node.story.bundle()
+    status = node.story.anchor()
+    node.follow()
+    cids = node.give_all(artifact_id, status)
+    assert node.look(artifact_id) is None
+    return artifact_id, cids
+
+
+def held(node: CustodyNode) -> dict[ArtifactId, int]:
+    return {one.artifact_id: one.size_bytes for one in node.custody.held()}
+
+
+def whole_size(node: CustodyNode) -> int:
+    """Length of any bundle's ciphertexts."""
+    return sum(map(len, node.story.made.blocks))
+
+
+def later(node: CustodyNode) -> None:
+    """As if the pause were over."""
+    node.pinner._pauses.clear()
+
+
+@pytest.mark.parametrize("cited", ["parameters of somebody else's job", "another epoch", "another scope"])
+def test_a_consent_epoch_opens_only_its_own_status(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]], cited: str
+) -> None:
+    """A steward may anchor any digest, such as that of parameters, which the ledger shows to all."""
+    artifact_id, _ = copy
+    record = {
+        "parameters of somebody else's job": {"type": "usufruct/job-parameters/1", "weights": [31337]},
+        "another epoch": node.story.status(epoch=99),
+        "another scope": node.story.status(scope="another-study"),
+    }[cited]
+    cid = node.given(record, JOB_PIN)
+    node.story.anchor(record)
+    node.follow()
+    assert isinstance(node.look(artifact_id), ManifestError)
+    assert node.holdings.of(cid) == []
+    assert node.store.pins(cid) == {JOB_PIN}, "it stays for the job alone"
+    assert held(node) == {artifact_id: whole_size(node)}
+
+    honest = node.given(node.story.anchor(), JOB_PIN)
+    node.follow()
+    later(node)
+    assert node.look(artifact_id) is None
+    assert node.holdings.of(honest) == [Holding(Purpose.CATALOGUE, artifact_id)]
+    assert node.store.pins(honest) == {JOB_PIN, held_pin(artifact_id)}
+
+
+def test_a_manifest_that_is_none_is_not_kept(node: CustodyNode) -> None:
+    record: dict[str, object] = {"type": "usufruct/job-parameters/1", "weights": [1]}
+    artifact_id = node.story.bundle(record=record)
+    node.follow()
+    node.give_all(artifact_id)
+    cid = node.given(record, JOB_PIN)
+    assert isinstance(node.look(artifact_id), ManifestError)
+    assert node.holdings.of(cid) == [] and node.store.pins(cid) == {JOB_PIN}
+
+
+@pytest.mark.parametrize("loss", ["altered", "gone"])
+def test_only_what_is_damaged_is_fetched_again(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]], loss: str
+) -> None:
+    artifact_id, cids = copy
+    path = node.store.files.path_of(cids[0])
+    path.write_bytes(b"\0" * 100) if loss == "altered" else path.unlink()
+    node.peers.blocks = {cids[0]: node.story.blocks[artifact_id][0]}
+    node.pinner.damaged(artifact_id)
+    assert node.look(artifact_id) is None
+    assert node.peers.asked == [cids[0]]
+    assert [node.store.get(cid) for cid in cids] == node.story.blocks[artifact_id]
+    assert held(node) == {artifact_id: whole_size(node)}
+
+
+def test_a_damaged_record_is_fetched_again(node: CustodyNode, copy: tuple[ArtifactId, list[Cid]]) -> None:
+    artifact_id, _ = copy
+    data = dag.encode(node.story.policy.to_record())
+    cid = Cid.of(data, Codec.DAG_CBOR)
+    node.store.files.path_of(cid).write_bytes(b"\0")
+    node.peers.blocks = {cid: data}
+    node.pinner.damaged(artifact_id)
+    assert node.look(artifact_id) is None
+    assert node.store.get(cid) == data
+
+
+def test_a_copy_stays_while_nobody_can_replace_what_is_damaged(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]]
+) -> None:
+    artifact_id, cids = copy
+    node.store.files.path_of(cids[0]).write_bytes(b"\0" * 100)
+    node.peers.answers = False
+    node.pinner.damaged(artifact_id)
+    assert isinstance(node.look(artifact_id), BlockMismatchError)
+    assert isinstance(node.look(artifact_id), ContentError) and len(node.peers.asked) == 1, (
+        "not at every look"
+    )
+    assert held(node) == {artifact_id: whole_size(node)}
+    assert node.store.get(cids[1]) == node.story.blocks[artifact_id][1]
+    assert node.holdings.of(cids[1]) == [Holding(Purpose.HELD, artifact_id)]
+
+    node.peers.answers, node.peers.blocks = True, {cids[0]: node.story.blocks[artifact_id][0]}
+    later(node)
+    assert node.look(artifact_id) is None
+    assert node.store.get(cids[0]) == node.story.blocks[artifact_id][0]
+
+
+def test_a_copy_stays_when_a_block_cannot_be_read_for_once(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact_id, cids = copy
+
+    read = BlockFiles.read_unchecked
+
+    def unreadable(files: BlockFiles, cid: Cid) -> bytes | None:
+        if cid == cids[-1]:
+            raise OSError(24, "Too many open files")
+        return read(files, cid)
+
+    node.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockFiles, "read_unchecked", unreadable)
+        assert isinstance(node.look(artifact_id), ContentError)
+    assert all(map(node.store.has, cids)) and held(node) == {artifact_id: whole_size(node)}
+    later(node)
+    assert node.look(artifact_id) is None and node.peers.asked == []
+
+
+def test_a_whole_copy_stays_when_the_limit_is_lowered(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]]
+) -> None:
+    artifact_id, cids = copy
+    node.start(limit_bytes=1)
+    assert node.look(artifact_id) is None
+    assert all(map(node.store.has, cids)) and held(node) == {artifact_id: whole_size(node)}
+
+    another = node.story.bundle()
+    node.given(node.story.anchor(), held_pin(another))
+    node.follow()
+    node.give_all(another)
+    assert isinstance(node.look(another), StoreFullError)
+    assert all(node.store.pins(cid) == {held_pin(artifact_id)} for cid in cids)
+
+
+def test_a_member_without_room_states_at_the_end_that_it_has_no_copy(node: CustodyNode) -> None:
+    artifact_id = node.story.bundle()
+    node.follow()
+    cids = node.give_all(artifact_id)
+    node.start(limit_bytes=1)
+    assert isinstance(node.look(artifact_id), StoreFullError)
+    assert not any(map(node.store.has, cids)) and held(node) == {artifact_id: 0}
+    assert node.look(artifact_id, retain_until=node.time) is None
+    (statement,) = node.custody.erasures(artifact_id)
+    assert (statement.what, statement.holder, statement.blocks) == (Erased.COPY, node.member.id, 0)
+    assert held(node) == {}
+
+
+@pytest.mark.parametrize("content", ["of another key", "no ciphertext"])
+def test_a_bundle_of_blocks_that_are_not_sealed_under_its_key_is_dropped(
+    node: CustodyNode, content: str
+) -> None:
+    sealed = seal_features(node.story.made.features, generate_secret_key())
+    blocks = [block.data for block in sealed] if content == "of another key" else [b"a secret", b"another"]
+    record = manifest_record(
+        sealed.manifest,
+        scope=node.story.made.manifest.scope,
+        row_subjects=range(ROWS),
+        blocks=[Cid.of(block) for block in blocks],
+    )
+    record["sealed"] = node.story.made.record["sealed"]
+    artifact_id = node.story.bundle(record=record)
+    node.follow()
+    node.give_all(artifact_id)
+    node.given(record, held_pin(artifact_id))
+    cids = node.store.put_many(blocks, pin=held_pin(artifact_id))
+    expected = WrongKeyDomainError if content == "of another key" else ContainerError
+    assert isinstance(node.look(artifact_id), expected)
+    assert not any(map(node.store.has, cids)) and not any(map(node.holdings.of, cids))
+
+
+@pytest.mark.parametrize("name", ["north", "compute"])
+def test_a_policy_whose_block_is_damaged_is_read_once_it_is_whole(
+    story: Story, tmp_path: Path, name: str
+) -> None:
+    """The steward's own is read when it was put right, a holder's is had from the steward."""
+    with CustodyNode(story, tmp_path, name) as node:
+        artifact_id = story.bundle()
+        node.follow()
+        data = dag.encode(story.policy.to_record())
+        cid = node.given(story.policy.to_record(), "policy")
+        node.store.files.path_of(cid).write_bytes(b"\0")
+        node.peers.answers = False
+        trio.run(node.pinner._read_policies)
+        assert node.context.placements.holders(artifact_id) == ()
+
+        node.peers.answers, node.peers.blocks = True, {cid: data}
+        node.pinner._silent.clear()
+        if name == "north":
+            node.store.put(data, Codec.DAG_CBOR)
+        trio.run(node.pinner._read_policies)
+        assert node.context.placements.holders(artifact_id) == (story.net["compute"].id,)
+
+
+def test_other_tasks_run_while_thousands_of_bundles_are_looked_at(
+    node: CustodyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = [node.story.bundle() for _ in range(4)]
+    status = node.story.anchor()
+    node.follow()
+    node.give_all(bundles[0])
+    digests = (digest_of(node.story.policy.to_record()), digest_of(status))
+    node.pinner._whole = {one: digests for one, _ in node.index.artifacts(ArtifactKind.BUNDLE)}
+    turns = 0
+    read_at: Counter[int] = Counter()
+    replication = Placements.replication
+
+    def noted(placements: Placements, artifact: Artifact) -> Replication | None:
+        read_at[turns] += 1
+        return replication(placements, artifact)
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def no_notices(*_: object) -> list[PlacementNotice]:
+        return []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            for part in (node.pinner._read_policies, node.pinner._read_notices, node.pinner.tend):
+                read_at.clear()
+                await part()
+                # Tasks of one batch run in any order, so that two bundles may come between two turns of another task.
+                assert sum(read_at.values()) >= 4 and max(read_at.values()) <= 2 * READS[part.__name__]
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(Placements, "replication", noted)
+    node.pinner._peers = SimpleNamespace(notices=no_notices)
+    trio.run(main)

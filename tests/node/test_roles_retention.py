@@ -1,0 +1,121 @@
+"""The end of retention at the steward: what is erased although others are silent, or although the manifest is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from custody_node import CustodyNode, Story
+
+from chain_fixture import FAR, Consortium, word
+from usufruct.content import Cid, Codec, dag
+from usufruct.custody import Erased, ErasureStatement
+from usufruct.errors import PeerError
+from usufruct.records import ArtifactId, KeyId, OrgId
+from usufruct_node.holdings import Purpose
+from usufruct_node.intake import STAGED, accept_record
+from usufruct_node.roles import retention
+from usufruct_node.roles.retention import Retention
+
+
+class Steward(CustodyNode):
+    """The node of `north` when every bundle's retention is over; `compute` does not answer, others state their erasures."""
+
+    answer_s = 10.0
+
+    def __init__(self, story: Story, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(story, root, "north")
+        self.time, self.stopwatch = FAR, 100.0
+        self.destroyed: list[KeyId] = []
+        self.asked: list[tuple[OrgId, bool]] = []
+        """Whom, and whether this node had erased all of its own by then."""
+        peers: Any = self
+        self.retention = Retention(
+            self.context,
+            peers,
+            self.custody,
+            destroy_secret=self.destroyed.append,
+            signing_key=self.member.node_key,
+        )
+        monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: self.stopwatch))
+
+    def own(self) -> ArtifactId:
+        """A bundle of this node, with its ciphertexts."""
+        artifact_id = self.story.bundle()
+        self.follow()
+        self.store.put_many(self.story.blocks[artifact_id], pin=STAGED)
+        accept_record(self.store, self.holdings, "bundle", dag.encode(self.story.records[artifact_id]))
+        return artifact_id
+
+    async def erasures(
+        self, org: OrgId, artifact_id: ArtifactId
+    ) -> tuple[list[ErasureStatement], list[OrgId]]:
+        done = all(
+            self.custody.has_erased(one, self.member.id, what)
+            for one in self.story.records
+            for what in Erased
+        )
+        self.asked.append((org, done))
+        if org == self.story.net["compute"].id:
+            raise PeerError("too slow")
+        statement = ErasureStatement.sign(
+            self.context.ledger.network,
+            artifact_id,
+            org,
+            what=Erased.COPY,
+            blocks=2,
+            erased_at=FAR,
+            signing_key=word(),
+        )
+        return [statement], []
+
+    def look(self) -> list[tuple[OrgId, bool]]:
+        """Whom one look asks."""
+        self.asked.clear()
+        trio.run(self.retention.tend)
+        return sorted(self.asked)
+
+    def erased(self, artifact_id: ArtifactId) -> set[tuple[OrgId, Erased]]:
+        return {(one.holder, one.what) for one in self.custody.erasures(artifact_id)}
+
+
+@pytest.fixture
+def steward(chain_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steward]:
+    with Steward(Story(Consortium(chain_url)), tmp_path, monkeypatch) as made:
+        yield made
+
+
+def test_no_erasure_waits_for_a_member_that_is_silent(steward: Steward) -> None:
+    silent, auditor = steward.story.net["compute"].id, steward.story.net["auditor"].id
+    bundles = [steward.own() for _ in range(3)]
+    for artifact_id in bundles:
+        steward.custody.designate(artifact_id, [silent, auditor], 50)
+    assert steward.look() == sorted([(silent, True), *[(auditor, True)] * 3])
+    for artifact_id in bundles:
+        own = {(steward.member.id, Erased.COPY), (steward.member.id, Erased.KEY)}
+        assert steward.erased(artifact_id) == own | {(auditor, Erased.COPY)}
+    assert steward.retention.troubles == {}
+
+    assert steward.look() == [], "one that was silent is left alone for a while"
+    steward.stopwatch += steward.answer_s
+    assert steward.look() == [(silent, True)]
+
+
+@pytest.mark.parametrize("loss", ["altered", "gone"])
+def test_a_lost_manifest_keeps_neither_blocks_nor_key(steward: Steward, loss: str) -> None:
+    artifact_id = steward.own()
+    blocks = [Cid.of(block) for block in steward.story.blocks[artifact_id]]
+    manifest = Cid.from_digest(steward.artifact(artifact_id).content_digest, Codec.DAG_CBOR)
+    path = steward.store.files.path_of(manifest)
+    path.write_bytes(b"\0") if loss == "altered" else path.unlink()
+    steward.look()
+    assert steward.retention.troubles == {}
+    assert steward.destroyed == [steward.story.made.artifact.key_id]
+    assert not any(map(steward.store.has, blocks)) and not any(map(steward.holdings.of, blocks))
+    copy, key = steward.custody.erasures(artifact_id)
+    assert (copy.what, copy.blocks, key.what) == (Erased.COPY, len(blocks), Erased.KEY)
+    assert steward.holdings.cids(Purpose.BUNDLE, manifest.digest) == []
