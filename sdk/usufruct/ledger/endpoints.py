@@ -299,19 +299,24 @@ class Endpoints(Endpoint):
     def _believed(self, heads: Sequence[Head], seen: Head | None) -> int:
         """The newest height that most of these heads bear out, or that is proven: anyone may claim a block.
 
-        Where none can be proven, half of them are enough: of two, the newer counts. Those behind what was seen have no say.
+        Where none can be proven, half of them are enough: of two, the newer counts. Those behind what was seen have no say. An
+        arbiter that does not prove what most of them bear out either has too few of the validators to prove anything.
         """
         if not heads:
             return 0
         abreast = [head for head in heads if seen is None or seen.number - head.number <= _LAG_BLOCKS]
         newest_first = sorted(abreast or heads, key=lambda head: head.number, reverse=True)
-        enough = len(newest_first) // 2 + 1 if self._arbiter else (len(newest_first) + 1) // 2
-        borne_out = newest_first[enough - 1].number + _LAG_BLOCKS
-        return next(
-            head.number
-            for head in newest_first
-            if head.number <= borne_out or (self._arbiter is not None and self._arbiter(self, head))
-        )
+        by_most, by_half = newest_first[len(newest_first) // 2], newest_first[(len(newest_first) - 1) // 2]
+        for head in newest_first:
+            if head.number <= by_most.number + _LAG_BLOCKS:
+                return head.number
+            if self._arbiter is None:
+                break
+            if self._arbiter(self, head):
+                return head.number
+            if not self._arbiter(self, by_most):
+                break
+        return next(head.number for head in newest_first if head.number <= by_half.number + _LAG_BLOCKS)
 
     def _why_none(self) -> LedgerError:
         troubles = [member.trouble for member in self._members if member.trouble is not None]
