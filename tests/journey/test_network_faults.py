@@ -31,7 +31,7 @@ STEWARD, HOLDER, EXECUTOR, PARTNER = "clinic-north", "auditor", "compute-1", "un
 NODES = (STEWARD, HOLDER, EXECUTOR, PARTNER, "clinic-south")
 HERE, THERE = (STEWARD, PARTNER), (HOLDER, EXECUTOR, "clinic-south")
 """Two sides, of which neither can do a job alone."""
-SETTINGS = "custody_s = 0.5\nchallenge_s = 1.0\nchallenge_misses = 100\n"
+SETTINGS = "custody_s = 0.5\nchallenge_s = 5.0\nchallenge_misses = 100\n"
 SLOW = 60_000.0
 """Bytes per second at which a bundle of 333 kB takes seconds, so that faults fall into the middle of it."""
 

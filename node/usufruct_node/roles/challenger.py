@@ -112,8 +112,11 @@ class Challenger:
         return holders
 
     async def _challenge_all(self, holder: OrgId, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> None:
-        """Challenge one holder, one bundle after the other; one that is silent is left alone until the next look."""
-        for artifact_id, artifact in bundles:
+        """Challenge one holder, one bundle after the other; one that is silent is left alone until the next look.
+
+        Whose turn came first is first: a holder that answers a few only is not asked about the same ones for ever.
+        """
+        for artifact_id, artifact in sorted(bundles, key=lambda one: self._due.get((one[0], holder), 0.0)):
             if await self._try(artifact_id, artifact, holder) == Outcome.SILENT:
                 return
 
