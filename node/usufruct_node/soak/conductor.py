@@ -53,8 +53,6 @@ class Conductor:
             working: list[Future[None]] = [pool.submit(self._work, lane) for lane in self._lanes.values()]
             try:
                 self._act(seed, time.monotonic() + seconds)
-                if sabotage is not None:
-                    self._sabotage(sabotage)
             finally:
                 for lane in self._lanes.values():
                     lane.put(None)
@@ -62,7 +60,7 @@ class Conductor:
                     worker.result()
                 stop.set()
                 watching.result()
-        self._settle()
+        self._settle(sabotage)
 
     def _act(self, seed: int, ends: float) -> None:
         for action in plan(seed, victims=self._faults.victims, pausable=self._faults.nodes):
@@ -101,7 +99,7 @@ class Conductor:
         finally:
             self._last_fault = time.monotonic()
 
-    def _settle(self) -> None:
+    def _settle(self, sabotage: str | None) -> None:
         watcher, names = self._watcher, [member.name for member in self._stage.net.members]
         self._report.tell("waiting until every job is over")
         watcher.round()
@@ -115,6 +113,8 @@ class Conductor:
                 watcher.violated(f"the index of {name} stands still")
         watcher.round()
         watcher.judge_doubts()
+        if sabotage is not None:
+            self._sabotage(sabotage)
         for name in names:
             watcher.audit(name)
         watcher.audit_releases(CLINICS)
