@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from usufruct import consent, differencing, job, lineage, register, release, rights
-from usufruct.consent import ConsentBook, ConsentReceipt, ConsentStatus
+from usufruct import consent_book, differencing, job, lineage, register, release, rights
+from usufruct.consent import ConsentReceipt, ConsentStatus
+from usufruct.consent_book import ConsentBook
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
@@ -256,7 +257,7 @@ class Client:
         if supersede is not None:
             own = (one for one in self._readable_bundles(self.name) if one.scope == scope)
             taken = max((int(one.manifest.row_subjects.max()) + 1 for one in own), default=0)
-        return consent.anchor_epoch(
+        return consent_book.anchor_epoch(
             self._book, self.ledger, self.content, scope=scope, supersede=supersede, taken=taken
         )
 
@@ -387,7 +388,7 @@ class Client:
         else:
             asked, error = parameters, 0.0
         cost = micro(rho)
-        job.check_policy(bundle, asked, rho_micro=cost, status=self._consent_status(bundle))
+        job.check_allowed(bundle, asked, rho_micro=cost, status=self._consent_status(bundle))
         grant = self.ledger.grant(grant_id or self._grant_on(bundle.artifact_id, asked))
         joint = differencing.joint_cost(
             self.ledger,
@@ -434,7 +435,7 @@ class Client:
             and (allowed.row_level or not checked.row_level)
             and cost <= allowed.rho_micro
         ):
-            job.check_policy(bundle, checked, rho_micro=cost)
+            job.check_allowed(bundle, checked, rho_micro=cost)
         return job.post_job(
             self.ledger,
             self.content,

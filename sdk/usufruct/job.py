@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -203,19 +204,51 @@ def check_job(
         raise ReleaseRefusedError(Refusal.CONSENT_EPOCH_STALE.name)
     if unlabel(request.purpose) not in policy.purposes:
         raise ReleaseRefusedError(Refusal.PURPOSE_NOT_GRANTED.name)
-    if parameters.kernel.name not in policy.kernels:
-        raise ReleaseRefusedError(Refusal.KERNEL_NOT_GRANTED.name)
-    if parameters.row_level and not policy.row_level:
-        raise ReleaseRefusedError(Refusal.ROW_LEVEL_NOT_GRANTED.name)
-    if request.rho_micro > policy.max_rho_micro_per_job:
-        raise ReleaseRefusedError(Refusal.BUDGET_EXCEEDED.name)
     mask = status.row_mask(manifest.row_subjects)
-    subjects = len(np.unique(manifest.row_subjects[mask]))
-    if subjects < max(min_cohort, policy.min_cohort):
-        raise ReleaseRefusedError(Refusal.COHORT_TOO_SMALL.name)
+    ruled_out = _ruled_out(policy, parameters, rho_micro=request.rho_micro)
+    ruled_out = ruled_out or _too_few(manifest, mask, max(min_cohort, policy.min_cohort))
+    if ruled_out is not None:
+        raise ReleaseRefusedError(ruled_out.reason.name)
     bounds = parameters.validate(manifest.shape)
     return JobInputs(
         manifest=manifest, policy=policy, status=status, parameters=parameters, mask=mask, bounds=bounds
+    )
+
+
+class _RuledOut(NamedTuple):
+    """Why a bundle's policy rules a job out: the ledger's reason, and what it says."""
+
+    reason: Refusal
+    says: str
+    hint: str
+
+
+def _ruled_out(policy: Policy, parameters: JobParameters, *, rho_micro: int) -> _RuledOut | None:
+    kernel = parameters.kernel.name
+    if kernel not in policy.kernels:
+        return _RuledOut(
+            Refusal.KERNEL_NOT_GRANTED,
+            f"does not allow kernel {kernel}",
+            f"it allows {', '.join(policy.kernels)}",
+        )
+    if parameters.row_level and not policy.row_level:
+        return _RuledOut(Refusal.ROW_LEVEL_NOT_GRANTED, "allows no per-row results", "ask for output `sum`")
+    if rho_micro > policy.max_rho_micro_per_job:
+        return _RuledOut(
+            Refusal.BUDGET_EXCEEDED,
+            f"allows a job rho {policy.max_rho_micro_per_job / MICRO:g}, not {rho_micro / MICRO:g}",
+            "spend less; the noise grows as 1 / sqrt(rho)",
+        )
+    return None
+
+
+def _too_few(manifest: BundleManifest, mask: npt.NDArray[np.bool_], minimum: int) -> _RuledOut | None:
+    if len(np.unique(manifest.row_subjects[mask])) >= minimum:
+        return None
+    return _RuledOut(
+        Refusal.COHORT_TOO_SMALL,
+        f"wants {minimum} consenting subjects, and has fewer at present",
+        REFUSAL_HINTS.get(Refusal.COHORT_TOO_SMALL, ""),
     )
 
 
@@ -336,7 +369,7 @@ def job_parameters(
     return parsed
 
 
-def check_policy(
+def check_allowed(
     bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int, status: ConsentStatus | None = None
 ) -> None:
     """Check what the bundle's policy asks of a job, which contracts do not read: nobody would execute it.
@@ -350,28 +383,12 @@ def check_policy(
     ------
     DeniedError
     """
-    policy, kernel = bundle.policy, parameters.kernel.name
-    if kernel not in policy.kernels:
-        raise DeniedError(
-            f"the bundle's policy does not allow kernel {kernel}",
-            hint=f"it allows {', '.join(policy.kernels)}",
-        )
-    if parameters.row_level and not policy.row_level:
-        raise DeniedError("the bundle's policy allows no per-row results", hint="ask for output `sum`")
-    if rho_micro > policy.max_rho_micro_per_job:
-        raise DeniedError(
-            f"the bundle's policy allows a job rho {policy.max_rho_micro_per_job / MICRO:g},"
-            f" not {rho_micro / MICRO:g}",
-            hint="spend less; the noise grows as 1 / sqrt(rho)",
-        )
-    if status is not None:
-        rows = bundle.manifest.row_subjects
-        subjects = len(np.unique(rows[status.row_mask(rows)]))
-        if subjects < policy.min_cohort:
-            raise DeniedError(
-                f"the bundle's policy wants {policy.min_cohort} consenting subjects, and has fewer at present",
-                hint=REFUSAL_HINTS.get(Refusal.COHORT_TOO_SMALL, ""),
-            )
+    ruled_out = _ruled_out(bundle.policy, parameters, rho_micro=rho_micro)
+    if ruled_out is None and status is not None:
+        mask = status.row_mask(bundle.manifest.row_subjects)
+        ruled_out = _too_few(bundle.manifest, mask, bundle.policy.min_cohort)
+    if ruled_out is not None:
+        raise DeniedError(f"the bundle's policy {ruled_out.says}", hint=ruled_out.hint)
 
 
 def post_job(

@@ -31,7 +31,7 @@ from organisations import (
     synthetic,
 )
 
-from usufruct import consent, rights
+from usufruct import consent_book, rights
 from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec, dag
 from usufruct.errors import (
     BlockMismatchError,
@@ -578,7 +578,7 @@ def test_withdrawal_between_verification_and_release_leaves_the_job_with_stale_c
             network.reached(job, JobState.VERIFIED)
             book: Any = clinic.client._book
             book.withdraw(clinic.subjects[40], scope=SCOPE)
-            consent.anchor_epoch(book, clinic.client.ledger, desk, scope=SCOPE)  # type: ignore[arg-type]
+            consent_book.anchor_epoch(book, clinic.client.ledger, desk, scope=SCOPE)  # type: ignore[arg-type]
             clinic.withdrawn.add(40)
         for kind, record in desk.kept:
             clinic.client.content.put_record(kind, record)

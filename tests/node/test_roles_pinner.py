@@ -31,6 +31,7 @@ from usufruct.replication import Replication
 from usufruct.seal import seal_features
 from usufruct_node.holdings import Holding, Purpose
 from usufruct_node.placement import Placements
+from usufruct_node.roles.custody_peers import Silent
 from usufruct_node.roles.pinner import held_pin
 
 READS = {"_read_policies": 1, "_read_notices": 2, "tend": 2}
@@ -248,7 +249,7 @@ def test_a_policy_whose_block_is_damaged_is_read_once_it_is_whole(
         assert node.context.placements.holders(artifact_id) == ()
 
         node.peers.answers, node.peers.blocks = True, {cid: data}
-        node.pinner._silent.clear()
+        node.pinner._silent = Silent(0.0)
         if name == "north":
             node.store.put(data, Codec.DAG_CBOR)
         trio.run(node.pinner._read_policies)

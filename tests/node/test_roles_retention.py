@@ -18,7 +18,7 @@ from usufruct.errors import PeerError
 from usufruct.records import ArtifactId, KeyId, OrgId
 from usufruct_node.holdings import Purpose
 from usufruct_node.intake import STAGED, accept_record
-from usufruct_node.roles import retention
+from usufruct_node.roles import custody_peers
 from usufruct_node.roles.retention import Retention
 
 
@@ -41,7 +41,7 @@ class Steward(CustodyNode):
             destroy_secret=self.destroyed.append,
             signing_key=self.member.node_key,
         )
-        monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: self.stopwatch))
+        monkeypatch.setattr(custody_peers, "time", SimpleNamespace(monotonic=lambda: self.stopwatch))
 
     def own(self) -> ArtifactId:
         """A bundle of this node, with its ciphertexts."""

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from chain_fixture import FAR, Consortium, word
 from usufruct.consent import (
     MAX_STATUS_BITS,
-    ConsentBook,
     ConsentStatus,
-    anchor_epoch,
     check_merkle_proof,
     check_receipt,
     cohort_floor,
@@ -30,6 +28,7 @@ from usufruct.consent import (
     pseudonym_of,
     receipt_digest,
 )
+from usufruct.consent_book import ConsentBook, anchor_epoch
 from usufruct.content import Cid, dag
 from usufruct.errors import (
     BlockNotFoundError,

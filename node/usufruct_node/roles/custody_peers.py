@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,21 @@ _MAX_STATEMENTS = 256
 
 class NotHeldError(StorageProofError):
     """The member says itself that it does not hold the bytes."""
+
+
+class Silent:
+    """Members that did not answer, and are not asked again for so long: one cannot hold up what concerns others."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[OrgId, float] = {}
+
+    def add(self, org: OrgId) -> None:
+        """Note that a member did not answer now."""
+        self._until[org] = time.monotonic() + self._seconds
+
+    def __contains__(self, org: OrgId) -> bool:
+        return time.monotonic() < self._until.get(org, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

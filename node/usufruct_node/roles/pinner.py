@@ -50,7 +50,7 @@ from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles.context import RoleContext, log
-from usufruct_node.roles.custody_peers import CustodyPeers
+from usufruct_node.roles.custody_peers import CustodyPeers, Silent
 
 Parsed = TypeVar("Parsed")
 
@@ -87,14 +87,12 @@ class Pinner:
         self._store = store
         self._signing_key = signing_key
         self._limit_bytes = limit_bytes
-        self._silence_s = silence_s
         self._whole: dict[ArtifactId, tuple[bytes, bytes]] = {}
         """Bundles known to be complete here, with the digests of the policy and consent status that are here."""
         self._suspect: set[ArtifactId] = set()
         """Bundles of which every byte is to be read again."""
         self._unreadable: set[bytes] = set()
-        self._silent: dict[OrgId, float] = {}
-        """Members that did not answer, and until when they are not asked again: one cannot hold up what concerns others."""
+        self._silent = Silent(silence_s)
         self._pauses: dict[ArtifactId, tuple[float, float]] = {}
         """Bundles that cannot be taken: seconds of the last pause, and when it ends."""
         self.troubles: dict[str, str] = {}
@@ -171,16 +169,13 @@ class Pinner:
         try:
             return await trio.to_thread.run_sync(self._context.store.get, cid)
         except (BlockNotFoundError, BlockMismatchError):
-            if steward == self._context.org or self._is_silent(steward):
+            if steward == self._context.org or steward in self._silent:
                 raise
         try:
             return await self._context.fetch_once(cid, steward)
         except PeerError:
-            self._silent[steward] = time.monotonic() + self._silence_s
+            self._silent.add(steward)
             raise
-
-    def _is_silent(self, org: OrgId) -> bool:
-        return time.monotonic() < self._silent.get(org, 0.0)
 
     async def _read_notices(self) -> None:
         """Ask stewards whom they leave out; where one is silent, those who hold its bundles repeat its words."""
@@ -198,12 +193,12 @@ class Pinner:
                 await trio.lowlevel.checkpoint()
                 holders.update(context.placements.holders(one))
             for source in (steward, *sorted(holders - {steward, context.org})):
-                if self._is_silent(source):
+                if source in self._silent:
                     continue
                 try:
                     notices = await self._peers.notices(source, artifact_ids, steward)
                 except (PeerError, ManifestError, VerificationError) as exc:
-                    self._silent[source] = time.monotonic() + self._silence_s
+                    self._silent.add(source)
                     log.debug("no notices of %s from %s: %s", unlabel(steward), unlabel(source), exc)
                     continue
                 for notice in notices:

@@ -7,7 +7,6 @@ beyond this node's reach.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 
 import trio
@@ -27,7 +26,7 @@ from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobState, KeyId
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles.context import RoleContext, log
-from usufruct_node.roles.custody_peers import CustodyPeers
+from usufruct_node.roles.custody_peers import CustodyPeers, Silent
 from usufruct_node.roles.pinner import check_gone
 
 
@@ -55,8 +54,7 @@ class Retention:
         self._store = store
         self._destroy_secret = destroy_secret
         self._signing_key = signing_key
-        self._silent: dict[OrgId, float] = {}
-        """Members that did not answer, and until when they are not asked again."""
+        self._silent = Silent(peers.answer_s)
         self.troubles: dict[str, str] = {}
         """Bundle id in hex -> what keeps it from being erased; empty when all is well."""
 
@@ -74,7 +72,7 @@ class Retention:
         awaited = await trio.to_thread.run_sync(self._awaited, [artifact_id for artifact_id, _ in ended])
         async with trio.open_nursery() as nursery:
             for org, artifact_ids in awaited.items():
-                if time.monotonic() >= self._silent.get(org, 0.0):
+                if org not in self._silent:
                     nursery.start_soon(self._collect, org, artifact_ids)
 
     def _ended(self, now: int) -> list[tuple[ArtifactId, Artifact]]:
@@ -150,7 +148,7 @@ class Retention:
                 statements, _ = await self._peers.erasures(org, artifact_id)
             except PeerError as exc:
                 log.debug("no statements of %s yet: %s", unlabel(org), exc)
-                self._silent[org] = time.monotonic() + self._peers.answer_s
+                self._silent.add(org)
                 return
             except (ManifestError, VerificationError) as exc:
                 log.debug("no statement of %s: %s", unlabel(org), exc)

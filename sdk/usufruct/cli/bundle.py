@@ -25,13 +25,13 @@ from usufruct.cli.terminal import (
     err,
     guarded,
     out,
+    plain,
     print_json,
-    printable,
     read_text,
     show,
 )
 from usufruct.client import Client, open_authority_keystore
-from usufruct.consent import ConsentBook
+from usufruct.consent_book import ConsentBook
 from usufruct.content import Cid, Codec
 from usufruct.content.unixfs import FileCid
 from usufruct.home import Home
@@ -142,7 +142,7 @@ def bundle_show(
         return
     for name, value in facts.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
-        out.print(f"{name}: {printable(text)}", highlight=False, markup=False)
+        out.print(plain(f"{name}: {text}"), highlight=False)
     show("columns", columns, {name: name for name in columns[0]}, as_json=False)
 
 

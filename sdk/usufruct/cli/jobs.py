@@ -21,6 +21,7 @@ from usufruct.cli.terminal import (
     err,
     guarded,
     out,
+    plain,
     print_json,
     printable,
     read_text,
@@ -252,7 +253,7 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
         return
     for key, value in answer.items():
         shown = np.round(value, 4) if isinstance(value, np.ndarray) else value
-        out.print(_plain(f"{key}: {shown}"), highlight=False)
+        out.print(plain(f"{key}: {shown}"), highlight=False)
 
 
 @guarded
@@ -266,7 +267,7 @@ def lineage_command(
     client = Client.open(home, passphrase_file=passphrase_file)
     with err.status("checking") as line:
         found = client.lineage(
-            ArtifactId(client.find_id("artifact", artifact)), progress=lambda told: line.update(_plain(told))
+            ArtifactId(client.find_id("artifact", artifact)), progress=lambda told: line.update(plain(told))
         )
     if as_json:
         print_json(found.to_json())
@@ -293,7 +294,7 @@ def _branch(node: LineageNode, shown: set[ArtifactId]) -> Tree:
     if node.stale is not None:
         title.append(*(" (consent no longer in force)", "red") if node.stale else (" (consent in force)",))
     tree = Tree(title)
-    tree.add(_plain(f"content {node.content}"))
+    tree.add(plain(f"content {node.content}"))
     if node.job:
         for line in (
             f"job {node.job['job_id'][:16]}: {node.job['kernel']} for {node.job['requester']}, {node.job['level']}",
@@ -301,18 +302,13 @@ def _branch(node: LineageNode, shown: set[ArtifactId]) -> Tree:
             f"consent epoch {node.consent['epoch']} of {node.consent['steward']} for {node.consent['scope']},"
             f" root {node.consent['consent_root'][:16]}",
         ):
-            tree.add(_plain(line))
+            tree.add(plain(line))
     steps = tree.add("ledger")
     for step in node.steps:
-        steps.add(_plain(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}"))
+        steps.add(plain(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}"))
     for parent in node.parents:
         tree.children.append(_branch(parent, shown))
     return tree
-
-
-def _plain(text: str) -> Text:
-    """Text that others may have chosen, shown as it is: neither markup nor a terminal's commands in it count."""
-    return Text(printable(text))
 
 
 @guarded

@@ -237,9 +237,9 @@ def publish(
         budget_rho=budget_rho,
         retain_days=retain_days,
     )
-    if min_cohort > len(set(positions)):
+    if min_cohort > (n_subjects := len(set(positions))):
         raise InputError(
-            f"the bundle has rows of {len(set(positions))} subjects, and no release may be of fewer than {min_cohort}"
+            f"the bundle has rows of {n_subjects} subjects, and no release may be of fewer than {min_cohort}"
         )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:

@@ -111,6 +111,11 @@ def cell(value: object) -> str:
     return printable(text[:12]) + "…" if len(text) == 64 else printable(text)
 
 
+def plain(text: str) -> Text:
+    """Text that others may have chosen, shown as it is: neither markup nor a terminal's commands in it count."""
+    return Text(printable(text))
+
+
 def printable(text: str) -> str:
     """Text that others may have chosen, with what could steer a terminal escaped."""
     return "".join(
