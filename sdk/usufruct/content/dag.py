@@ -7,11 +7,11 @@ encode to the same bytes again. Meaning (which keys a manifest has) belongs to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, Union
+from typing import Final, TypeAlias, Union
 
-import dag_cbor
-from multiformats import CID
+import cbor2
 
 from usufruct.content.blockstore import MAX_BLOCK_BYTES
 from usufruct.content.cid import CID_BYTES, Cid, Codec
@@ -26,6 +26,7 @@ MAX_DEPTH: Final = 32
 MAX_ITEMS: Final = 100_000
 """Values, keys and links in one record at most; bounds the time that a hostile record takes to decode."""
 
+_INT_BOUND = 1 << 64
 _LINK_TAG = 42
 _LINK_HEAD = bytes((0x58, CID_BYTES + 1, 0))
 """A link: byte string of 37 bytes whose first is the identity multibase prefix."""
@@ -65,8 +66,14 @@ def decode(data: bytes) -> DagValue:
     """
     _walk(data)
     try:
-        value = _from_library(dag_cbor.decode(data))
-    except (dag_cbor.decoding.CBORDecodingError, CidError, ValueError, KeyError) as exc:
+        value: DagValue = cbor2.loads(
+            data,
+            semantic_decoders={_LINK_TAG: _read_link},
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+    except (cbor2.CBORDecodeError, ValueError) as exc:
         raise ManifestError("malformed DAG-CBOR") from exc
     if _encode(value) != data:
         raise ManifestError("not the canonical encoding of its value")
@@ -100,35 +107,39 @@ def cid_of(value: object) -> Cid:
 
 def _encode(value: object) -> bytes:
     try:
-        return bytes(dag_cbor.encode(_to_library(value, 0)))
-    except (dag_cbor.encoding.CBOREncodingError, ValueError, OverflowError) as exc:
+        return cbor2.dumps(_to_library(value, 0))
+    except (cbor2.CBOREncodeError, ValueError) as exc:
         raise ManifestError(f"not encodable as DAG-CBOR: {exc}") from exc
 
 
-def _to_library(value: object, depth: int) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+def _to_library(value: object, depth: int) -> object:
+    """Return `value` as the CBOR library writes it canonically: keys in order, links tagged, no sloppy number."""
+    if value is None or isinstance(value, (bool, str, bytes)):
+        return value
+    if isinstance(value, int):
+        if not -_INT_BOUND <= value < _INT_BOUND:
+            raise ManifestError("an integer of more than 64 bits")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ManifestError(f"a record cannot hold {value}")
         return value
     if isinstance(value, Cid):
-        return CID("base32", 1, value.codec.name.lower().replace("_", "-"), ("sha2-256", value.digest))
+        return cbor2.CBORTag(_LINK_TAG, b"\0" + bytes(value))
     if depth >= MAX_DEPTH:
         raise ManifestError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise ManifestError("the keys of a record are strings")
-        return {key: _to_library(item, depth + 1) for key, item in value.items()}
+        ordered = sorted((len(utf8 := key.encode()), utf8, key) for key in value)
+        return {key: _to_library(value[key], depth + 1) for _, _, key in ordered}
     if isinstance(value, Sequence) and not isinstance(value, (bytearray, memoryview)):
         return [_to_library(item, depth + 1) for item in value]
     raise ManifestError(f"a record cannot hold {type(value).__name__}")
 
 
-def _from_library(value: Any) -> DagValue:
-    if isinstance(value, CID):
-        return Cid.from_bytes(bytes(value))
-    if isinstance(value, dict):
-        return {key: _from_library(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_from_library(item) for item in value]
-    return value  # type: ignore[no-any-return]
+def _read_link(tagged: bytes, _immutable: bool) -> Cid:
+    return Cid.from_bytes(tagged[1:])
 
 
 def _walk(data: bytes) -> None:

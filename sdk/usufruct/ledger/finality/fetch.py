@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from multiformats import multibase
+import base58
 
 from usufruct.errors import LedgerError, ProofUnavailableError
 from usufruct.ledger.endpoint import Endpoint, well_formed
@@ -131,4 +131,5 @@ def _signature(block_hash: bytes, endpoint: Endpoint) -> tuple[bytes, bytes] | N
 def cb58(data: bytes) -> str:
     """Avalanche's way to write identifiers: base58 with the last four bytes of SHA-256 behind."""
     checked = data + hashlib.sha256(data).digest()[-4:]
-    return str(multibase.get("base58btc").encode(checked))[1:]
+    text: str = base58.b58encode(checked).decode("ascii")
+    return text
