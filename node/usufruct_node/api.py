@@ -170,6 +170,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Registered bundles with consent epoch and privacy account."""
         return queries.bundles()
 
+    @api.get("/key-domains", dependencies=private, tags=["queries"])
+    def key_domains() -> list[dict[str, Any]]:
+        """Homomorphic key domains, newest first."""
+        return queries.key_domains()
+
     @api.get("/grants", dependencies=private, tags=["queries"])
     def grants(
         grantee: Annotated[str | None, Query()] = None, steward: Annotated[str | None, Query()] = None

@@ -17,9 +17,9 @@ import trio
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
-from usufruct.cli import HomeOption, JsonOption, guarded, print_json
+from usufruct.cli import HomeOption, JsonOption, VersionOption, guarded, plain, print_json, table_of
 from usufruct.content.node import NodeContent
 from usufruct.errors import ConfigurationError, UsufructError
 from usufruct.home import Home, Organisation
@@ -32,7 +32,7 @@ from usufruct_node.config import NodeSettings
 from usufruct_node.devnet import Devnet, chain_kind
 from usufruct_node.doctor import examine
 from usufruct_node.enrol import check_place, create_home
-from usufruct_node.peers_view import render_peers
+from usufruct_node.peers_tables import render_peers
 from usufruct_node.storage_cli import blocks_app, kubo_app
 
 app = typer.Typer(
@@ -46,6 +46,12 @@ app.add_typer(blocks_app, name="blocks")
 app.add_typer(kubo_app, name="kubo")
 out = Console()
 err = Console(stderr=True)
+
+
+@app.callback()
+def _about(version: VersionOption = False) -> None:
+    pass
+
 
 PassphraseOption = Annotated[
     Path | None,
@@ -153,10 +159,11 @@ def status(home: HomeOption, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
         return
-    table = Table("what", "value", title=answer["organisation"])
-    for key, value in answer.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
-    out.print(table)
+    rows = (
+        (key, json.dumps(value) if isinstance(value, (dict, list)) else value)
+        for key, value in answer.items()
+    )
+    out.print(table_of(("what", "value"), rows, title=answer["organisation"]))
 
 
 @app.command()
@@ -183,8 +190,8 @@ def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: 
         print_json([{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings])
     else:
         for finding in findings:
-            mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
-            out.print(f"{mark} {finding.check}: {finding.detail}", highlight=False)
+            mark = ("ok  ", "green") if finding.ok else ("FAIL", "red")
+            out.print(Text.assemble(mark, plain(f" {finding.check}: {finding.detail}")))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -289,10 +296,8 @@ def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOpt
     if as_json:
         print_json(rows)
         return
-    table = Table("process", "pid", "health")
-    for row in rows:
-        table.add_row(row["process"], str(row["pid"] or "-"), str(row["health"]))
-    out.print(table)
+    shown = ((row["process"], row["pid"] or "-", row["health"]) for row in rows)
+    out.print(table_of(("process", "pid", "health"), shown))
 
 
 def _own_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

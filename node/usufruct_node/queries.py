@@ -11,6 +11,7 @@ import eth_abi.exceptions
 
 from usufruct.errors import BlockNotFoundError, UnknownKernelError
 from usufruct.he.kernels import kernel_by_id
+from usufruct.he.parameters import PARAMETER_SETS
 from usufruct.ledger.abi import load_abi
 from usufruct.records import (
     Artifact,
@@ -79,6 +80,20 @@ class Queries:
     def bundles(self) -> list[dict[str, Any]]:
         """Registered bundles with consent epoch and privacy account."""
         return [self._bundle(id_, record) for id_, record in self._index.artifacts(ArtifactKind.BUNDLE)]
+
+    def key_domains(self) -> list[dict[str, Any]]:
+        """Homomorphic key domains, newest first."""
+        names = {known.parameters_id: name for name, known in PARAMETER_SETS.items()}
+        return [
+            {
+                "key_id": key_id.hex(),
+                "custodian": unlabel(domain.custodian),
+                "parameters": names.get(domain.parameters_id, domain.parameters_id.hex()),
+                "status": domain.status.name,
+                "registered_at": domain.registered_at,
+            }
+            for key_id, domain in self._index.key_domains()
+        ]
 
     def grants(self, *, grantee: OrgId | None, steward: OrgId | None) -> list[dict[str, Any]]:
         """Requests and grants, newest first."""

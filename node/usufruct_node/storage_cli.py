@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from usufruct.cli import HomeOption, JsonOption, guarded, print_json
+from usufruct.cli import HomeOption, JsonOption, guarded, print_json, table_of
 from usufruct.content import BlockStore, EmbeddedBlockStore, copy_pinned, repair, scan
 from usufruct.content.node import NodeContent
 from usufruct.errors import ConfigurationError
@@ -42,10 +41,8 @@ def _table(rows: list[dict[str, Any]], *, as_json: bool, none: str) -> None:
     elif not rows:
         out.print(none)
     else:
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-        out.print(table)
+        shown = ([", ".join(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
+        out.print(table_of(rows[0], shown))
 
 
 @blocks_app.command("list")

@@ -128,7 +128,7 @@ class Client:
         )
 
     def find_id(self, kind: str, text: str) -> bytes:
-        """The id of an artifact, job or grant from its first hex digits, as far as they are unambiguous.
+        """The id of an artifact, job, grant or key domain from its first hex digits, as far as they are unambiguous.
 
         Raises
         ------
@@ -264,6 +264,21 @@ class Client:
     def consent_receipt(self, subject: str, *, scope: str) -> ConsentReceipt:
         """A subject's signed receipt."""
         return self._book.receipt(subject, scope=scope)
+
+    def consents(self, *, scope: str) -> list[dict[str, Any]]:
+        """Who is in the own consent book for a purpose, by position, and whether each consent is in force now; Unix seconds."""
+        now = self.ledger.finalised().timestamp
+        return [
+            {
+                "subject": subject,
+                "position": receipt.position,
+                "state": receipt.state(now),
+                "given_at": receipt.given_at,
+                "expires_at": receipt.expires_at,
+                "withdrawn_at": receipt.withdrawn_at,
+            }
+            for subject, receipt in self._book.subjects(scope)
+        ]
 
     # 6 rights.
 

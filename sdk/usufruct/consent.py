@@ -46,6 +46,12 @@ class ConsentReceipt:
     """EIP-712 `ConsentReceipt`, by the steward's authority."""
     withdrawn_at: int | None
 
+    def state(self, now: int) -> str:
+        """`in force`, `withdrawn` or `expired` as of `now` (Unix seconds)."""
+        if self.withdrawn_at is not None:
+            return "withdrawn"
+        return "in force" if self.expires_at > now else "expired"
+
     def values(self, steward: OrgId) -> dict[str, object]:
         """The signed fields."""
         return {

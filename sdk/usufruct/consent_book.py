@@ -189,14 +189,18 @@ class ConsentBook:
             raise InputError(f"subject {subject!r} has no receipt for {scope!r}")
         return _receipt(row)
 
-    def receipts(self, scope: str) -> list[ConsentReceipt]:
-        """Every receipt of a purpose, by position."""
+    def subjects(self, scope: str) -> list[tuple[str, ConsentReceipt]]:
+        """Every subject of a purpose with its newest receipt, by position."""
         with self._transaction() as db:
             rows = db.execute(
-                f"SELECT {_COLUMNS} FROM receipt WHERE scope = ? ORDER BY position",  # noqa: S608
+                f"SELECT subject, {_COLUMNS} FROM receipt WHERE scope = ? ORDER BY position",  # noqa: S608
                 (scope,),
             ).fetchall()
-        return [_receipt(row) for row in rows]
+        return [(row[0], _receipt(row[1:])) for row in rows]
+
+    def receipts(self, scope: str) -> list[ConsentReceipt]:
+        """Every receipt of a purpose, by position."""
+        return [receipt for _, receipt in self.subjects(scope)]
 
     def status(self, scope: str, epoch: int, *, now: int) -> tuple[ConsentStatus, list[ConsentReceipt]]:
         """Status bitstring and the receipts in force as of `now` (Unix seconds)."""

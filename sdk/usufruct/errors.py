@@ -30,6 +30,7 @@ Each error has `hint`: what the reader may do next; the command line prints it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import IntEnum
 
 
 class UsufructError(Exception):
@@ -352,7 +353,9 @@ class CompilationError(LedgerError):
 
 
 class TransactionRevertedError(LedgerError):
-    """A contract refused a transaction; `name` and `values` are its custom error."""
+    """A contract refused a transaction; `name` and `values` are its custom error, the hint what that means."""
+
+    exit_code = 7
 
     def __init__(self, name: str, values: dict[str, object], *, hint: str = "") -> None:
         self.name = name
@@ -362,7 +365,9 @@ class TransactionRevertedError(LedgerError):
 
 
 def _readable(value: object) -> str:
-    """Labels as text, other bytes as hex."""
+    """Labels as text, other bytes as hex, members of enums by name."""
+    if isinstance(value, IntEnum):
+        return value.name
     if not isinstance(value, bytes):
         return str(value)
     text = value.rstrip(b"\0")

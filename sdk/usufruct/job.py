@@ -40,11 +40,19 @@ from usufruct.he.kernels import (
     kernel_by_id,
     kernel_by_name,
     linear_form,
+    pairs_of,
 )
 from usufruct.he.quantise import rounding_bound
 from usufruct.ledger import Ledger
 from usufruct.ledger.gas import job_gas
-from usufruct.privacy import MICRO, linear_sensitivity, moments_sensitivity, sigma_for, sum_sensitivity
+from usufruct.privacy import (
+    MICRO,
+    NoiseLevel,
+    linear_sensitivity,
+    noise_levels,
+    products_sensitivity,
+    sum_sensitivity,
+)
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
@@ -139,8 +147,8 @@ class JobParameters:
         kernel = kernel_by_id(kernel_id)
         return cls(kernel=kernel, parameters=kernel.parse(parameters), result_scale=scale)
 
-    def sensitivity(self, manifest: BundleManifest) -> int:
-        """L2 sensitivity of the result to one subject, in integer units of the result.
+    def sensitivities(self, manifest: BundleManifest) -> tuple[tuple[int, int], ...]:
+        """Outputs in groups, in their order: how many, and their joint L2 sensitivity to one subject in integer units.
 
         Raises
         ------
@@ -149,15 +157,35 @@ class JobParameters:
         """
         shape = manifest.shape
         linear = linear_form(self.parameters, shape)
+        per_row: tuple[tuple[int, int], ...]
         if linear is not None:
-            per_row = linear_sensitivity(linear.weights, linear.bias, shape.max_abs, shape.max_l2)
+            norm = linear_sensitivity(linear.weights, linear.bias, shape.max_abs, shape.max_l2)
+            per_row = ((len(linear.weights), norm),)
         elif isinstance(self.parameters, SumParameters):
-            per_row = sum_sensitivity(shape.max_l2)
+            per_row = ((shape.n_features, sum_sensitivity(shape.max_l2)),)
         elif isinstance(self.parameters, MomentsParameters):
-            per_row = moments_sensitivity(shape.max_l2)
+            # A row's products are larger than the row by its norm; noise that covers both would drown the sums.
+            n_columns = len(self.parameters.columns)
+            n_products = len(pairs_of(n_columns))
+            per_row = (
+                (n_columns, sum_sensitivity(shape.max_l2)),
+                (n_products, products_sensitivity(shape.max_l2)),
+            )
         else:
             raise KernelParameterError(f"results of kernel {self.kernel.name} have no proven sensitivity")
-        return per_row * manifest.max_rows_per_subject
+        return tuple((outputs, norm * manifest.max_rows_per_subject) for outputs, norm in per_row)
+
+    def noise(self, manifest: BundleManifest, rho_micro: int) -> tuple[NoiseLevel, ...]:
+        """The noise that a release of `rho_micro` has on its outputs.
+
+        Raises
+        ------
+        KernelParameterError
+            As `sensitivities`.
+        PrivacyError
+            If the budget is too small to be divided among the outputs.
+        """
+        return noise_levels(rho_micro, self.sensitivities(manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,15 +301,22 @@ class Estimate:
     """What a job would cost and how exact it would be."""
 
     sensitivity: int
+    """Most that one subject moves the result, 2-norm in integer units; of moments, their sums of products."""
+
     sigma: float
-    """Standard deviation of the noise, in natural units of the result (of the mean, for a sum)."""
+    """Standard deviation of the noise, in natural units of the result (of the mean, for a sum and for moments)."""
+
+    product_sigma: float
+    """The same on the mean of a product of two columns, natural units squared; 0 where a job asks for none."""
+
     value_bound: int
     value_limit: int
     margin_bits: int
     """Worst-case bits between the noise of the ciphertext and a wrong decryption."""
 
     quantisation_error: float
-    """Worst case of having rounded features and model to integers: natural units of one row's result, or of the mean."""
+    """Worst case of having rounded features and model to integers: natural units of one row's result, or of the mean (of
+    products, for moments)."""
 
     seconds: float
     """For one execution, by one process of this machine; measured."""
@@ -331,16 +366,19 @@ def estimate(
     """
     shape = bundle.manifest.shape
     bounds = parameters.validate(shape)
-    sensitivity = parameters.sensitivity(bundle.manifest)
+    noise = parameters.noise(bundle.manifest, rho_micro)
     cost = cost_of(parameters.kernel, parameters.parameters, shape)
     rows = 1 if parameters.row_level else shape.n_rows
+    sigmas = [level.sigma / parameters.result_scale**power / rows for power, level in enumerate(noise, 1)]
     return Estimate(
-        sensitivity=sensitivity,
-        sigma=sigma_for(rho_micro, sensitivity) / parameters.result_scale / rows,
+        sensitivity=max(norm for _, norm in parameters.sensitivities(bundle.manifest)),
+        sigma=sigmas[0],
+        product_sigma=sum(sigmas[1:]),
         value_bound=bounds.value_bound,
         value_limit=bounds.value_limit,
         margin_bits=bounds.margin_bits,
-        quantisation_error=rounding_bound(parameters.parameters, shape) / parameters.result_scale
+        quantisation_error=rounding_bound(parameters.parameters, shape)
+        / parameters.result_scale ** len(noise)
         + model_error,
         seconds=cost.seconds,
         read_bytes=cost.input_bytes,
@@ -423,6 +461,7 @@ def post_job(
     if rho_micro < 1:
         raise InputError("a job must spend at least one millionth of rho")
     parameters.validate(bundle.manifest.shape)
+    parameters.noise(bundle.manifest, rho_micro)
     cid = node.put_record("parameters", parameters.to_record())
     artifact = ledger.artifact(bundle.artifact_id)
     epoch = ledger.consent_epoch(artifact.steward, artifact.consent_scope).epoch

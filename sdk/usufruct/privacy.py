@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
@@ -74,6 +75,40 @@ def sigma_for(rho_micro: int, sensitivity: float) -> float:
     while rho_micro_for(below := math.nextafter(sigma, 0.0), sensitivity) <= rho_micro:
         sigma = below
     return sigma
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseLevel:
+    """Noise on so many outputs of a release, one after the other."""
+
+    outputs: int
+    sigma: float
+    """Standard deviation on each of them, in integer units."""
+    grid: int
+    """Each of them is a multiple of this: digits far below the noise say nothing and are not sent."""
+
+
+def noise_levels(rho_micro: int, moved: Sequence[tuple[int, int]]) -> tuple[NoiseLevel, ...]:
+    """Noise for outputs that one subject moves by different amounts; each group of them gets an equal part of the budget.
+
+    Parameters
+    ----------
+    rho_micro :
+        Budget of all of them together.
+    moved :
+        Per group the number of outputs, and the 2-norm by which one subject moves them together.
+
+    Raises
+    ------
+    PrivacyError
+        If there is less than a millionth for each group, or a sensitivity is not positive.
+
+    Source
+    ------
+    Bun and Steinke, arXiv 1605.02065, lemma 1.7: the costs of independent mechanisms add up.
+    """
+    sigmas = [(outputs, sigma_for(rho_micro // len(moved), norm)) for outputs, norm in moved]
+    return tuple(NoiseLevel(outputs, sigma, grid_for(sigma)) for outputs, sigma in sigmas)
 
 
 def discrete_gaussian(values: Sequence[int], scale: float) -> list[int]:
@@ -181,14 +216,13 @@ def sum_sensitivity(max_l2: int) -> int:
     return max_l2
 
 
-def moments_sensitivity(max_l2: int) -> int:
-    """2-norm by which one row moves all sums and sums of products together, rounded up.
+def products_sensitivity(max_l2: int) -> int:
+    """2-norm by which one row moves the sums of all products of two columns, each pair once.
 
-    A row x adds x and its products x_i x_j, each pair once; their 2-norms are at most B and B^2 with B the bound on
-    that of x.
+    A row x adds x_i x_j with i <= j; their 2-norm is at most B^2 with B the bound on that of x.
     """
     _check_positive(max_l2=max_l2)
-    return _isqrt_up(max_l2**2 + max_l2**4)
+    return max_l2**2
 
 
 def linear_sensitivity(

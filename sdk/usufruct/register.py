@@ -12,6 +12,7 @@ from usufruct.content import Cid
 from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
 from usufruct.he.kernels import kernel_by_name
+from usufruct.he.parameters import Parameters, parameters_by_id
 from usufruct.ledger import Ledger
 from usufruct.publish import MAX_SUBJECTS, PublishedBundle
 from usufruct.records import (
@@ -137,13 +138,13 @@ def register_bundle(
     Raises
     ------
     InputError
-        If the policy names an unknown kernel, a holder that is no member, or does not name the bundle's purpose, or if the
+        As `check_policy`, if the policy does not name the bundle's purpose, or if the
         bundle is registered already with another policy, retention or budget; nothing was sent.
     WrongKeyDomainError
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
     """
-    check_policy(ledger, policy)
+    check_policy(ledger, policy, published.manifest.shape.parameters)
     scope = published.manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
@@ -206,19 +207,31 @@ def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, po
     Raises
     ------
     InputError
-        If the policy names an unknown kernel, or a holder that is no member; nothing was sent.
+        As `check_policy`; nothing was sent.
     TransactionRevertedError
     """
-    check_policy(ledger, policy)
+    domain = ledger.key_domain(ledger.artifact(artifact_id).key_id)
+    check_policy(ledger, policy, parameters_by_id(domain.parameters_id))
     cid = node.put_record("policy", policy.to_record())
     ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
     return cid
 
 
-def check_policy(ledger: Ledger, policy: Policy) -> None:
-    """Raise InputError or UnknownKernelError if the policy names an unknown kernel, or a holder that is no member."""
+def check_policy(ledger: Ledger, policy: Policy, parameters: Parameters | None) -> None:
+    """Check that jobs can be run under a policy on a bundle that is sealed with `parameters`; None: not known yet.
+
+    Raises
+    ------
+    InputError
+        If it names an unknown kernel, one that runs under another scheme, or a holder that is no member.
+    """
     for kernel in policy.kernels:
-        kernel_by_name(kernel)
+        needed = kernel_by_name(kernel).scheme
+        if parameters is not None and needed != parameters.scheme:
+            raise InputError(
+                f"kernel {kernel} runs on bundles sealed under {needed}, and this key domain is for {parameters.scheme}",
+                hint="`usufruct kernels` lists kernels with their schemes; `usufruct key-domain create --parameters`",
+            )
     for name in policy.replication.holders:
         if ledger.participant(org_id(name)).status == MemberStatus.NONE:
             raise InputError(f"the policy names {name} as a holder, which is no member")

@@ -17,26 +17,25 @@ import numpy as np
 import numpy.typing as npt
 
 from usufruct.content import dag
-from usufruct.errors import ManifestError, VerificationError
+from usufruct.errors import InputError, ManifestError, VerificationError
 from usufruct.he.container import Form
 from usufruct.he.isolated import IsolatedOpener
-from usufruct.he.kernels import kernel_by_id, outputs
-from usufruct.job import JobInputs
+from usufruct.he.kernels import MOMENTS, kernel_by_id, outputs, pairs_of, statistics
+from usufruct.job import MAX_RELEASED_VALUES, JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
 from usufruct.privacy import (
     MICRO,
+    NoiseLevel,
     discrete_gaussian,
     epsilon,
-    grid_for,
     noise_bound,
     round_to_grid,
-    sigma_for,
 )
 from usufruct.records import Job, JobId, JobRequest, Participant
 
 ENVELOPE_TYPE = "usufruct/sealed-release/1"
-PAYLOAD_TYPE = "usufruct/release/1"
+PAYLOAD_TYPE = "usufruct/release/2"
 _VALUE = np.dtype("<i8")
 
 _PAYLOAD_FIELDS = {
@@ -47,8 +46,7 @@ _PAYLOAD_FIELDS = {
     "columns",
     "count",
     "result_scale",
-    "sigma_micro",
-    "grid",
+    "noise",
     "rho_micro",
 }
 
@@ -64,11 +62,9 @@ class Release:
     count: int
     """Rows that consented; public through the consent status."""
     result_scale: float
-    """Integer units per 1.0."""
-    sigma: float
-    """Standard deviation of the noise on each value, in integer units."""
-    grid: int
-    """Every value is a multiple of this, in integer units: digits far below the noise say nothing and are not sent."""
+    """Integer units per 1.0 of a feature's sum or of a score."""
+    noise: tuple[NoiseLevel, ...]
+    """Noise on the outputs, in their order: one level, or two for `moments`, whose sums have less than their products."""
     rho_micro: int
     """Privacy spent, zCDP, millionths of rho."""
 
@@ -77,20 +73,66 @@ class Release:
         """Whether there is one value per row."""
         return self.values.ndim == 2
 
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise on a value, in integer units; the largest where values differ in it."""
+        return max(level.sigma for level in self.noise)
+
     def mean(self) -> npt.NDArray[np.float64]:
-        """Mean over the consenting rows, shape (n_outputs,), natural units."""
-        total = self.values.sum(axis=0) if self.row_level else self.values
+        """Mean over the consenting rows, natural units: of each output, or of each column of `moments`."""
+        total = self.values.sum(axis=0) if self.row_level else self.values[: self.noise[0].outputs]
         return total / (self.result_scale * self.count)
 
     def natural(self) -> npt.NDArray[np.float64]:
-        """Values in natural units, same shape."""
-        return self.values / self.result_scale
+        """Values in natural units, same shape; those of products are squares of them."""
+        powers = np.repeat(np.arange(1, len(self.noise) + 1), [level.outputs for level in self.noise])
+        return self.values / self.result_scale**powers
 
     def mean_error(self, failure_probability: float = 1e-6) -> float:
         """Bound on noise and rounding of each entry of `mean()`, natural units, except with this probability."""
-        values = self.count if self.row_level else 1
-        noise = noise_bound(float(self.sigma * np.sqrt(values)), failure_probability)
-        return (noise + values * (self.grid // 2)) / (self.result_scale * self.count)
+        return self._error(0, failure_probability) / self.result_scale
+
+    def covariances(self) -> npt.NDArray[np.float64]:
+        """Covariances over the consenting rows as a population, shape (k, k), natural units squared; for `moments` only.
+
+        Noise can make a variance negative, and the matrix not positive semi-definite.
+
+        Raises
+        ------
+        InputError
+            If the release is of another kernel.
+        """
+        k = self._n_columns()
+        return statistics(
+            [int(value) for value in self.values], self.count, n_columns=k, feature_scale=self.result_scale
+        ).covariances
+
+    def covariance_errors(self, failure_probability: float = 1e-6) -> npt.NDArray[np.float64]:
+        """Bounds on noise and rounding of each entry of `covariances()`, same shape, except with this probability each.
+
+        Raises
+        ------
+        InputError
+            As `covariances`.
+        """
+        self._n_columns()
+        # An entry is a mean of products less a product of two means, each of the three within its own bound.
+        mean, third = np.abs(self.mean()), failure_probability / 3
+        of_mean, of_product = (
+            self._error(level, third) / self.result_scale ** (level + 1) for level in (0, 1)
+        )
+        return of_product + of_mean * (mean[:, None] + mean[None, :]) + of_mean**2
+
+    def _n_columns(self) -> int:
+        if self.kernel != MOMENTS.name:
+            raise InputError(f"a release of {self.kernel} has no covariances")
+        return self.noise[0].outputs
+
+    def _error(self, number: int, failure_probability: float) -> float:
+        """Bound on noise and rounding of a mean of integer outputs of one level."""
+        level, values = self.noise[number], self.count if self.row_level else 1
+        noise = noise_bound(float(level.sigma * np.sqrt(values)), failure_probability)
+        return (noise + values * (level.grid // 2)) / self.count
 
     def epsilon(self, delta: float = 1e-6) -> float:
         """The spent privacy as epsilon at `delta`."""
@@ -142,28 +184,40 @@ def decrypt_result(
 
 def add_noise(
     opened: npt.NDArray[np.int64], inputs: JobInputs, *, rho_micro: int
-) -> tuple[npt.NDArray[np.int64], float]:
+) -> tuple[npt.NDArray[np.int64], tuple[NoiseLevel, ...]]:
     """Clip to the kernel's static bound, add discrete Gaussian noise, round to the grid, and shuffle rows.
 
     Returns
     -------
-    noised, sigma :
-        Values of the same shape, each a multiple of `grid_for(sigma)`; the noise's standard deviation.
+    noised, levels :
+        Values of the same shape; the noise on them, in the order of the outputs.
     """
-    sigma = sigma_for(rho_micro, inputs.parameters.sensitivity(inputs.manifest))
+    levels = inputs.parameters.noise(inputs.manifest, rho_micro)
     clipped = np.clip(opened, -inputs.bounds.value_bound, inputs.bounds.value_bound)
-    drawn = discrete_gaussian([int(v) for v in clipped.ravel()], sigma)
-    noised = np.array(round_to_grid(drawn, grid_for(sigma)), dtype=np.int64).reshape(opened.shape)
+    noised = np.empty_like(clipped)
+    first = 0
+    for level in levels:
+        part = clipped[..., first : first + level.outputs]
+        drawn = discrete_gaussian([int(value) for value in part.ravel()], level.sigma)
+        rounded = np.array(round_to_grid(drawn, level.grid), dtype=np.int64)
+        noised[..., first : first + level.outputs] = rounded.reshape(part.shape)
+        first += level.outputs
+    if first != opened.shape[-1]:
+        raise VerificationError(f"{opened.shape[-1]} opened outputs, and noise for {first}")
     if noised.ndim == 2:
         order = list(range(len(noised)))
         secrets.SystemRandom().shuffle(order)
         noised = noised[order]
-    return noised, sigma
+    return noised, levels
 
 
-def sigma_micro(sigma: float) -> int:
-    """Noise scale as the ledger logs it: millionths, rounded up."""
-    return int(np.ceil(sigma * MICRO))
+def sigma_micro(levels: Sequence[NoiseLevel]) -> int:
+    """Noise scale as the ledger logs it: the largest, in millionths, rounded up."""
+    return max(map(_micro, levels))
+
+
+def _micro(level: NoiseLevel) -> int:
+    return int(np.ceil(level.sigma * MICRO))
 
 
 def seal_payload(
@@ -172,7 +226,7 @@ def seal_payload(
     job: Job,
     inputs: JobInputs,
     noised: npt.NDArray[np.int64],
-    sigma: float,
+    levels: Sequence[NoiseLevel],
     *,
     recipient_key: bytes,
 ) -> bytes:
@@ -191,8 +245,7 @@ def seal_payload(
         "columns": int(noised.shape[1]) if noised.ndim == 2 else 0,
         "count": int(inputs.mask.sum()),
         "result_scale": inputs.parameters.result_scale,
-        "sigma_micro": sigma_micro(sigma),
-        "grid": grid_for(sigma),
+        "noise": [[level.outputs, _micro(level), level.grid] for level in levels],
         "rho_micro": job.request.rho_micro,
     }
     return hpke.seal_to(recipient_key, dag.encode(payload), _info(chain_id, job_id))
@@ -259,7 +312,8 @@ def open_envelope(
 def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, request: JobRequest) -> Release:
     if set(payload) != _PAYLOAD_FIELDS or payload["type"] != PAYLOAD_TYPE:
         raise ManifestError("not a release payload")
-    if payload["job"] != job_id or payload["sigma_micro"] != sigma:
+    noise, largest = _read_noise(payload["noise"])
+    if payload["job"] != job_id or largest != sigma:
         raise VerificationError("the release's payload does not fit its envelope")
     if payload["rho_micro"] != request.rho_micro:
         raise VerificationError("the release spent another budget than the job reserved")
@@ -267,7 +321,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
     if payload["kernel"] != kernel:
         raise VerificationError(f"the release is of another kernel than the job's, {kernel}")
     numbers, scale = payload["values"], payload["result_scale"]
-    columns, count, grid = payload["columns"], payload["count"], payload["grid"]
+    columns, count = payload["columns"], payload["count"]
     if not isinstance(numbers, bytes) or not isinstance(scale, float):
         raise ManifestError("release payload: `values` or `result_scale` has the wrong type")
     if (
@@ -281,20 +335,45 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
     if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")
     values = np.frombuffer(numbers, _VALUE).astype(np.int64)
-    if type(grid) is not int or not 1 <= grid < 1 << 63 or (values % grid).any():
-        raise ManifestError("release payload: `values` are not on the grid")
     if columns and len(values) != count * columns:
         raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")
+    if len(noise) != (2 if kernel == MOMENTS.name else 1):
+        raise ManifestError(f"release payload: {len(noise)} levels of noise in a release of {kernel}")
+    if (columns or len(values)) != sum(level.outputs for level in noise):
+        raise ManifestError("release payload: there is noise for more or fewer outputs than `values` have")
+    grids = np.repeat(
+        np.array([level.grid for level in noise], dtype=np.int64), [level.outputs for level in noise]
+    )
+    shaped = values.reshape(count, columns) if columns else values
+    if (shaped % grids).any():
+        raise ManifestError("release payload: `values` are not on the grid")
+    if kernel == MOMENTS.name and noise[1].outputs != len(pairs_of(noise[0].outputs)):
+        raise ManifestError("release payload: these are not the sums and products of the same columns")
     return Release(
         job_id=job_id,
         kernel=kernel,
-        values=values.reshape(count, columns) if columns else values,
+        values=shaped,
         count=count,
         result_scale=scale,
-        sigma=sigma / MICRO,
-        grid=grid,
+        noise=noise,
         rho_micro=request.rho_micro,
     )
+
+
+def _read_noise(told: object) -> tuple[tuple[NoiseLevel, ...], int]:
+    """Levels of noise as a payload has them, and the largest of their scales in millionths."""
+    levels, scales = [], []
+    for entry in told if isinstance(told, list) else ():
+        if not isinstance(entry, list) or len(entry) != 3 or any(type(number) is not int for number in entry):
+            raise ManifestError("release payload: `noise` is no list of outputs, scale and grid")
+        outputs, micro, grid = entry
+        if not 1 <= outputs <= MAX_RELEASED_VALUES or micro < 1 or not 1 <= grid < 1 << 63:
+            raise ManifestError("release payload: `noise` is out of range")
+        levels.append(NoiseLevel(outputs, micro / MICRO, grid))
+        scales.append(micro)
+    if not levels:
+        raise ManifestError("release payload: `noise` is missing")
+    return tuple(levels), max(scales)
 
 
 def _signed_values(job_id: JobId, job: Job, sealed: bytes, sigma: int) -> dict[str, object]:

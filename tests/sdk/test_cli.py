@@ -25,6 +25,7 @@ from usufruct.errors import UsufructError, VerificationError
 from usufruct.home import Home
 from usufruct.ledger import Network
 from usufruct.lineage import Progress
+from usufruct.privacy import NoiseLevel
 from usufruct.records import JobId
 from usufruct.release import Release
 from usufruct_node.cli import app as node_app
@@ -217,8 +218,7 @@ def test_a_hostile_release_is_shown_and_not_obeyed(text: str, monkeypatch: pytes
         values=np.array([1, 2]),
         count=10,
         result_scale=1.0,
-        sigma=1.0,
-        grid=1,
+        noise=(NoiseLevel(2, 1.0, 1),),
         rho_micro=1,
     )
     client = SimpleNamespace(
@@ -291,7 +291,16 @@ def test_a_wrong_passphrase_is_refused(node_home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("bundles",), ("job", "list"), ("rights", "list"), ("denials",), ("members", "list"), ("kernels",)],
+    [
+        ("bundles",),
+        ("job", "list"),
+        ("rights", "list"),
+        ("denials",),
+        ("members", "list"),
+        ("kernels",),
+        ("key-domain", "list"),
+        ("consent", "list", "--scope", "study"),
+    ],
     ids=" ".join,
 )
 def test_lists_are_json_for_machines(node_home: Home, words: tuple[str, ...]) -> None:
@@ -322,12 +331,12 @@ BAD = {
     "rho overflow": (("rights", "grant", ID, "--kernel", "sum", "--rho", "1e30"), 2),
     "days nan": (("rights", "grant", ID, "--kernel", "sum", "--days", "nan"), 2),
     "days infinite": (("rights", "grant", ID, "--kernel", "sum", "--days", "inf"), 2),
-    "unknown grant": (("rights", "grant", ID, "--kernel", "sum"), 6),
+    "unknown grant": (("rights", "grant", ID, "--kernel", "sum"), 7),
     "nothing to revoke": (("rights", "revoke"), 2),
     "two to revoke": (("rights", "revoke", ID, "--grantee", "south"), 2),
     "unknown subject": (("consent", "withdraw", "nobody", "--scope", "study"), 2),
     "malformed scope": (("consent", "receipt", "nobody", "--scope", "Not A Label"), 2),
-    "unknown proposal": (("members", "vote", 99), 6),
+    "unknown proposal": (("members", "vote", 99), 7),
     "unknown status": (("members", "set-status", "north", "--status", "happy"), 2),
     "unknown member's status": (("members", "set-status", "nobody", "--status", "suspended"), 2),
     "unknown member's points": (("members", "forgive", "nobody"), 2),

@@ -488,8 +488,8 @@ def test_recompiling_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_custom_errors_have_distinct_selectors_over_all_contracts() -> None:
     known: dict[bytes, str] = {}
     for name in CONTRACTS:
-        for selector, (error, _) in load_abi(name).errors.items():
-            assert known.setdefault(selector, error) == error
+        for selector, error in load_abi(name).errors.items():
+            assert known.setdefault(selector, error.name) == error.name
 
 
 def test_a_stale_artifact_is_reported(tmp_path: Path) -> None:

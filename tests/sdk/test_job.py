@@ -43,7 +43,7 @@ from usufruct.job import (
 from usufruct.ledger import Ledger, Sender
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.gas import job_gas
-from usufruct.privacy import moments_sensitivity, sigma_for
+from usufruct.privacy import products_sensitivity, sigma_for
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, KeyId, label
 
 
@@ -204,7 +204,9 @@ def test_parameters_that_do_not_fit_are_refused(
 def test_an_estimate_says_what_noise_a_budget_buys(bundle: SmallBundle) -> None:
     parameters = job_parameters(featured(bundle), "sum", {})
     told = estimate(featured(bundle), parameters, rho_micro=500_000)
-    assert told.sensitivity == parameters.sensitivity(bundle.manifest)
+    n_features = bundle.manifest.shape.n_features
+    assert parameters.sensitivities(bundle.manifest) == ((n_features, told.sensitivity),)
+    assert told.product_sigma == 0
     assert told.sigma == pytest.approx(sigma_for(500_000, told.sensitivity) / 100 / ROWS)
     assert estimate(featured(bundle), parameters, rho_micro=2_000_000).sigma == pytest.approx(told.sigma / 2)
     assert told.value_bound <= told.value_limit
@@ -221,10 +223,11 @@ def test_kernel_without_a_proven_sensitivity_can_release_nothing(bundle: SmallBu
     """Noise that covers some other kernel's result would be no protection at all."""
     asked = MomentsParameters(columns=(0, 1))
     known = JobParameters(kernel=MOMENTS, parameters=asked, result_scale=1.0)
-    assert known.sensitivity(bundle.manifest) == moments_sensitivity(bundle.manifest.shape.max_l2)
+    norm = bundle.manifest.shape.max_l2
+    assert known.sensitivities(bundle.manifest) == ((2, norm), (3, products_sensitivity(norm)))
     unknown = replace(known, kernel=FEDSUM, parameters=FedsumParameters(weights=(1, 1), clip_l2=5))
     with pytest.raises(KernelParameterError, match="no proven sensitivity"):
-        unknown.sensitivity(bundle.manifest)
+        unknown.sensitivities(bundle.manifest)
 
 
 # The block of parameters.

@@ -12,7 +12,7 @@ from eth_utils.crypto import keccak
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usufruct.errors import InputError, TransactionRevertedError
+from usufruct.errors import DeniedError, InputError, TransactionRevertedError
 from usufruct.ledger.abi import (
     EventCodec,
     FunctionCodec,
@@ -26,7 +26,7 @@ from usufruct.ledger.abi import (
     to_abi,
 )
 from usufruct.ledger.compile import CONTRACTS, load_artifact
-from usufruct.records import GrantTerms, Job, JobRequest, Level, Participant, Role, Timings
+from usufruct.records import GrantTerms, Job, JobRequest, Level, Participant, Refusal, Role, Timings
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 FUNCTIONS = [(name, codec) for name in CONTRACTS for codec in load_abi(name).functions.values()]
@@ -185,7 +185,7 @@ def test_hostile_bytes_in_a_string_are_shown_escaped(raw: bytes) -> None:
 
 @pytest.mark.parametrize("selector", list(all_errors()), ids=lambda s: all_errors()[s][0])
 def test_every_custom_error_is_decoded_with_its_values(selector: bytes) -> None:
-    name, inputs = all_errors()[selector]
+    name, inputs, notice = all_errors()[selector]
 
     @FEW
     @given(st.tuples(*(values_of(abi_type(entry)) for entry in inputs)))
@@ -194,8 +194,20 @@ def test_every_custom_error_is_decoded_with_its_values(selector: bytes) -> None:
         assert error.name == name
         assert [flat(v) for v in error.values.values()] == [flat(v) for v in values]
         assert name in str(error)
+        assert error.hint == notice.replace("`", "")
+        assert notice or not name.startswith((*CONTRACTS, "ChainPermissions"))
 
     decoded()
+
+
+def test_a_refusal_is_shown_by_its_name() -> None:
+    refused = next(selector for selector, error in all_errors().items() if error.name == "UsageRightsRefused")
+    error = decode_revert(refused + bytes(32) + bytes([0] * 31 + [Refusal.USES_EXHAUSTED]))
+    assert error.values["reason"] is Refusal.USES_EXHAUSTED
+    assert "reason=USES_EXHAUSTED" in str(error)
+    assert "does not cover one more use" in error.hint
+    assert error.exit_code == DeniedError.exit_code
+    assert decode_revert(refused + bytes(32) + bytes([0] * 31 + [255])).values["reason"] == 255
 
 
 def test_error_strings_and_panics_are_decoded() -> None:

@@ -14,9 +14,11 @@ from usufruct.privacy import (
     MICRO,
     discrete_gaussian,
     epsilon,
+    grid_for,
     linear_sensitivity,
-    moments_sensitivity,
     noise_bound,
+    noise_levels,
+    products_sensitivity,
     rho_micro_for,
     sigma_for,
     sum_sensitivity,
@@ -158,15 +160,28 @@ def test_a_row_moves_the_column_sums_by_its_norm() -> None:
 
 
 @given(row=st.lists(st.integers(-1000, 1000), min_size=1, max_size=8).filter(any))
-def test_no_row_moves_the_moments_further_than_their_sensitivity(row: list[int]) -> None:
-    """A row adds itself to the sums, and each of its products once."""
+def test_no_row_moves_sums_of_products_further_than_their_sensitivity(row: list[int]) -> None:
+    """A row adds each product of two of its columns once."""
     products = [row[i] * row[j] for i in range(len(row)) for j in range(i, len(row))]
     norm = math.ceil(math.sqrt(sum(value * value for value in row)))
-    moved = sum(value * value for value in (*row, *products))
-    assert moved <= moments_sensitivity(norm) ** 2
+    assert sum(value * value for value in products) <= products_sensitivity(norm) ** 2
 
 
-def test_sensitivity_of_moments_is_reached_by_a_row_of_one_column() -> None:
-    assert moments_sensitivity(3) ** 2 >= 3**2 + 9**2 > (moments_sensitivity(3) - 1) ** 2
+def test_sensitivity_of_products_is_reached_by_a_row_of_one_column() -> None:
+    assert products_sensitivity(3) == 3 * 3
     with pytest.raises(PrivacyError):
-        moments_sensitivity(0)
+        products_sensitivity(0)
+
+
+@given(rho_micro=st.integers(2, 10**9), norms=st.lists(st.integers(1, 10**6), min_size=1, max_size=2))
+def test_levels_of_noise_cost_no_more_together_than_the_budget(rho_micro: int, norms: list[int]) -> None:
+    levels = noise_levels(rho_micro, [(3, norm) for norm in norms])
+    assert [level.outputs for level in levels] == [3] * len(norms)
+    costs = [rho_micro_for(level.sigma, norm) for level, norm in zip(levels, norms, strict=True)]
+    assert rho_micro - len(norms) < sum(costs) <= rho_micro
+    assert [level.grid for level in levels] == [grid_for(level.sigma) for level in levels]
+
+
+def test_a_budget_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(PrivacyError):
+        noise_levels(1, [(1, 5), (1, 25)])

@@ -18,6 +18,7 @@ from usufruct.content import dag
 from usufruct.errors import (
     ContainerError,
     EnvelopeError,
+    InputError,
     ManifestError,
     UnknownKernelError,
     UsufructError,
@@ -28,11 +29,12 @@ from usufruct.errors import (
 from usufruct.he import isolated
 from usufruct.he.bfv import SecretKey, generate_secret_key
 from usufruct.he.isolated import IsolatedOpener
+from usufruct.he.kernels import MOMENTS
 from usufruct.job import JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
 from usufruct.ledger.abi import CONTRACTS
-from usufruct.privacy import MICRO, discrete_gaussian, grid_for, sigma_for
+from usufruct.privacy import MICRO, NoiseLevel, discrete_gaussian, sigma_for
 from usufruct.records import Job, JobId, Role
 from usufruct.release import (
     ENVELOPE_TYPE,
@@ -146,12 +148,13 @@ def test_garbage_in_place_of_a_result_block_is_refused(bundle: SmallBundle) -> N
 def test_noise_has_mean_zero_and_the_deviation_that_the_budget_buys(bundle: SmallBundle) -> None:
     parameters = bundle.parameters()
     inputs = bundle.inputs(parameters)
-    sigma = sigma_for(500_000, parameters.sensitivity(bundle.manifest))
+    ((outputs, norm),) = parameters.sensitivities(bundle.manifest)
+    sigma = sigma_for(500_000, norm)
     drawn = []
     for _ in range(5):
-        noised, told = add_noise(np.zeros(400, dtype=np.int64), inputs, rho_micro=500_000)
-        assert told == sigma
-        drawn.extend(noised.tolist())
+        noised, (told,) = add_noise(np.zeros((200, outputs), dtype=np.int64), inputs, rho_micro=500_000)
+        assert (told.outputs, told.sigma) == (outputs, sigma)
+        drawn.extend(noised.ravel().tolist())
     n = len(drawn)
     assert abs(np.mean(drawn)) < 5 * sigma / np.sqrt(n)
     assert abs(np.std(drawn) / sigma - 1) < 5 / np.sqrt(2 * n)
@@ -162,14 +165,14 @@ def test_values_outside_the_static_bound_are_clipped_before_noise(bundle: SmallB
     """Poisoned bundle: whatever the ciphertext holds, it moves a release by no more than the bound."""
     inputs = bundle.inputs(bundle.parameters())
     bound = inputs.bounds.value_bound
-    noised, sigma = add_noise(np.array([10**12, -(10**12)]), inputs, rho_micro=10**15)
-    assert np.abs(noised - np.array([bound, -bound])).max() <= 10 * sigma + 1
+    noised, (level,) = add_noise(np.array([10**12, -(10**12)]), inputs, rho_micro=10**15)
+    assert np.abs(noised - np.array([bound, -bound])).max() <= 10 * level.sigma + 1
 
 
 def test_released_values_are_on_a_grid_far_finer_than_the_noise(bundle: SmallBundle) -> None:
     inputs = bundle.inputs(bundle.parameters())
-    noised, sigma = add_noise(np.zeros(400, dtype=np.int64), inputs, rho_micro=500)
-    grid = grid_for(sigma)
+    noised, (level,) = add_noise(np.zeros((200, 2), dtype=np.int64), inputs, rho_micro=500)
+    grid, sigma = level.grid, level.sigma
     assert grid > 1 and sigma / 16 < grid <= sigma / 8
     assert not (noised % grid).any()
     # Positive control: the noise itself is on no grid.
@@ -188,10 +191,16 @@ def test_rows_come_back_in_another_order(bundle: SmallBundle) -> None:
     assert nearest[:, 0].tolist() != sorted(nearest[:, 0]), "one chance in 22! of this"
 
 
+def test_noise_that_is_not_for_every_output_is_added_to_none(bundle: SmallBundle) -> None:
+    with pytest.raises(VerificationError, match="noise for 2"):
+        add_noise(np.zeros(3, dtype=np.int64), bundle.inputs(bundle.parameters()), rho_micro=500)
+
+
 @given(st.floats(1e-3, 1e6))
 def test_the_logged_noise_scale_is_never_below_the_true_one(sigma: float) -> None:
-    assert sigma <= sigma_micro(sigma) / MICRO * (1 + 1e-12)
-    assert sigma_micro(sigma) - sigma * MICRO < 1 + 1e-3
+    logged = sigma_micro([NoiseLevel(2, sigma / 2, 1), NoiseLevel(1, sigma, 1)])
+    assert sigma <= logged / MICRO * (1 + 1e-12)
+    assert logged - sigma * MICRO < 1 + 1e-3
 
 
 # The envelope.
@@ -210,7 +219,7 @@ def envelope(bundle: SmallBundle, job: Job) -> bytes:
 def sealed(bundle: SmallBundle, job: Job, **changes: object) -> bytes:
     parameters = bundle.parameters("linear") if job.request.row_level else bundle.parameters()
     inputs = bundle.inputs(parameters)
-    noised, sigma = add_noise(bundle.truth(parameters), inputs, rho_micro=job.request.rho_micro)
+    noised, levels = add_noise(bundle.truth(parameters), inputs, rho_micro=job.request.rho_micro)
     given_ = {"network": NETWORK, "recipient": PARTNER.record, "signing_key": NORTH.node_key} | changes
     network = given_.pop("network")
     box = seal_payload(
@@ -219,10 +228,10 @@ def sealed(bundle: SmallBundle, job: Job, **changes: object) -> bytes:
         job,
         inputs,
         noised,
-        sigma,
+        levels,
         recipient_key=given_["recipient"].hpke_key,
     )
-    return sign_release(network, JOB_ID, job, box, sigma_micro(sigma), signing_key=given_["signing_key"])
+    return sign_release(network, JOB_ID, job, box, sigma_micro(levels), signing_key=given_["signing_key"])
 
 
 def opened(job: Job, data: bytes, **changes: object) -> Release:
@@ -317,8 +326,7 @@ PAYLOAD = {
     "columns": 0,
     "count": 22,
     "result_scale": 100.0,
-    "sigma_micro": 5,
-    "grid": 1,
+    "noise": [[2, 5, 1]],
     "rho_micro": 500_000,
 }
 
@@ -338,7 +346,7 @@ def signed(job: Job, payload: object) -> bytes:
 
 def test_a_payload_as_it_should_be_opens(job: Job) -> None:
     assert opened(job, signed(job, PAYLOAD)).values.tolist() == [1, 2]
-    rows = PAYLOAD | {"columns": 1, "count": 2}
+    rows = PAYLOAD | {"columns": 1, "count": 2, "noise": [[1, 5, 1]]}
     assert opened(job, signed(job, rows)).values.tolist() == [[1], [2]]
 
 
@@ -347,7 +355,7 @@ def test_a_payload_as_it_should_be_opens(job: Job) -> None:
     [
         *({name: ...} for name in PAYLOAD),
         {"extra": 1},
-        {"type": "usufruct/release/2"},
+        {"type": "usufruct/release/1"},
         {"job": bytes(32)},
         {"kernel": 1},
         {"kernel": "linear"},
@@ -368,12 +376,22 @@ def test_a_payload_as_it_should_be_opens(job: Job) -> None:
         {"result_scale": 0.0},
         {"result_scale": -1.0},
         {"result_scale": 100},
-        {"sigma_micro": 4},
-        {"grid": 0},
-        {"grid": 2},
-        {"grid": 1.0},
-        {"grid": 1 << 63},
-        {"grid": (1 << 64) - 1},
+        {"noise": []},
+        {"noise": {}},
+        {"noise": [[2, 5]]},
+        {"noise": [[2, 5, 1, 1]]},
+        {"noise": [[2, 4, 1]]},
+        {"noise": [[0, 5, 1], [2, 5, 1]]},
+        {"noise": [[1, 5, 1], [1, 5, 1]]},
+        {"noise": [[1, 5, 1]]},
+        {"noise": [[3, 5, 1]]},
+        {"noise": [[1 << 60, 5, 1]]},
+        {"noise": [[2, 5, 0]]},
+        {"noise": [[2, 5, 2]]},
+        {"noise": [[2, 5, 1.0]]},
+        {"noise": [[2, 5, True]]},
+        {"noise": [[2, 5, 1 << 63]]},
+        {"noise": [[2, 5, (1 << 64) - 1]]},
         {"rho_micro": 1},
     ],
     ids=repr,
@@ -390,6 +408,56 @@ def test_a_release_of_another_kernel_than_the_jobs_is_refused(bundle: SmallBundl
     unknown = replace(job, request=replace(job.request, kernel_id=b"\x0c" * 32))
     with pytest.raises(UnknownKernelError):
         opened(unknown, signed(unknown, PAYLOAD))
+
+
+def moments(job: Job, **changes: object) -> tuple[Job, dict[str, object]]:
+    """A job for the moments of two columns, and what its custodian seals."""
+    values = np.array([300, 500, 1200, 1900, 3000], dtype="<i8").tobytes()
+    payload = PAYLOAD | {"kernel": "moments", "values": values, "noise": [[2, 1, 1], [3, 5, 1]]}
+    asked = replace(job, request=replace(job.request, kernel_id=MOMENTS.kernel_id))
+    return asked, payload | {"count": 100, "result_scale": 10.0} | changes
+
+
+def test_moments_are_read_as_means_and_covariances(job: Job) -> None:
+    found = opened(*_signed_moments(job))
+    assert found.mean().tolist() == [0.3, 0.5]
+    assert np.allclose(found.natural(), [30, 50, 12, 19, 30])
+    means = np.array([3.0, 5.0])
+    products = np.array([[12.0, 19.0], [19.0, 30.0]])
+    assert np.allclose(found.covariances(), (products - np.outer(means, means)) / 100)
+    assert found.sigma == 5e-6
+    # So little noise moves an integer by one at most: 0.001 of a mean of sums, 0.0001 of one of products.
+    assert found.mean_error() == pytest.approx(0.001)
+    assert np.allclose(
+        found.covariance_errors(), 0.0001 + 0.001 * np.array([[0.6, 0.8], [0.8, 1.0]]) + 0.001**2
+    )
+    single = opened(job, signed(job, PAYLOAD))
+    with pytest.raises(InputError, match="no covariances"):
+        single.covariances()
+    with pytest.raises(InputError, match="no covariances"):
+        single.covariance_errors()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": [[5, 5, 1]]},
+        {"noise": [[3, 1, 1], [2, 5, 1]]},
+        {"noise": [[1, 1, 1], [4, 5, 1]]},
+        {"noise": [[2, 1, 1], [3, 4, 1]]},
+        {"noise": [[2, 1, 7], [3, 5, 1]]},
+        {"noise": [[2, 1, 1], [2, 5, 1], [1, 5, 1]]},
+    ],
+    ids=repr,
+)
+def test_moments_with_noise_that_does_not_fit_are_refused(job: Job, change: dict) -> None:
+    with pytest.raises((ManifestError, VerificationError)):
+        opened(*_signed_moments(job, **change))
+
+
+def _signed_moments(job: Job, **changes: object) -> tuple[Job, bytes]:
+    asked, payload = moments(job, **changes)
+    return asked, signed(asked, payload)
 
 
 def test_a_payload_that_is_no_map_is_refused(job: Job) -> None:

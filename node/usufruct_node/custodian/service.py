@@ -159,11 +159,11 @@ class Service:
         self._vault.open(self._entry(case, inputs, len(blocks)))
         with self._opening:
             opened = decrypt_result(inputs, blocks, self._opener(case.job.key_id))
-        noised, sigma = add_noise(opened, inputs, rho_micro=case.job.request.rho_micro)
+        noised, levels = add_noise(opened, inputs, rho_micro=case.job.request.rho_micro)
         sealed = seal_payload(
-            case.chain_id, case.job_id, case.job, inputs, noised, sigma, recipient_key=case.recipient_key
+            case.chain_id, case.job_id, case.job, inputs, noised, levels, recipient_key=case.recipient_key
         )
-        return self._vault.keep(case.job_id, Kept(sealed=sealed, sigma_micro=sigma_micro(sigma)))
+        return self._vault.keep(case.job_id, Kept(sealed=sealed, sigma_micro=sigma_micro(levels)))
 
     def _remember(self, channel: socket.socket, request: dict[str, DagValue]) -> dict[str, object]:
         """A release of an earlier self: of whom it told is known from the consent epoch, what it told is not."""

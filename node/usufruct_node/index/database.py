@@ -31,7 +31,6 @@ from usufruct.records import (
     JobState,
     KeyDomain,
     KeyId,
-    KeyStatus,
     LedgerEvent,
     OrgId,
     Participant,
@@ -47,6 +46,7 @@ from usufruct_node.index.rows import (
     event_of,
     grant_of,
     job_of,
+    key_domain_of,
     participant_of,
     terms_of,
 )
@@ -203,16 +203,12 @@ class Index:
     def key_domain(self, key_id: KeyId) -> KeyDomain | None:
         """A key domain."""
         row = self._one("SELECT * FROM key_domain WHERE key_id = ?", key_id)
-        if row is None:
-            return None
-        return KeyDomain(
-            custodian=OrgId(row["custodian"]),
-            parameters_id=row["parameters_id"],
-            public_digest=row["public_digest"],
-            epoch=row["epoch"],
-            registered_at=row["registered_at"],
-            status=KeyStatus(row["status"]),
-        )
+        return None if row is None else key_domain_of(row)
+
+    def key_domains(self) -> list[tuple[KeyId, KeyDomain]]:
+        """Every key domain, newest first."""
+        rows = self._all("SELECT * FROM key_domain ORDER BY registered_at DESC, key_id")
+        return [(KeyId(row["key_id"]), key_domain_of(row)) for row in rows]
 
     def artifact(self, artifact_id: ArtifactId) -> Artifact | None:
         """A bundle, result or release."""
@@ -435,13 +431,14 @@ class Index:
         return [event_of(row) for row in rows]
 
     def ids(self, prefix: str, *, limit: int = 20) -> list[tuple[str, bytes]]:
-        """(kind, id) of artifacts, jobs and grants whose id begins with these hex digits."""
+        """(kind, id) of artifacts, jobs, grants and key domains whose id begins with these hex digits."""
         whole = prefix.lower().ljust(64, "0"), prefix.lower().ljust(64, "f")
         low, high = bytes.fromhex(whole[0]), bytes.fromhex(whole[1])
         rows = self._all(
             "SELECT 'artifact', artifact_id FROM artifact WHERE artifact_id BETWEEN ?1 AND ?2"
             " UNION ALL SELECT 'job', job_id FROM job WHERE job_id BETWEEN ?1 AND ?2"
-            " UNION ALL SELECT 'grant', grant_id FROM usage_grant WHERE grant_id BETWEEN ?1 AND ?2 LIMIT ?3",
+            " UNION ALL SELECT 'grant', grant_id FROM usage_grant WHERE grant_id BETWEEN ?1 AND ?2"
+            " UNION ALL SELECT 'key domain', key_id FROM key_domain WHERE key_id BETWEEN ?1 AND ?2 LIMIT ?3",
             low,
             high,
             limit,

@@ -22,7 +22,9 @@ from usufruct.records import (
     JobId,
     JobRequest,
     JobState,
+    KeyDomain,
     KeyId,
+    KeyStatus,
     Level,
     MemberStatus,
     OrgId,
@@ -96,6 +98,18 @@ def participant_of(row: sqlite3.Row) -> Participant:
         hpke_key=row["hpke_key"],
         peer_id=row["peer_id"],
         endpoint=row["endpoint"],
+    )
+
+
+def key_domain_of(row: sqlite3.Row) -> KeyDomain:
+    """A key domain."""
+    return KeyDomain(
+        custodian=OrgId(row["custodian"]),
+        parameters_id=row["parameters_id"],
+        public_digest=row["public_digest"],
+        epoch=row["epoch"],
+        registered_at=row["registered_at"],
+        status=KeyStatus(row["status"]),
     )
 
 

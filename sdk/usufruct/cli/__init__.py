@@ -24,15 +24,43 @@ from usufruct.cli.network import members_app, network_app
 from usufruct.cli.replication import replication_app
 from usufruct.cli.rights import rights_app
 from usufruct.cli.steward import consent_app, features_command, freeze, key_domain_app, publish
-from usufruct.cli.terminal import HomeOption, JsonOption, guarded, print_json
+from usufruct.cli.terminal import (
+    HomeOption,
+    JsonOption,
+    VersionOption,
+    guarded,
+    moment,
+    plain,
+    print_json,
+    table_of,
+)
 
-__all__ = ["HomeOption", "JsonOption", "app", "guarded", "lineage_tree", "main", "print_json"]
+__all__ = [
+    "HomeOption",
+    "JsonOption",
+    "VersionOption",
+    "app",
+    "guarded",
+    "lineage_tree",
+    "main",
+    "moment",
+    "plain",
+    "print_json",
+    "table_of",
+]
 
 app = typer.Typer(
     help="Use each other's sensitive data without seeing it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _about(version: VersionOption = False) -> None:
+    pass
+
+
 app.add_typer(key_domain_app, name="key-domain")
 app.command("features")(features_command)
 app.command("publish")(publish)

@@ -199,6 +199,7 @@ def bundle_import(
     policy = checked_policy(
         client.ledger,
         kernel,
+        parameters=None,
         min_cohort=min_cohort,
         row_level=row_level,
         max_rho=max_rho,

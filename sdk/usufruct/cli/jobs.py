@@ -20,6 +20,7 @@ from usufruct.cli.terminal import (
     done,
     err,
     guarded,
+    moment,
     out,
     plain,
     print_json,
@@ -29,7 +30,7 @@ from usufruct.cli.terminal import (
 )
 from usufruct.client import Client
 from usufruct.errors import InputError
-from usufruct.he.kernels import KERNELS
+from usufruct.he.kernels import KERNELS, MOMENTS
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
 from usufruct.records import REFUSAL_HINTS, ArtifactId, GrantId, JobId, JobState, Refusal, unlabel
@@ -61,17 +62,20 @@ def _left(budget: dict[str, int]) -> float:
 
 @guarded
 def kernels(as_json: JsonOption = False) -> None:
-    """List the registered kernels."""
-    rows = [
-        {"name": k.name, "version": k.version, "class": k.kernel_class, "kernel_id": k.kernel_id.hex()}
-        for k in KERNELS.values()
-    ]
-    show(
-        "kernels",
-        rows,
-        {"name": "name", "version": "version", "class": "class", "id": "kernel_id"},
-        as_json=as_json,
-    )
+    """List the registered kernels, on bundles of which scheme they run, and what their parameters are."""
+    rows = [k.to_dict() | {"kernel_id": k.kernel_id.hex()} for k in KERNELS.values()]
+    for row, kernel in zip(rows, KERNELS.values(), strict=True):
+        fields = [f"{name}: {kind}" for name, kind in kernel.parameter_schema.items()]
+        row["parameters"] = "; ".join(fields) or "none"
+    columns = {
+        "name": "name",
+        "version": "version",
+        "class": "kernel_class",
+        "scheme": "scheme",
+        "parameters": "parameters",
+        "id": "kernel_id",
+    }
+    show("kernels", rows, columns, as_json=as_json)
 
 
 @job_app.command("post")
@@ -130,7 +134,24 @@ def job_estimate(
     if found["joint_rho_micro"] > bundle.policy.max_rho_micro_per_job:
         out.print(f"[red]it will be refused: {REFUSAL_HINTS[Refusal.COHORTS_TOO_CLOSE]}[/red]")
     for key, value in found.items():
-        out.print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value:,}", highlight=False)
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        out.print(f"{key}: {shown} {_UNITS[key]}".rstrip(), highlight=False)
+
+
+_UNITS = {
+    "sensitivity": "units of the integer result: the most that one subject changes it",
+    "sigma": "in the result's natural units: the noise's standard deviation",
+    "product_sigma": "natural units squared: the same on the mean of a product of two columns, for moments",
+    "value_bound": "units of the integer result: the most that it can be",
+    "value_limit": "units of the integer result: where the scheme would overflow",
+    "margin_bits": "bits between the ciphertext's noise and a wrong decryption",
+    "quantisation_error": "in the result's natural units: the most that rounding can cost",
+    "seconds": "s for one execution, one process of this machine",
+    "read_bytes": "bytes, read by the executor and by every verifier",
+    "result_bytes": "bytes",
+    "joint_rho_micro": "millionths of rho, charged with the organisation's earlier releases over nearly the same subjects",
+    "gas": "gas over all transactions, from posting to release",
+}
 
 
 def _read_parameters(path: Path | None) -> dict[str, object]:
@@ -156,11 +177,15 @@ def job_list(
         raise InputError(f"{state!r} is no job state", hint=f"states are {', '.join(JobState.__members__)}")
     client = Client.open(home, passphrase_file=passphrase_file)
     rows = client.jobs(state=state)
+    for row in rows:
+        row |= {"rho": row["rho_micro"] / MICRO, "posted": moment(row["posted_at"])}
     columns = {
         "job": "job_id",
+        "posted": "posted",
         "kernel": "kernel",
         "requester": "requester",
         "artifact": "artifact_id",
+        "rho": "rho",
         "state": "state",
         "level": "level",
         "refusal": "refusal",
@@ -170,10 +195,27 @@ def job_list(
 
 @job_app.command("show")
 @guarded
-def jobshow(job: str, home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None) -> None:
-    """Print one job with its verdicts and every event of its life, as JSON."""
+def job_show(
+    job: str,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one job with its verdicts and every event of its life."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    print_json(client.content.query(f"/jobs/{client.find_id('job', job).hex()}"))
+    found = client.content.query(f"/jobs/{client.find_id('job', job).hex()}")
+    if as_json:
+        print_json(found)
+        return
+    facts = {key: value for key, value in found.items() if key not in ("verdicts", "events")}
+    facts |= {key: moment(facts[key]) for key in ("deadline", "posted_at", "changed_at")}
+    for key, value in facts.items():
+        out.print(plain(f"{key}: {', '.join(value) if isinstance(value, list) else value}"), highlight=False)
+    columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
+    show("verdicts", found["verdicts"], columns, as_json=False)
+    events = [event | {"time": moment(event["block_time"])} for event in found["events"]]
+    columns = {"time": "time", "block": "block_number", "event": "name", "transaction": "transaction_hash"}
+    show("events", events, columns, as_json=False)
 
 
 @job_app.command("rechecks")
@@ -184,9 +226,9 @@ def job_rechecks(
     """List released jobs of members found to lie since, and whether an auditor's node found the same result again."""
     rows = Client.open(home, passphrase_file=passphrase_file).content.query("/rechecks")
     told = {None: "not executed again", True: "same result", False: "WRONG RESULT"}
-    shown = rows if as_json else [row | {"outcome": told[row["is_same"]]} for row in rows]
-    columns = {"job": "job_id", "executor": "executor", "released": "released_at", "outcome": "outcome"}
-    show("rechecks", shown, columns, as_json=as_json)
+    shown = [row | {"outcome": told[row["is_same"]], "released": moment(row["released_at"])} for row in rows]
+    columns = {"job": "job_id", "executor": "executor", "released": "released", "outcome": "outcome"}
+    show("rechecks", rows if as_json else shown, columns, as_json=as_json)
 
 
 @job_app.command("report")
@@ -237,7 +279,7 @@ def release(
 
 def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
     opened = client.open_release(job_id)
-    answer = {
+    answer: dict[str, object] = {
         "job_id": job_id.hex(),
         "artifact_id": client.release_artifact(job_id).hex(),
         "kernel": opened.kernel,
@@ -248,12 +290,16 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
         "mean_error_bound_1e-6": opened.mean_error(),
         "values": opened.natural(),
     }
+    if opened.kernel == MOMENTS.name:
+        answer["covariances"] = opened.covariances()
+        answer["covariance_error_bounds_1e-6"] = opened.covariance_errors()
     if as_json:
         print_json(answer)
         return
     for key, value in answer.items():
+        is_matrix = isinstance(value, np.ndarray) and value.ndim == 2
         shown = np.round(value, 4) if isinstance(value, np.ndarray) else value
-        out.print(plain(f"{key}: {shown}"), highlight=False)
+        out.print(plain(f"{key}:\n{shown}" if is_matrix else f"{key}: {shown}"), highlight=False)
 
 
 @guarded
@@ -338,7 +384,10 @@ def denials(
 ) -> None:
     """List every refusal on the ledger with its reason."""
     rows = Client.open(home, passphrase_file=passphrase_file).denials()
+    for row in rows:
+        row["time"] = moment(row["block_time"])
     columns = {
+        "time": "time",
         "what": "what",
         "id": "id",
         "reason": "reason",

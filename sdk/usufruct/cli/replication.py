@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +15,9 @@ from usufruct.cli.terminal import (
     PassphraseOption,
     done,
     guarded,
+    moment,
     out,
+    plain,
     print_json,
     show,
 )
@@ -104,21 +105,16 @@ def replication_erasures(
     if as_json:
         print_json(answer)
         return
-    rows = [row | {"erased": _time(row["erased_at"])} for row in answer["statements"]]
+    rows = [row | {"erased": moment(row["erased_at"])} for row in answer["statements"]]
     columns = {"member": "holder", "erased": "what", "blocks": "blocks", "at": "erased"}
     show("erasures", rows, columns, as_json=False)
     over = "over since" if answer["over"] else "until"
     awaited = ", ".join(answer["awaited"]) or "nobody"
-    out.print(f"retention {over} {_time(answer['retain_until'])}; awaited: {awaited}", highlight=False)
+    out.print(
+        plain(f"retention {over} {moment(answer['retain_until'])}; awaited: {awaited}"), highlight=False
+    )
 
 
 def _holder(row: dict[str, Any], name: str) -> str:
     last = row["challenges"].get(name)
-    return name if last is None else f"{name} ({last['outcome']} {_time(last['at'])})"
-
-
-def _time(seconds: int) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
-    except (OverflowError, ValueError, OSError):
-        return f"second {seconds} of Unix time"
+    return name if last is None else f"{name} ({last['outcome']} {moment(last['at'])})"

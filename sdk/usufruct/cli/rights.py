@@ -14,6 +14,7 @@ from usufruct.cli.terminal import (
     PassphraseOption,
     done,
     guarded,
+    moment,
     show,
 )
 from usufruct.client import Client, micro, seconds
@@ -63,7 +64,12 @@ def rights_list(
     rows = Client.open(home, passphrase_file=passphrase_file).grants(mine=not as_steward)
     for row in rows:
         chosen = row["terms"] if row["status"] == "GRANTED" else row["asked"]
-        row |= {"kernels": chosen["kernels"], "uses": f"{row['used']}/{chosen['uses']}"}
+        row |= {
+            "kernels": chosen["kernels"],
+            "uses": f"{row['used']}/{chosen['uses']}",
+            "rho": chosen["rho_micro"] / MICRO,
+            "until": moment(chosen["expires_at"]),
+        }
     columns = {
         "grant": "grant_id",
         "artifact": "artifact_id",
@@ -72,6 +78,8 @@ def rights_list(
         "status": "status",
         "kernels": "kernels",
         "uses": "uses",
+        "rho": "rho",
+        "until": "until",
     }
     show("rights", rows, columns, as_json=as_json)
 

@@ -26,16 +26,19 @@ from usufruct.cli.terminal import (
     done,
     err,
     guarded,
+    moment,
     print_json,
     read_text,
+    show,
 )
 from usufruct.client import Client, micro, seconds
 from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
+from usufruct.he.parameters import PARAMETER_SETS, Parameters
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
-from usufruct.records import ArtifactId, KeyId, parse_id
+from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy, check_policy
 from usufruct.replication import Replication
 
@@ -95,6 +98,7 @@ def checked_policy(
     ledger: Ledger,
     kernel: list[str],
     *,
+    parameters: Parameters | None,
     min_cohort: int,
     row_level: bool,
     max_rho: float,
@@ -112,7 +116,7 @@ def checked_policy(
         max_rho_micro_per_job=micro(max_rho),
         replication=Replication(copies=copies, holders=tuple(holder or ())),
     )
-    check_policy(ledger, policy)
+    check_policy(ledger, policy, parameters)
     micro(budget_rho)
     seconds(retain_days)
     return policy
@@ -121,18 +125,47 @@ def checked_policy(
 @key_domain_app.command("create")
 @guarded
 def key_domain_create(
+    parameters: Annotated[
+        str,
+        typer.Option(
+            help="linear: sums, scores and distances; moments: covariances; pairs: covariances of small values or few rows,"
+            " in less space."
+        ),
+    ] = "linear",
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     custodian_passphrase_file: CustodianPassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key domain: the secret goes into the custodian's keystore, its public record onto the ledger."""
+    if parameters not in PARAMETER_SETS:
+        raise InputError(
+            f"no parameter set is called {parameters!r}", hint=f"one of {', '.join(PARAMETER_SETS)}"
+        )
     place = Home.at(home)
     client = Client.open(place, passphrase_file=passphrase_file)
-    secret, public = he_keys.create_key_domain()
+    secret, public = he_keys.create_key_domain(PARAMETER_SETS[parameters])
     he_keys.store_secret(custodian_keystore(place, custodian_passphrase_file), secret)
     key_id = client.register_key_domain(public)
     done(f"key domain {key_id.hex()}", {"key_id": key_id.hex()}, as_json=as_json)
+
+
+@key_domain_app.command("list")
+@guarded
+def key_domain_list(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
+    """List every custodian's key domains, newest first."""
+    rows = Client.open(home, passphrase_file=passphrase_file).content.query("/key-domains")
+    columns = {
+        "key domain": "key_id",
+        "custodian": "custodian",
+        "parameters": "parameters",
+        "status": "status",
+        "registered": "registered",
+    }
+    shown = rows if as_json else [row | {"registered": moment(row["registered_at"])} for row in rows]
+    show("key domains", shown, columns, as_json=as_json)
 
 
 @key_domain_app.command("retire")
@@ -163,7 +196,7 @@ def _set_key_status(
     key_domain: str, function: str, home: Path, passphrase_file: Path | None, *, as_json: bool
 ) -> None:
     client = Client.open(home, passphrase_file=passphrase_file)
-    key_id = KeyId(parse_id(key_domain, "key domain"))
+    key_id = KeyId(client.find_id("key domain", key_domain))
     client.ledger.transact("KeyRegistry", function, key_id)
     status = client.ledger.key_domain(key_id).status.name
     done(f"key domain is {status}", {"key_id": key_id.hex(), "status": status}, as_json=as_json)
@@ -223,12 +256,13 @@ def publish(
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
     client = Client.open(place, passphrase_file=passphrase_file)
     secret = he_keys.load_secret(
-        custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
+        custodian_keystore(place, custodian_passphrase_file), KeyId(client.find_id("key domain", key_domain))
     )
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
     policy = checked_policy(
         client.ledger,
         kernel,
+        parameters=secret.parameters,
         min_cohort=min_cohort,
         row_level=row_level,
         max_rho=max_rho,
@@ -281,6 +315,30 @@ def consent_record(
     done(f"{len(positions)} receipts, epoch {epoch.epoch}", answer, as_json=as_json)
 
 
+@consent_app.command("list")
+@guarded
+def consent_list(
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List who consented to a purpose, who withdrew, and whose consent has expired; from the own consent book."""
+    rows = Client.open(home, passphrase_file=passphrase_file).consents(scope=scope)
+    if not as_json:
+        for row in rows:
+            row |= {name: moment(row[name]) for name in ("given_at", "expires_at", "withdrawn_at")}
+    columns = {
+        "subject": "subject",
+        "position": "position",
+        "state": "state",
+        "given": "given_at",
+        "expires": "expires_at",
+        "withdrawn": "withdrawn_at",
+    }
+    show("consents", rows, columns, as_json=as_json)
+
+
 @consent_app.command("withdraw")
 @guarded
 def consent_withdraw(
@@ -322,7 +380,8 @@ def consent_receipt(
     scope: Annotated[str, typer.Option(help="Purpose.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = True,
 ) -> None:
-    """Print a subject's signed receipt as JSON."""
+    """Print a subject's signed receipt, a JSON document either way."""
     receipt = Client.open(home, passphrase_file=passphrase_file).consent_receipt(subject, scope=scope)
     print_json({name: getattr(receipt, name) for name in receipt.__dataclass_fields__})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -53,6 +55,23 @@ HolderOption = Annotated[
 DEFAULT_HOME = Path("~/.usufruct")
 
 
+def _version(*, asked: bool) -> None:
+    if asked:
+        typer.echo(f"usufruct {importlib.metadata.version('usufruct')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Print the version and exit.",
+        is_eager=True,
+        callback=lambda asked: _version(asked=asked),
+    ),
+]
+
+
 def guarded(command: Command) -> Command:
     """Print errors of the tree on stderr with their hint, and exit with their code."""
 
@@ -96,19 +115,36 @@ def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_
     if as_json:
         print_json(rows)
         return
-    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
-    for row in rows:
-        table.add_row(*(Text(cell(row.get(key))) for key in columns.values()))
     if not rows:
         out.print(f"no {title}")
         return
-    out.print(table)
+    out.print(
+        table_of(columns, ([cell(row.get(key)) for key in columns.values()] for row in rows), title=title)
+    )
+
+
+def table_of(columns: Iterable[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+    """A table of values that others may have chosen, shown as they are."""
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
+    for row in rows:
+        table.add_row(*(plain(str(value)) for value in row))
+    return table
 
 
 def cell(value: object) -> str:
     """A value in a table; ids are shortened to as many digits as commands need."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
     return printable(text[:12]) + "…" if len(text) == 64 else printable(text)
+
+
+def moment(seconds: int | None) -> str:
+    """Unix seconds as a date and time in UTC; nothing for a time that has not come."""
+    if not seconds:
+        return ""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return f"second {seconds} of Unix time"
 
 
 def plain(text: str) -> Text:

@@ -122,8 +122,13 @@ t has 31 bits, for a sum over n rows of values up to A takes n A^2 < t / 2. A pr
 3 log2 t + 43 bits of modulus in the worst case, hence N = 8192 and five primes of 29 bits, 145 together.
 """
 
+PARAMETER_SETS: Final[Mapping[str, Parameters]] = MappingProxyType(
+    {"linear": BFV_LINEAR, "pairs": BGV_PAIRS, "moments": BGV_MOMENTS}
+)
+"""By the names that people use."""
+
 ALLOWED: Final[Mapping[bytes, Parameters]] = MappingProxyType(
-    {parameters.parameters_id: parameters for parameters in (BFV_LINEAR, BGV_PAIRS, BGV_MOMENTS)}
+    {parameters.parameters_id: parameters for parameters in PARAMETER_SETS.values()}
 )
 """Every accepted parameter set by its id."""
 

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import eth_abi.abi
 import eth_abi.exceptions
@@ -21,6 +21,7 @@ from eth_utils.crypto import keccak
 
 from usufruct.errors import InputError, TransactionRevertedError
 from usufruct.ledger.packing import Packing
+from usufruct.records import GrantStatus, JobState, KeyStatus, Refusal
 
 Record = TypeVar("Record")
 
@@ -41,6 +42,12 @@ CONTRACTS = (
 
 IMPLEMENTATIONS = {"ChainPermissions": ("SubnetEvmPermissions", "OpenPermissions")}
 """Contracts that may stand under a name, where it is not the contract's own; the first has every event and error."""
+
+_ENUMS: dict[str, type[IntEnum]] = {
+    enum.__name__: enum for enum in (GrantStatus, JobState, KeyStatus, Refusal)
+}
+_NOTICES = {"AccessManagedUnauthorized": "Only a passed vote of the council may do this."}
+"""For errors of libraries, which say nothing to people."""
 
 _PANIC = keccak(b"Panic(uint256)")[:4]
 _ERROR = keccak(b"Error(string)")[:4]
@@ -208,6 +215,14 @@ def _words(entry: Mapping[str, Any], value: Any) -> Any:
     return value
 
 
+class ErrorCodec(NamedTuple):
+    """A custom error, and what the contracts' sources say about it to people."""
+
+    name: str
+    inputs: tuple[Mapping[str, Any], ...]
+    notice: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ContractAbi:
     """All codecs of one contract."""
@@ -215,7 +230,7 @@ class ContractAbi:
     name: str
     functions: dict[str, FunctionCodec]
     events: dict[bytes, EventCodec]
-    errors: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]]
+    errors: dict[bytes, ErrorCodec]
 
 
 @functools.cache
@@ -225,39 +240,45 @@ def load_abi(name: str) -> ContractAbi:
     text = resources.files("usufruct.ledger").joinpath("artifacts", f"{artifact}.json").read_text("utf-8")
     functions: dict[str, FunctionCodec] = {}
     events: dict[bytes, EventCodec] = {}
-    errors: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]] = {}
-    for entry in json.loads(text)["abi"]:
+    errors: dict[bytes, ErrorCodec] = {}
+    generated = json.loads(text)
+    for entry in generated["abi"]:
         inputs = tuple(entry.get("inputs", ()))
         types = tuple(abi_type(item) for item in inputs)
-        digest = keccak(f"{entry.get('name', '')}({','.join(types)})".encode())
+        signature = f"{entry.get('name', '')}({','.join(types)})"
+        digest = keccak(signature.encode())
         if entry["type"] == "function":
             outputs = tuple(_wire_type(item) for item in entry["outputs"])
             functions[entry["name"]] = FunctionCodec(entry["name"], digest[:4], types, outputs)
         elif entry["type"] == "event":
             events[digest] = EventCodec.of(name, entry["name"], digest, inputs)
         elif entry["type"] == "error":
-            errors[digest[:4]] = (entry["name"], inputs)
+            notice = generated["notices"].get(signature) or _NOTICES.get(entry["name"], "")
+            errors[digest[:4]] = ErrorCodec(entry["name"], inputs, notice)
     return ContractAbi(name, functions, events, errors)
 
 
 @functools.cache
-def all_errors() -> dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]]:
+def all_errors() -> dict[bytes, ErrorCodec]:
     """Custom errors of every contract by selector."""
-    merged: dict[bytes, tuple[str, tuple[Mapping[str, Any], ...]]] = {}
+    merged: dict[bytes, ErrorCodec] = {}
     for name in CONTRACTS:
         merged.update(load_abi(name).errors)
     return merged
 
 
 def decode_revert(data: bytes) -> TransactionRevertedError:
-    """Turn revert data into the typed error that names the custom error and its values."""
+    """Turn revert data into the typed error that names the custom error and its values; the hint is what it means."""
     selector, body = data[:4], data[4:]
     known = all_errors().get(selector)
     try:
         if known:
-            name, inputs = known
-            values = eth_abi.abi.decode([_wire_type(entry) for entry in inputs], body)
-            return TransactionRevertedError(name, _named(inputs, values))
+            values = eth_abi.abi.decode([_wire_type(entry) for entry in known.inputs], body)
+            named = {
+                entry["name"]: _as_enum(entry, value)
+                for entry, value in zip(known.inputs, _named(known.inputs, values).values(), strict=True)
+            }
+            return TransactionRevertedError(known.name, named, hint=known.notice.replace("`", ""))
         if selector == _ERROR:
             message = eth_abi.abi.decode(["bytes"], body)[0].decode("utf-8", "backslashreplace")
             return TransactionRevertedError("Error", {"message": message})
@@ -266,6 +287,13 @@ def decode_revert(data: bytes) -> TransactionRevertedError:
     except eth_abi.exceptions.DecodingError:
         pass
     return TransactionRevertedError("UnknownRevert", {"data": "0x" + data.hex()})
+
+
+def _as_enum(entry: Mapping[str, Any], value: Any) -> Any:
+    """The member of the enum that a contract's number stands for, where it has a name."""
+    kind, _, name = str(entry.get("internalType", "")).partition(" ")
+    members = _ENUMS.get(name.rpartition(".")[2], ()) if kind == "enum" else ()
+    return next((member for member in members if member == value), value)
 
 
 def args_to_json(value: object) -> Any:

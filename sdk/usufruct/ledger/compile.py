@@ -56,6 +56,9 @@ class Artifact:
     """Name of the source unit in the standard input."""
 
     abi: list[dict[str, Any]]
+    notices: dict[str, str]
+    """By signature of a custom error, what it says to people: the sources' `@notice`."""
+
     bytecode: bytes
     """Creation code; the ABI-encoded constructor arguments follow it in a deployment."""
 
@@ -75,6 +78,7 @@ class Artifact:
             "immutableReferences": {
                 name: [list(span) for span in spans] for name, spans in self.immutables.items()
             },
+            "notices": self.notices,
             "sourceName": self.source,
         }
         return json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n"
@@ -96,6 +100,7 @@ def load_artifact(name: str) -> Artifact:
         name=record["contractName"],
         source=record["sourceName"],
         abi=record["abi"],
+        notices=record["notices"],
         bytecode=bytes.fromhex(record["bytecode"][2:]),
         deployed_bytecode=bytes.fromhex(record["deployedBytecode"][2:]),
         immutables={
@@ -234,6 +239,10 @@ def _artifact(name: str, units: Mapping[str, Any], variables: Mapping[str, str])
         name=name,
         source=source,
         abi=contract["abi"],
+        notices={
+            signature: " ".join(entry["notice"] for entry in entries)
+            for signature, entries in contract["userdoc"].get("errors", {}).items()
+        },
         bytecode=bytes.fromhex(contract["evm"]["bytecode"]["object"]),
         deployed_bytecode=bytes.fromhex(runtime["object"]),
         immutables={
