@@ -50,7 +50,7 @@ from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings, may_read
-from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.index import Index, catch_up_in_thread, follow
 from usufruct_node.intake import Uploads
 from usufruct_node.membership import Membership
 from usufruct_node.metrics import Metrics
@@ -181,7 +181,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 unlocked = trio.Event()
                 nursery.start_soon(self._unlock, unlocked)
-                await trio.to_thread.run_sync(catch_up, self.index, self.ledger)
+                await catch_up_in_thread(self.index, self.ledger)
                 await nursery.start(self._host.run)
                 await unlocked.wait()
                 # Before anybody can begin another.

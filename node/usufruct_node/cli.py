@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,13 +134,16 @@ def run(
     passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")
 
     async def serve() -> None:
-        async with trio.open_nursery() as nursery:
-            url = await nursery.start(node.run)
-            logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    nursery.cancel_scope.cancel()
-                    return
+        # Before the start, which reads a long chain for minutes.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_told, signals, nursery.cancel_scope)
+                url = await nursery.start(node.run)
+                logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
+
+    async def until_told(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        await anext(signals)
+        scope.cancel()
 
     with exclusive(place):
         node = Node(place, settings, passphrase, custodian_passphrase_file=custodian_passphrase_file)
@@ -270,6 +273,10 @@ def devnet_up(
     with err.status("starting") as line:
         net.up(chain=kind, say=lambda text: line.update(f"starting {text}"), block_interval_s=block_interval)
     out.print(f"network up in {net.root}; `usufruct-node devnet status --dir {directory}` shows it")
+    names = ", ".join(member.name for member in net.members)
+    out.print(
+        f"homes below it: {names}; for example `usufruct bundles --home {directory}/{net.members[0].name}`"
+    )
 
 
 @devnet_app.command("down")

@@ -46,7 +46,7 @@ from usufruct.records import (
     LedgerEvent,
     MemberStatus,
 )
-from usufruct_node.index import Index, catch_up, follow
+from usufruct_node.index import Index, catch_up, catch_up_in_thread, follow
 from usufruct_node.index.database import IndexFileError
 
 WHOLE = (1 << 64) - 1
@@ -301,6 +301,34 @@ def test_index_built_in_many_spans_read_ahead_equals_one_built_in_one(
     spanned.close()
     assert tables(tmp_path / "spanned.db") == tables(tmp_path / "index.db")
     assert trees(tmp_path / "spanned.db") == trees(tmp_path / "index.db") != set()
+
+
+def test_work_that_is_cancelled_ends_after_a_span_and_goes_on_from_there(
+    story: Story, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["usufruct_node.index.follow"], "_SPAN", 3)
+    stopped = Index(tmp_path / "stopped.db")
+    advance = stopped.advance
+    scope = trio.CancelScope()
+
+    def advance_and_cancel(events: list[LedgerEvent], reached: Head) -> None:
+        advance(events, reached)
+        trio.from_thread.run_sync(scope.cancel)
+
+    async def cancelled() -> None:
+        monkeypatch.setattr(stopped, "advance", advance_and_cancel)
+        with scope:
+            await catch_up_in_thread(stopped, story.net.reader)
+
+    trio.run(cancelled)
+    assert scope.cancelled_caught
+    first = story.net.reader.network.deployed_at_block
+    assert stopped.cursor().number == first + 2
+    monkeypatch.setattr(stopped, "advance", advance)
+    assert catch_up(stopped, story.net.reader)
+    index.advance([], stopped.cursor())
+    stopped.close()
+    assert tables(tmp_path / "stopped.db") == tables(tmp_path / "index.db")
 
 
 def test_search_trees_that_a_killed_rebuild_did_without_are_back_when_the_file_is_opened_again(

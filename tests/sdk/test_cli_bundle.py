@@ -68,6 +68,13 @@ def test_a_stick_is_told_by_its_cid(node_home: Home, tmp_path: Path) -> None:
     with EmbeddedBlockStore(node_home.blocks) as store:
         assert set(store.cids()) == before, "what was refused left a block"
 
+    large = run(node_home, "bundle", "import", first, *kernel, "--min-cohort", str(ROWS + 1))
+    assert large.exit_code == 2 and f"rows of {ROWS} subjects" in large.output
+    other = run(node_home, "bundle", "import", first, "--kernel", "moments")
+    assert other.exit_code == 2 and "moments runs on bundles sealed under bgv" in " ".join(
+        other.output.split()
+    )
+
     taken = answer(node_home, "bundle", "import", first, "--cid", sealed["archive_cid"], *kernel)
     assert taken["manifest"] == sealed["manifest"]
     exported = answer(node_home, "bundle", "export", taken["artifact_id"], copy)

@@ -5,7 +5,7 @@ with the chain. The events are enough: an index that is lost is rebuilt from the
 """
 
 from usufruct_node.index.database import Index
-from usufruct_node.index.follow import catch_up, follow
+from usufruct_node.index.follow import catch_up, catch_up_in_thread, follow
 from usufruct_node.index.rows import JobRow
 
-__all__ = ["Index", "JobRow", "catch_up", "follow"]
+__all__ = ["Index", "JobRow", "catch_up", "catch_up_in_thread", "follow"]

@@ -20,8 +20,13 @@ _SPAN = 2_000
 _UNKNOWN_TO_ALL = "no endpoint has the block indexed last; if that lasts, stop the node and delete index.db: it is built anew"
 
 
-def catch_up(index: Index, ledger: Ledger) -> bool:
+def catch_up(index: Index, ledger: Ledger, *, between: Callable[[], None] = lambda: None) -> bool:
     """Index every finalised block not indexed yet, reading ahead by one span; returns whether there was any.
+
+    Parameters
+    ----------
+    between :
+        Called before each span; what it raises ends the work, and what is indexed by then stays.
 
     Raises
     ------
@@ -33,7 +38,7 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
         If no endpoint answers, or the index's file cannot be written.
     """
     try:
-        return _catch_up(index, ledger)
+        return _catch_up(index, ledger, between)
     except (LedgerUnreachableError, IndexFileError):
         raise
     except LedgerError as exc:
@@ -41,7 +46,13 @@ def catch_up(index: Index, ledger: Ledger) -> bool:
         raise
 
 
-def _catch_up(index: Index, ledger: Ledger) -> bool:
+async def catch_up_in_thread(index: Index, ledger: Ledger) -> bool:
+    """`catch_up` beside the event loop; a cancellation takes effect at the next span."""
+    between = trio.from_thread.check_cancelled
+    return await trio.to_thread.run_sync(partial(catch_up, index, ledger, between=between))
+
+
+def _catch_up(index: Index, ledger: Ledger, between: Callable[[], None]) -> bool:
     index.complete()
     head = ledger.finalised()
     cursor = index.cursor()
@@ -64,6 +75,7 @@ def _catch_up(index: Index, ledger: Ledger) -> bool:
         coming = ahead.submit(read, spans[0])
         for following in [*spans[1:], None]:
             events, reached = coming.result()
+            between()
             if following is not None:
                 coming = ahead.submit(read, following)
             index.advance(events, reached)
@@ -92,7 +104,7 @@ async def follow(
     """Catch up for ever; tells `on_trouble` why it cannot, and None once it can again."""
     while True:
         try:
-            moved = await trio.to_thread.run_sync(catch_up, index, ledger)
+            moved = await catch_up_in_thread(index, ledger)
         except LedgerError as exc:
             _log.warning("ledger: %s%s", exc, f" ({exc.hint})" if exc.hint else "")
             on_trouble(str(exc))

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from usufruct.carry import CarDestination, export_bundle, import_bundle
-from usufruct.cli.steward import checked_policy, read_features
+from usufruct.cli.steward import check_cohort, checked_policy, read_features
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -216,6 +216,7 @@ def bundle_import(
             expected=expected,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    check_cohort(min_cohort, published.manifest.row_subjects.tolist())
     policy = replace(policy, purposes=(published.manifest.scope,))
     artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
     answer = {

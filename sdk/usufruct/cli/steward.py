@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
@@ -120,6 +121,15 @@ def checked_policy(
     micro(budget_rho)
     seconds(retain_days)
     return policy
+
+
+def check_cohort(min_cohort: int, row_subjects: Iterable[int]) -> None:
+    """Raise InputError where nothing could ever be released."""
+    n_subjects = len(set(row_subjects))
+    if min_cohort > n_subjects:
+        raise InputError(
+            f"the bundle has rows of {n_subjects} subjects, and no release may be of fewer than {min_cohort}"
+        )
 
 
 @key_domain_app.command("create")
@@ -271,10 +281,7 @@ def publish(
         budget_rho=budget_rho,
         retain_days=retain_days,
     )
-    if min_cohort > (n_subjects := len(set(positions))):
-        raise InputError(
-            f"the bundle has rows of {n_subjects} subjects, and no release may be of fewer than {min_cohort}"
-        )
+    check_cohort(min_cohort, positions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sealing and publishing")
