@@ -141,7 +141,8 @@ class Node:
         self.placements = Placements(self.index, self.custody)
         self._stack.callback(self.custody.close)
         self._stack.callback(self.challenges.close)
-        self._clock = ChainClock(network.chain)
+        self._clock = ChainClock(network.chain, home.node_database)
+        self._stack.callback(self._clock.close)
         self._host = PeerHost(
             identity=self._identity,
             is_member=lambda peer: peer in self._membership.peers,

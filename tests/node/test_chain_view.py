@@ -23,9 +23,9 @@ def head(number: int, timestamp: int) -> Head:
     return Head(number, bytes(32), timestamp)
 
 
-def test_between_blocks_that_come_only_on_demand_chain_time_goes_on() -> None:
+def test_between_blocks_that_come_only_on_demand_chain_time_goes_on(tmp_path: Path) -> None:
     at = [100.0]
-    clock = ChainClock(PROFILES["subnet-evm"], stopwatch=lambda: at[0])
+    clock = ChainClock(PROFILES["subnet-evm"], tmp_path / "node.db", stopwatch=lambda: at[0])
     assert clock.now(None) == 0
     assert clock.now(head(7, 1_000)) == 1_000
     at[0] = 130.9
@@ -35,9 +35,38 @@ def test_between_blocks_that_come_only_on_demand_chain_time_goes_on() -> None:
     assert clock.now(head(8, 1_020)) == 1_021
 
 
-def test_where_blocks_come_anyway_chain_time_is_that_of_the_newest_block() -> None:
+def test_a_node_that_is_started_again_does_not_fall_back_to_the_newest_block(tmp_path: Path) -> None:
+    at, file = [100.0], tmp_path / "node.db"
+    last, profile = head(7, 1_000), PROFILES["subnet-evm"]
+    clock = ChainClock(profile, file, stopwatch=lambda: at[0])
+    for at[0] in (100.0, 130.0, 161.0, 190.0):
+        clock.now(last)
+    clock.close()
+    at[0] = 5.0
+    again = ChainClock(profile, file, stopwatch=lambda: at[0])
+    assert again.now(last) == 1_061, "of the last minute at most nothing is known"
+    at[0] = 15.0
+    assert again.now(last) == 1_071
+    other = Head(8, b"\1" * 32, 1_020)
+    assert again.now(other) == 1_020
+    again.close()
+    third = ChainClock(profile, file, stopwatch=lambda: at[0])
+    assert third.now(other) == 1_020, "what passed after another block does not count"
+    third.close()
+
+
+def test_a_full_disk_does_not_stop_the_clock(tmp_path: Path) -> None:
     at = [100.0]
-    clock = ChainClock(PROFILES["embedded"], stopwatch=lambda: at[0])
+    clock = ChainClock(PROFILES["subnet-evm"], tmp_path / "node.db", stopwatch=lambda: at[0])
+    clock.now(head(7, 1_000))
+    clock._db.execute("PRAGMA query_only = 1")
+    at[0] = 200.0
+    assert clock.now(head(7, 1_000)) == 1_100
+
+
+def test_where_blocks_come_anyway_chain_time_is_that_of_the_newest_block(tmp_path: Path) -> None:
+    at = [100.0]
+    clock = ChainClock(PROFILES["embedded"], tmp_path / "node.db", stopwatch=lambda: at[0])
     clock.now(head(7, 1_000))
     at[0] = 5_000.0
     assert clock.now(head(7, 1_000)) == 1_000

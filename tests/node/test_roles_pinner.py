@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,11 +26,12 @@ from usufruct.errors import (
 )
 from usufruct.he.bfv import generate_secret_key
 from usufruct.publish import manifest_record
-from usufruct.records import Artifact, ArtifactId, ArtifactKind
+from usufruct.records import Artifact, ArtifactId, ArtifactKind, OrgId
 from usufruct.replication import Replication
 from usufruct.seal import seal_features
 from usufruct_node.holdings import Holding, Purpose
 from usufruct_node.placement import Placements
+from usufruct_node.roles.context import RoleContext
 from usufruct_node.roles.custody_peers import Silent
 from usufruct_node.roles.pinner import held_pin
 
@@ -137,6 +138,41 @@ def test_a_damaged_record_is_fetched_again(node: CustodyNode, copy: tuple[Artifa
     node.pinner.damaged(artifact_id)
     assert node.look(artifact_id) is None
     assert node.store.get(cid) == data
+
+
+@pytest.mark.parametrize("lost", ["manifest", "policy", "status", "ciphertext"])
+def test_a_steward_fetches_back_what_it_lost_from_a_holder(
+    story: Story, tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_by_one(self: RoleContext, cids: Sequence[Cid], *sources: OrgId, pin: str) -> None:
+        for cid in cids:
+            if not self.store.has(cid):
+                self.store.put(await self.fetch_once(cid, *sources), cid.codec, pin=pin)
+
+    monkeypatch.setattr(RoleContext, "fetch", one_by_one)
+    artifact_id = story.bundle()
+    with CustodyNode(story, tmp_path, "north") as node:
+        status = story.anchor()
+        node.follow()
+        node.custody.keep_replication(digest_of(story.policy.to_record()), story.policy.replication)
+        sound = {
+            "manifest": dag.encode(story.records[artifact_id]),
+            "policy": dag.encode(story.policy.to_record()),
+            "status": dag.encode(status),
+        }
+        codecs = dict.fromkeys(sound, Codec.DAG_CBOR) | {"ciphertext": Codec.RAW}
+        sound["ciphertext"] = story.blocks[artifact_id][0]
+        for kind, data in sound.items():
+            if kind != lost:
+                node.store.put(data, codecs[kind], pin=kind)
+        node.store.put_many(story.blocks[artifact_id][1:], pin="ciphertext")
+        cid = Cid.of(sound[lost], codecs[lost])
+        node.peers.answers = False
+        assert isinstance(node.look(artifact_id), ContentError)
+        node.peers.answers, node.peers.blocks = True, {cid: sound[lost]}
+        assert node.look(artifact_id) is None
+        assert node.store.get(cid) == sound[lost]
+        assert set(node.peers.asked) == {cid}
 
 
 def test_a_copy_stays_while_nobody_can_replace_what_is_damaged(

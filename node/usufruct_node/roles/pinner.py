@@ -335,6 +335,13 @@ class Pinner:
             for cid in await trio.to_thread.run_sync(self._damaged_among, blocks):
                 await self._replace(cid, sources, pin)
         await context.fetch(blocks, *sources, pin=pin)
+        epoch = context.index.consent_epoch(artifact.steward, artifact.consent_scope)
+        cited = {"policy": artifact.policy_digest, "status": epoch.status_digest if epoch else b""}
+        for kind, digest in cited.items():
+            if digest:
+                cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+                await self._sound(cid, sources, kind)
+                await trio.to_thread.run_sync(context.holdings.add, [cid], Purpose.CATALOGUE)
         self._suspect.discard(artifact_id)
         self._whole[artifact_id] = (b"", b"")
 
