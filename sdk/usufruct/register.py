@@ -10,8 +10,8 @@ from eth_utils.crypto import keccak
 
 from usufruct.content import Cid
 from usufruct.content.node import NodeContent
-from usufruct.errors import InputError, ManifestError, WrongKeyDomainError
-from usufruct.he.kernels import kernel_by_name
+from usufruct.errors import InputError, KernelBoundError, ManifestError, WrongKeyDomainError
+from usufruct.he.kernels import BundleShape, kernel_by_name
 from usufruct.he.parameters import Parameters, parameters_by_id
 from usufruct.ledger import Ledger
 from usufruct.publish import MAX_SUBJECTS, PublishedBundle
@@ -25,6 +25,9 @@ from usufruct.records import (
     org_id,
 )
 from usufruct.replication import Replication
+
+_SMALLEST_JOBS: Mapping[str, Mapping[str, object]] = {"sum": {}, "moments": {"columns": [0]}}
+"""Parameters of kernels whose worst case hangs on the bundle alone."""
 
 POLICY_TYPE = "usufruct/policy/2"
 PUBLIC_TYPE = "usufruct/key-domain/1"
@@ -138,13 +141,14 @@ def register_bundle(
     Raises
     ------
     InputError
-        As `check_policy`, if the policy does not name the bundle's purpose, or if the
+        As `check_policy` and `check_runnable`, if the policy does not name the bundle's purpose, or if the
         bundle is registered already with another policy, retention or budget; nothing was sent.
     WrongKeyDomainError
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
     """
     check_policy(ledger, policy, published.manifest.shape.parameters)
+    check_runnable(policy, published.manifest.shape)
     scope = published.manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
@@ -235,3 +239,23 @@ def check_policy(ledger: Ledger, policy: Policy, parameters: Parameters | None) 
     for name in policy.replication.holders:
         if ledger.participant(org_id(name)).status == MemberStatus.NONE:
             raise InputError(f"the policy names {name} as a holder, which is no member")
+
+
+def check_runnable(policy: Policy, shape: BundleShape) -> None:
+    """Check that a bundle's values leave room for the kernels that its policy names.
+
+    Raises
+    ------
+    KernelBoundError
+        If even the smallest job of a kernel could overflow or decrypt wrongly.
+    """
+    for name in policy.kernels:
+        kernel = kernel_by_name(name)
+        if name in _SMALLEST_JOBS and kernel.scheme == shape.parameters.scheme:
+            try:
+                kernel.validate(kernel.parse(_SMALLEST_JOBS[name]), shape)
+            except KernelBoundError as exc:
+                raise KernelBoundError(
+                    f"no {name} could ever be computed on this bundle: {exc}",
+                    hint="declare a smaller scale or range, seal fewer rows into a bundle, or leave the kernel out",
+                ) from exc

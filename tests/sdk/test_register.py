@@ -13,6 +13,7 @@ from usufruct.content import Cid, dag
 from usufruct.errors import (
     ChainStalledError,
     InputError,
+    KernelBoundError,
     ManifestError,
     TransactionRevertedError,
     UnknownKernelError,
@@ -175,6 +176,7 @@ def test_what_cannot_be_registered_is_refused_before_anything_is_sent(
     fresh = replace(published, cid=dag.cid_of("another"))
     for ledger, policy, error in (
         (north, replace(POLICY, kernels=("cube",)), UnknownKernelError),
+        (north, replace(POLICY, kernels=("sum", "moments")), InputError),
         (north, replace(POLICY, purposes=("other",)), InputError),
         (north, replace(POLICY, replication=Replication(copies=2, holders=("nobody",))), InputError),
         (south, POLICY, WrongKeyDomainError),
@@ -183,5 +185,11 @@ def test_what_cannot_be_registered_is_refused_before_anything_is_sent(
         with pytest.raises(error):
             register_bundle(ledger, node, fresh, policy=policy, retain_until=FAR, budget_rho_micro=1)
         assert not node.records
+    shape = published.manifest.shape
+    wide = replace(published.manifest, shape=replace(shape, max_abs=shape.parameters.value_limit))
+    with pytest.raises(KernelBoundError, match="no sum could ever be computed"):
+        register_bundle(
+            north, Kept(), replace(fresh, manifest=wide), policy=POLICY, retain_until=FAR, budget_rho_micro=1
+        )
     with pytest.raises(TransactionRevertedError, match="LineageRegistryInvalidRegistration"):
         register_bundle(north, Kept(), fresh, policy=POLICY, retain_until=1, budget_rho_micro=1)

@@ -40,7 +40,7 @@ from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
 from usufruct.records import ArtifactId, KeyId
-from usufruct.register import Policy, check_policy
+from usufruct.register import Policy, check_policy, check_runnable
 from usufruct.replication import Replication
 
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
@@ -282,11 +282,13 @@ def publish(
         retain_days=retain_days,
     )
     check_cohort(min_cohort, positions)
+    sealed = client.seal(features, secret)
+    check_runnable(policy, sealed.shape)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sealing and publishing")
         published = client.publish(
-            client.seal(features, secret),
+            sealed,
             scope=scope,
             row_subjects=positions,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
