@@ -38,8 +38,9 @@ class ChainClock:
             "CREATE TABLE IF NOT EXISTS clock (only INTEGER PRIMARY KEY CHECK (only = 0), block BLOB NOT NULL,"
             " seconds INTEGER NOT NULL)",
         )
-        # Asked from the event loop, which does not wait for other writers.
-        self._db.execute("PRAGMA busy_timeout = 100")
+        # Asked from the event loop, which waits neither for other writers nor for the disk.
+        self._db.execute("PRAGMA busy_timeout = 0")
+        self._db.execute("PRAGMA synchronous = NORMAL")
 
     def now(self, head: Head | None) -> int:
         """Unix seconds, given the newest block that is known; 0 without one."""
@@ -62,11 +63,14 @@ class ChainClock:
         with self._lock:
             self._db.close()
 
+    # A disk that is full or broken makes the clock no worse than one that keeps nothing.
+
     def _kept(self, head: Head) -> int:
-        row = self._db.execute("SELECT seconds FROM clock WHERE block = ?", (head.hash,)).fetchone()
-        return row[0] if row else 0
+        with contextlib.suppress(sqlite3.Error):
+            row = self._db.execute("SELECT seconds FROM clock WHERE block = ?", (head.hash,)).fetchone()
+            return row[0] if row else 0
+        return 0
 
     def _keep(self, head: Head, passed: int) -> None:
-        # A disk that is full makes the clock no worse than before.
-        with contextlib.suppress(sqlite3.OperationalError), self._db:
+        with contextlib.suppress(sqlite3.Error), self._db:
             self._db.execute("INSERT OR REPLACE INTO clock VALUES (0, ?, ?)", (head.hash, passed))

@@ -6,11 +6,11 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import trio
@@ -34,6 +34,9 @@ from usufruct_node.doctor import examine
 from usufruct_node.enrol import check_place, create_home
 from usufruct_node.peers_tables import render_peers
 from usufruct_node.storage_cli import blocks_app, kubo_app
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
 
 app = typer.Typer(
     help="Run and look after a node of the Usufruct network.",
@@ -134,15 +137,18 @@ def run(
     passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")
 
     async def serve() -> None:
-        # Before the start, which reads a long chain for minutes.
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(until_told, signals, nursery.cancel_scope)
-                url = await nursery.start(node.run)
-                logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
+        async with trio.open_nursery() as nursery:
+            # Before the start, which reads a long chain for minutes.
+            await nursery.start(until_told, nursery.cancel_scope)
+            url = await nursery.start(node.run)
+            logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
 
-    async def until_told(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-        await anext(signals)
+    async def until_told(scope: trio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+        """Stop at the first signal. A second Ctrl-C interrupts the stopping; a second SIGTERM says nothing new."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            await anext(signals)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scope.cancel()
 
     with exclusive(place):

@@ -266,7 +266,7 @@ class Client:
         return self._book.receipt(subject, scope=scope)
 
     def consents(self, *, scope: str) -> list[dict[str, Any]]:
-        """Who is in the own consent book for a purpose, by position, and whether each consent is in force now; Unix seconds."""
+        """Who is in the own consent book for a purpose, by position; Unix seconds, states as of the newest block's time."""
         now = self.ledger.finalised().timestamp
         return [
             {

@@ -353,15 +353,18 @@ class CompilationError(LedgerError):
 
 
 class TransactionRevertedError(LedgerError):
-    """A contract refused a transaction; `name` and `values` are its custom error, the hint what that means."""
+    """A contract refused a transaction; `name` and `values` are its custom error, the hint what that means.
 
-    exit_code = 7
+    With a hint it is one of the network's rules that says no; without one something went wrong on the way.
+    """
 
     def __init__(self, name: str, values: dict[str, object], *, hint: str = "") -> None:
         self.name = name
         self.values = values
         shown = ", ".join(f"{k}={_readable(v)}" for k, v in values.items())
         super().__init__(f"{name}({shown})", hint=hint)
+        if hint:
+            self.exit_code = DeniedError.exit_code
 
 
 def _readable(value: object) -> str:

@@ -78,6 +78,9 @@ MAX_RESULT_BLOCKS = 20_000
 """A result's manifest is one block; a result block has 28 or 55 kB, so this bounds what a job makes others store."""
 
 
+MIN_SCALE, MAX_SCALE = 2.0**-64, 2.0**64
+"""Integer units per 1.0 of a result: no results of 64 bits need more, and their squares are numbers still."""
+
 VERIFIERS = 3
 """Verifiers that answer a usual job: two have to agree, and one may fail."""
 
@@ -142,8 +145,10 @@ class JobParameters:
         kernel_id, parameters, scale = record["kernel"], record["parameters"], record["result_scale"]
         if not isinstance(kernel_id, bytes) or not isinstance(parameters, Mapping):
             raise ManifestError("job parameters: a field has the wrong type")
-        if not isinstance(scale, float) or not np.isfinite(scale) or scale <= 0:
-            raise ManifestError("job parameters: `result_scale` is not a positive number")
+        if not isinstance(scale, float) or not MIN_SCALE <= scale <= MAX_SCALE:
+            raise ManifestError(
+                f"job parameters: `result_scale` is no number from {MIN_SCALE} to {MAX_SCALE}"
+            )
         kernel = kernel_by_id(kernel_id)
         return cls(kernel=kernel, parameters=kernel.parse(parameters), result_scale=scale)
 
@@ -200,6 +205,13 @@ class JobInputs:
     """Shape (n_rows,): True where the row's subject consents."""
     bounds: Bounds
 
+    def value_bounds(self) -> tuple[int, ...]:
+        """Largest magnitude of an opened value, for each level of noise: sums are smaller than sums of products."""
+        if isinstance(self.parameters.parameters, MomentsParameters):
+            shape = self.manifest.shape
+            return (shape.n_rows * shape.max_abs, self.bounds.value_bound)
+        return (self.bounds.value_bound,)
+
 
 def check_job(
     request: JobRequest,
@@ -217,8 +229,8 @@ def check_job(
     ------
     ReleaseRefusedError
         With the ledger's name of the reason, if the policy or the cohort says no.
-    KernelError, ManifestError, WrongKeyDomainError
-        If the blocks do not fit.
+    KernelError, PrivacyError, ManifestError, WrongKeyDomainError
+        If the blocks do not fit, or no noise could be right.
     """
     if parameters.kernel.kernel_id != request.kernel_id:
         raise KernelParameterError("the parameters are for another kernel than the job names")
@@ -238,6 +250,7 @@ def check_job(
     if ruled_out is not None:
         raise ReleaseRefusedError(ruled_out.reason.name)
     bounds = parameters.validate(manifest.shape)
+    parameters.noise(manifest, request.rho_micro)
     return JobInputs(
         manifest=manifest, policy=policy, status=status, parameters=parameters, mask=mask, bounds=bounds
     )

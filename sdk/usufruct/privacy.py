@@ -30,6 +30,9 @@ MICRO: Final = 1_000_000
 
 _MAX_INTEGER = 1 << 62
 
+_MAX_SIGMA = 1e12
+"""Noise beyond this hides any result, and its millionths would not fit the 64 bits that the ledger has for them."""
+
 enable_features("contrib")
 
 
@@ -101,13 +104,21 @@ def noise_levels(rho_micro: int, moved: Sequence[tuple[int, int]]) -> tuple[Nois
     Raises
     ------
     PrivacyError
-        If there is less than a millionth for each group, or a sensitivity is not positive.
+        If there is less than a millionth for each group, a sensitivity is not positive, or the noise is larger than the
+        ledger can log.
 
     Source
     ------
     Bun and Steinke, arXiv 1605.02065, lemma 1.7: the costs of independent mechanisms add up.
     """
-    sigmas = [(outputs, sigma_for(rho_micro // len(moved), norm)) for outputs, norm in moved]
+    part = rho_micro // len(moved)
+    if part < 1:
+        raise PrivacyError(
+            f"{rho_micro} millionths of rho cannot be divided among {len(moved)} kinds of outputs"
+        )
+    sigmas = [(outputs, sigma_for(part, norm)) for outputs, norm in moved]
+    if max(sigma for _, sigma in sigmas) >= _MAX_SIGMA:
+        raise PrivacyError(f"{rho_micro} millionths of rho ask for noise of a scale beyond {_MAX_SIGMA:.0e}")
     return tuple(NoiseLevel(outputs, sigma, grid_for(sigma)) for outputs, sigma in sigmas)
 
 

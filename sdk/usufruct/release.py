@@ -7,7 +7,6 @@ matter in the node.
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from usufruct.content import dag
 from usufruct.errors import InputError, ManifestError, VerificationError
 from usufruct.he.container import Form
 from usufruct.he.isolated import IsolatedOpener
-from usufruct.he.kernels import MOMENTS, kernel_by_id, outputs, pairs_of, statistics
-from usufruct.job import MAX_RELEASED_VALUES, JobInputs
+from usufruct.he.kernels import MAX_MOMENT_COLUMNS, MOMENTS, kernel_by_id, outputs, statistics
+from usufruct.job import MAX_RELEASED_VALUES, MAX_SCALE, MIN_SCALE, JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
 from usufruct.privacy import (
@@ -95,7 +94,7 @@ class Release:
     def covariances(self) -> npt.NDArray[np.float64]:
         """Covariances over the consenting rows as a population, shape (k, k), natural units squared; for `moments` only.
 
-        Noise can make a variance negative, and the matrix not positive semi-definite.
+        They are those of the features as quantised. Noise can make a variance negative.
 
         Raises
         ------
@@ -108,7 +107,9 @@ class Release:
         ).covariances
 
     def covariance_errors(self, failure_probability: float = 1e-6) -> npt.NDArray[np.float64]:
-        """Bounds on noise and rounding of each entry of `covariances()`, same shape, except with this probability each.
+        """Bounds on what noise and its grid change in each entry of `covariances()`, except with this probability each.
+
+        Quantising the features changed them before: `Client.estimate` bounds that.
 
         Raises
         ------
@@ -193,12 +194,12 @@ def add_noise(
         Values of the same shape; the noise on them, in the order of the outputs.
     """
     levels = inputs.parameters.noise(inputs.manifest, rho_micro)
-    clipped = np.clip(opened, -inputs.bounds.value_bound, inputs.bounds.value_bound)
-    noised = np.empty_like(clipped)
+    noised = np.empty_like(opened)
     first = 0
-    for level in levels:
-        part = clipped[..., first : first + level.outputs]
-        drawn = discrete_gaussian([int(value) for value in part.ravel()], level.sigma)
+    for level, bound in zip(levels, inputs.value_bounds(), strict=True):
+        part = opened[..., first : first + level.outputs]
+        clipped = np.clip(part, -bound, bound)
+        drawn = discrete_gaussian([int(value) for value in clipped.ravel()], level.sigma)
         rounded = np.array(round_to_grid(drawn, level.grid), dtype=np.int64)
         noised[..., first : first + level.outputs] = rounded.reshape(part.shape)
         first += level.outputs
@@ -329,12 +330,16 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
         or type(count) is not int
         or columns < 0
         or count < 1
-        or not 0 < scale < math.inf
+        or not MIN_SCALE <= scale <= MAX_SCALE
     ):
         raise ManifestError("release payload: `columns`, `count` or `result_scale` is out of range")
     if not numbers or len(numbers) % _VALUE.itemsize:
         raise ManifestError("release payload: `values` are no 64-bit integers")
     values = np.frombuffer(numbers, _VALUE).astype(np.int64)
+    if bool(columns) != request.row_level:
+        raise ManifestError(
+            "release payload: `values` are of rows where the job asks for none, or the other way round"
+        )
     if columns and len(values) != count * columns:
         raise ManifestError(f"release payload: {len(values)} values for {count} rows of {columns}")
     if len(noise) != (2 if kernel == MOMENTS.name else 1):
@@ -347,7 +352,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
     shaped = values.reshape(count, columns) if columns else values
     if (shaped % grids).any():
         raise ManifestError("release payload: `values` are not on the grid")
-    if kernel == MOMENTS.name and noise[1].outputs != len(pairs_of(noise[0].outputs)):
+    if kernel == MOMENTS.name and not _of_same_columns(*noise):
         raise ManifestError("release payload: these are not the sums and products of the same columns")
     return Release(
         job_id=job_id,
@@ -358,6 +363,11 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
         noise=noise,
         rho_micro=request.rho_micro,
     )
+
+
+def _of_same_columns(sums: NoiseLevel, products: NoiseLevel) -> bool:
+    k = sums.outputs
+    return k <= MAX_MOMENT_COLUMNS and products.outputs == k * (k + 1) // 2
 
 
 def _read_noise(told: object) -> tuple[tuple[NoiseLevel, ...], int]:

@@ -55,13 +55,18 @@ def test_a_node_that_is_started_again_does_not_fall_back_to_the_newest_block(tmp
     third.close()
 
 
-def test_a_full_disk_does_not_stop_the_clock(tmp_path: Path) -> None:
+def test_a_full_or_broken_disk_does_not_stop_the_clock(tmp_path: Path) -> None:
     at = [100.0]
     clock = ChainClock(PROFILES["subnet-evm"], tmp_path / "node.db", stopwatch=lambda: at[0])
     clock.now(head(7, 1_000))
     clock._db.execute("PRAGMA query_only = 1")
     at[0] = 200.0
     assert clock.now(head(7, 1_000)) == 1_100
+    clock._db.execute("PRAGMA query_only = 0")
+    clock._db.execute("DROP TABLE clock")
+    assert clock.now(head(8, 1_200)) == 1_200
+    at[0] = 300.0
+    assert clock.now(head(8, 1_200)) == 1_300
 
 
 def test_where_blocks_come_anyway_chain_time_is_that_of_the_newest_block(tmp_path: Path) -> None:

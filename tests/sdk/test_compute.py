@@ -152,6 +152,20 @@ def test_a_cold_and_a_warm_cache_of_expansions_change_no_block(
     assert (tmp_path / f"cache.{entry_bytes}").stat().st_size <= cache.limit_bytes
 
 
+@pytest.mark.parametrize("broken", ["no room", "no directory", "read error"])
+def test_a_cache_that_cannot_be_used_changes_no_block(
+    broken: str, files: BlockFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "absent" if broken == "no directory" else tmp_path
+    cache = CacheSettings(path=place / "cache", limit_bytes=100 if broken == "no room" else 3_000_000)
+    for _ in range(2):
+        assert dict(job("rows", Inline(), files, cache=cache)) == in_this_process("rows")
+        if broken == "read error":
+            opened = work._open_cache(cache, N * BFV_LINEAR.residue_bits // 8)
+            opened._file, unreadable = os.open(cache.path, os.O_CREAT | os.O_WRONLY, 0o600), opened._file
+            os.close(unreadable)
+
+
 def test_poisoned_cache_is_expanded_over_and_never_reaches_a_result(
     files: BlockFiles, tmp_path: Path
 ) -> None:
@@ -267,7 +281,7 @@ def test_a_cancelled_job_ends_in_the_middle_of_a_task_and_leaves_nothing_behind(
     with WorkerPool(1) as pool:
         threading.Thread(target=lambda: (_until(reads.exists), cancelled.set()), daemon=True).start()
         with pytest.raises(ComputationCancelledError):
-            list(job("rows", pool, SlowFiles(files, reads), cancelled=cancelled))
+            list(job("rows", pool, SlowFiles(files, reads), cancelled=cancelled.is_set))
         assert not leases()
         before = reads.stat().st_size
         assert dict(job("rows", pool, files)) == in_this_process("rows")

@@ -23,6 +23,7 @@ from usufruct.errors import (
     KernelBoundError,
     KernelParameterError,
     ManifestError,
+    PrivacyError,
     ReleaseRefusedError,
     TransactionLostError,
     TransactionRevertedError,
@@ -43,7 +44,7 @@ from usufruct.job import (
 from usufruct.ledger import Ledger, Sender
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.ledger.gas import job_gas
-from usufruct.privacy import products_sensitivity, sigma_for
+from usufruct.privacy import noise_levels, products_sensitivity, sigma_for
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, KeyId, label
 
 
@@ -228,6 +229,19 @@ def test_kernel_without_a_proven_sensitivity_can_release_nothing(bundle: SmallBu
     unknown = replace(known, kernel=FEDSUM, parameters=FedsumParameters(weights=(1, 1), clip_l2=5))
     with pytest.raises(KernelParameterError, match="no proven sensitivity"):
         unknown.sensitivities(bundle.manifest)
+
+
+def test_a_job_whose_noise_cannot_be_made_is_refused_before_anything_is_computed_or_opened(
+    bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partner that does not post through this library can ask for a millionth of rho, which has no half."""
+
+    def divided(_: int, moved: object) -> object:
+        return noise_levels(1, [*moved, *moved])
+
+    monkeypatch.setattr("usufruct.job.noise_levels", divided)
+    with pytest.raises(PrivacyError, match="cannot be divided"):
+        bundle.inputs(bundle.parameters())
 
 
 # The block of parameters.

@@ -183,5 +183,7 @@ def test_levels_of_noise_cost_no_more_together_than_the_budget(rho_micro: int, n
 
 
 def test_a_budget_that_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(PrivacyError):
+    with pytest.raises(PrivacyError, match="cannot be divided"):
         noise_levels(1, [(1, 5), (1, 25)])
+    with pytest.raises(PrivacyError, match="a scale beyond"):
+        noise_levels(2, [(1, 5), (1, 10**10)])

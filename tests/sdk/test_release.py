@@ -29,8 +29,8 @@ from usufruct.errors import (
 from usufruct.he import isolated
 from usufruct.he.bfv import SecretKey, generate_secret_key
 from usufruct.he.isolated import IsolatedOpener
-from usufruct.he.kernels import MOMENTS
-from usufruct.job import JobInputs
+from usufruct.he.kernels import MOMENTS, MomentsParameters
+from usufruct.job import JobInputs, JobParameters
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
 from usufruct.ledger.abi import CONTRACTS
@@ -191,6 +191,18 @@ def test_rows_come_back_in_another_order(bundle: SmallBundle) -> None:
     assert nearest[:, 0].tolist() != sorted(nearest[:, 0]), "one chance in 22! of this"
 
 
+def test_sums_of_moments_are_clipped_to_what_sums_can_be(bundle: SmallBundle) -> None:
+    asked = JobParameters(kernel=MOMENTS, parameters=MomentsParameters(columns=(0,)), result_scale=1.0)
+    shape = bundle.manifest.shape
+    inputs = replace(bundle.inputs(bundle.parameters()), parameters=asked)
+    inputs = replace(inputs, bounds=replace(inputs.bounds, value_bound=10**9))
+    noised, levels = add_noise(np.array([10**12, 10**12]), inputs, rho_micro=10**15)
+    bounds = [shape.n_rows * shape.max_abs, 10**9]
+    assert [level.outputs for level in levels] == [1, 1]
+    for value, bound, level in zip(noised, bounds, levels, strict=True):
+        assert abs(value - bound) <= 10 * level.sigma + level.grid
+
+
 def test_noise_that_is_not_for_every_output_is_added_to_none(bundle: SmallBundle) -> None:
     with pytest.raises(VerificationError, match="noise for 2"):
         add_noise(np.zeros(3, dtype=np.int64), bundle.inputs(bundle.parameters()), rho_micro=500)
@@ -347,7 +359,11 @@ def signed(job: Job, payload: object) -> bytes:
 def test_a_payload_as_it_should_be_opens(job: Job) -> None:
     assert opened(job, signed(job, PAYLOAD)).values.tolist() == [1, 2]
     rows = PAYLOAD | {"columns": 1, "count": 2, "noise": [[1, 5, 1]]}
-    assert opened(job, signed(job, rows)).values.tolist() == [[1], [2]]
+    of_rows = replace(job, request=replace(job.request, row_level=True))
+    assert opened(of_rows, signed(of_rows, rows)).values.tolist() == [[1], [2]]
+    for asked, payload in ((job, rows), (of_rows, PAYLOAD)):
+        with pytest.raises(ManifestError, match="of rows where the job asks for none"):
+            opened(asked, signed(asked, payload))
 
 
 @pytest.mark.parametrize(
@@ -447,6 +463,12 @@ def test_moments_are_read_as_means_and_covariances(job: Job) -> None:
         {"noise": [[2, 1, 1], [3, 4, 1]]},
         {"noise": [[2, 1, 7], [3, 5, 1]]},
         {"noise": [[2, 1, 1], [2, 5, 1], [1, 5, 1]]},
+        {"noise": [[4, 1, 1], [1, 5, 1]]},
+        {"values": bytes(8 * 200_000), "noise": [[199_999, 1, 1], [1, 5, 1]]},
+        {"columns": 5, "count": 1},
+        {"result_scale": 1e200},
+        {"result_scale": 1e-170},
+        {"result_scale": 5e-324},
     ],
     ids=repr,
 )

@@ -168,8 +168,11 @@ class Index:
                 db.execute(f"DROP INDEX IF EXISTS {tree}")
         try:
             yield
-        finally:
+        except Exception:
             self.complete()
+            raise
+        # Whoever stops a node does not wait for the trees: a cancellation leaves them to the next opening too.
+        self.complete()
 
     def complete(self) -> None:
         """Build the secondary search trees that are missing.

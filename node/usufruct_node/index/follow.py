@@ -26,7 +26,7 @@ def catch_up(index: Index, ledger: Ledger, *, between: Callable[[], None] = lamb
     Parameters
     ----------
     between :
-        Called before each span; what it raises ends the work, and what is indexed by then stays.
+        Called at the start and before each span; what it raises ends the work, and what is indexed by then stays.
 
     Raises
     ------
@@ -53,6 +53,7 @@ async def catch_up_in_thread(index: Index, ledger: Ledger) -> bool:
 
 
 def _catch_up(index: Index, ledger: Ledger, between: Callable[[], None]) -> bool:
+    between()
     index.complete()
     head = ledger.finalised()
     cursor = index.cursor()

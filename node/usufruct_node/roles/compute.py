@@ -23,7 +23,12 @@ class Workers:
 
 
 def compute_result(
-    inputs: JobInputs, store: BlockStore, workers: Workers, keep: Callable[[bytes], Cid]
+    inputs: JobInputs,
+    store: BlockStore,
+    workers: Workers,
+    keep: Callable[[bytes], Cid],
+    *,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Cid]:
     """Run a job's kernel over the local input blocks; CIDs of the result blocks in output order.
 
@@ -31,6 +36,8 @@ def compute_result(
     ----------
     keep :
         Stores one result block; called as soon as it is complete, so memory holds few tasks' blocks.
+    cancelled :
+        As for `usufruct.compute.compute`.
 
     Raises
     ------
@@ -50,6 +57,7 @@ def compute_result(
         carried=not isinstance(store, EmbeddedBlockStore),
         executor=workers.pool,
         cache=workers.cache,
+        cancelled=cancelled,
     )
     cids = {index: keep(block) for index, block in results}
     return [cids[index] for index in sorted(cids)]

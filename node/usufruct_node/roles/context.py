@@ -194,7 +194,14 @@ class RoleContext:
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin)
         blocks = await trio.to_thread.run_sync(
-            partial(compute_result, inputs, self.store, self.workers, partial(self.store.put, pin=pin)),
+            partial(
+                compute_result,
+                inputs,
+                self.store,
+                self.workers,
+                partial(self.store.put, pin=pin),
+                cancelled=_is_given_up,
+            ),
             limiter=self.computing,
         )
         return self.result_manifest(row, blocks)
@@ -317,3 +324,9 @@ def job_pin(job_id: JobId) -> str:
 def result_pin(job_id: JobId) -> str:
     """Pin under which an executor keeps a job's result, and a custodian its release."""
     return _RESULT_PIN + job_id.hex()
+
+
+def _is_given_up() -> bool:
+    """In a thread: raises trio.Cancelled where nobody waits for the thread any more, as when the node is stopped."""
+    trio.from_thread.check_cancelled()
+    return False

@@ -324,10 +324,25 @@ class Pinner:
     async def _restore(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         """Fetch back what the steward itself lost, once after each start and whenever damage was found."""
         context = self._context
-        if artifact_id in self._whole:
+        epoch = context.index.consent_epoch(artifact.steward, artifact.consent_scope)
+        digests = (artifact.policy_digest, epoch.status_digest if epoch else b"")
+        if self._whole.get(artifact_id) == digests:
             return
-        pin = f"bundle:{artifact.content_digest.hex()}"
         sources = context.sources(artifact_id)
+        if artifact_id not in self._whole:
+            await self._restore_blocks(artifact_id, artifact, sources)
+            self._suspect.discard(artifact_id)
+            self._whole[artifact_id] = (b"", b"")
+        await self._restore_record(digests[0], sources, "policy", Policy.from_record)
+        if epoch:
+            check = partial(_check_status, artifact, epoch)
+            await self._restore_record(digests[1], sources, "status", check)
+        self._whole[artifact_id] = digests
+
+    async def _restore_blocks(
+        self, artifact_id: ArtifactId, artifact: Artifact, sources: Sequence[OrgId]
+    ) -> None:
+        context, pin = self._context, f"bundle:{artifact.content_digest.hex()}"
         cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
         manifest = read_manifest(dag.decode_map(await self._sound(cid, sources, "bundle")))
         blocks = list(dict.fromkeys(manifest.blocks))
@@ -335,15 +350,18 @@ class Pinner:
             for cid in await trio.to_thread.run_sync(self._damaged_among, blocks):
                 await self._replace(cid, sources, pin)
         await context.fetch(blocks, *sources, pin=pin)
-        epoch = context.index.consent_epoch(artifact.steward, artifact.consent_scope)
-        cited = {"policy": artifact.policy_digest, "status": epoch.status_digest if epoch else b""}
-        for kind, digest in cited.items():
-            if digest:
-                cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-                await self._sound(cid, sources, kind)
-                await trio.to_thread.run_sync(context.holdings.add, [cid], Purpose.CATALOGUE)
-        self._suspect.discard(artifact_id)
-        self._whole[artifact_id] = (b"", b"")
+
+    async def _restore_record(
+        self,
+        digest: bytes,
+        sources: Sequence[OrgId],
+        pin: str,
+        parse: Callable[[Mapping[str, object]], object],
+    ) -> None:
+        """Have an own record here, open to all members if `parse` takes it for what the ledger says it is."""
+        cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+        parse(dag.decode_map(await self._sound(cid, sources, pin)))
+        await trio.to_thread.run_sync(self._context.holdings.add, [cid], Purpose.CATALOGUE)
 
     async def _sound(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
         """A block, fetched if it is not here, and again if it is damaged here."""

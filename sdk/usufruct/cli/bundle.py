@@ -38,7 +38,7 @@ from usufruct.home import Home
 from usufruct.keys import he_keys, identity
 from usufruct.privacy import MICRO
 from usufruct.publish import publish_bundle
-from usufruct.records import ArtifactId, parse_id
+from usufruct.records import ArtifactId
 from usufruct.seal import seal_features
 
 bundle_app = typer.Typer(
@@ -78,9 +78,7 @@ def bundle_seal(
     )
     positions = [book.receipt(name, scope=scope).position for name in names]
     book.check_anchored(scope, positions)
-    secret = he_keys.load_secret(
-        custodian_keystore(place, custodian_passphrase_file), parse_id(key_domain, "key domain")
-    )
+    secret = he_keys.find_secret(custodian_keystore(place, custodian_passphrase_file), key_domain)
     destination = CarDestination(file)
     try:
         with Progress(*_COLUMNS, console=err, transient=True) as bar:

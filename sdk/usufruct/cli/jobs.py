@@ -140,12 +140,12 @@ def job_estimate(
 
 _UNITS = {
     "sensitivity": "units of the integer result: the most that one subject changes it",
-    "sigma": "in the result's natural units: the noise's standard deviation",
+    "sigma": "in the result's natural units: the noise's standard deviation on a row's score, or on a mean",
     "product_sigma": "natural units squared: the same on the mean of a product of two columns, for moments",
     "value_bound": "units of the integer result: the most that it can be",
     "value_limit": "units of the integer result: where the scheme would overflow",
     "margin_bits": "bits between the ciphertext's noise and a wrong decryption",
-    "quantisation_error": "in the result's natural units: the most that rounding can cost",
+    "quantisation_error": "in the result's natural units (squared for moments): the most that rounding features can cost",
     "seconds": "s for one execution, one process of this machine",
     "read_bytes": "bytes, read by the executor and by every verifier",
     "result_bytes": "bytes",
@@ -297,9 +297,11 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
         print_json(answer)
         return
     for key, value in answer.items():
-        is_matrix = isinstance(value, np.ndarray) and value.ndim == 2
-        shown = np.round(value, 4) if isinstance(value, np.ndarray) else value
-        out.print(plain(f"{key}:\n{shown}" if is_matrix else f"{key}: {shown}"), highlight=False)
+        if isinstance(value, np.ndarray):
+            digits = np.array2string(value, formatter={"float_kind": lambda number: f"{number:.5g}"})
+            out.print(f"{key}:{' ' if value.ndim == 1 else chr(10)}{digits}", highlight=False, markup=False)
+        else:
+            out.print(plain(f"{key}: {value}"), highlight=False)
 
 
 @guarded

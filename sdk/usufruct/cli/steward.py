@@ -265,9 +265,7 @@ def publish(
     place = Home.at(home)
     names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
     client = Client.open(place, passphrase_file=passphrase_file)
-    secret = he_keys.load_secret(
-        custodian_keystore(place, custodian_passphrase_file), KeyId(client.find_id("key domain", key_domain))
-    )
+    secret = he_keys.find_secret(custodian_keystore(place, custodian_passphrase_file), key_domain)
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
     policy = checked_policy(
         client.ledger,
@@ -332,7 +330,7 @@ def consent_list(
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List who consented to a purpose, who withdrew, and whose consent has expired; from the own consent book."""
+    """List who consented to a purpose, who withdrew, and whose consent had expired at the newest block; from the own book."""
     rows = Client.open(home, passphrase_file=passphrase_file).consents(scope=scope)
     if not as_json:
         for row in rows:

@@ -93,10 +93,10 @@ class ExpansionCache:
         for place, (_, found, nonce, tag) in enumerate(self._places(digest)):
             if found != digest:
                 continue
-            data = os.pread(self._file, self._entry_bytes, self._entry_offset(digest, place))
             try:
+                data = os.pread(self._file, self._entry_bytes, self._entry_offset(digest, place))
                 self._cipher.decrypt(nonce, tag, digest + context + data)
-            except InvalidTag:
+            except (InvalidTag, OSError):
                 self.rejected += 1
                 break
             self._touch(digest, place)
@@ -170,8 +170,10 @@ class ExpansionCache:
         return _HEADER_BYTES + self._sets * PLACES_PER_SET * (_PLACE.size + self._entry_bytes)
 
     def _places(self, digest: bytes) -> list[tuple[int, bytes, bytes, bytes]]:
-        table = os.pread(self._file, PLACES_PER_SET * _PLACE.size, self._place_offset(digest, 0))
-        # Beyond the end of a file that somebody cut short there is nothing.
+        # Beyond the end of a file that somebody cut short there is nothing, nor where a disk fails.
+        table = b""
+        with contextlib.suppress(OSError):
+            table = os.pread(self._file, PLACES_PER_SET * _PLACE.size, self._place_offset(digest, 0))
         return list(_PLACE.iter_unpack(table.ljust(PLACES_PER_SET * _PLACE.size, b"\0")))
 
     def _touch(self, digest: bytes, place: int) -> None:

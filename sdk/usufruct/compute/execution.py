@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -57,7 +56,7 @@ def compute(
     executor: TaskExecutor,
     cache: CacheSettings | None = None,
     carried: bool = False,
-    cancelled: threading.Event | None = None,
+    cancelled: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Run a job over stored blocks.
@@ -79,7 +78,7 @@ def compute(
     carried :
         Read the blocks here and send them along, for workers that share no file system with this process.
     cancelled :
-        Set by anybody to end the job early.
+        Asked several times a second; true, or an exception of its own, ends the job early.
     progress :
         Told tasks done and tasks in all.
 
@@ -123,7 +122,7 @@ def compute(
                 with _translated(executor.failures):
                     pending[executor.submit(carry_out, work)] = task
             done, _ = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            if cancelled is not None and cancelled.is_set():
+            if cancelled is not None and cancelled():
                 raise ComputationCancelledError("the computation was cancelled")
             if not done:
                 executor.check()

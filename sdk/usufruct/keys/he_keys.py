@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from usufruct.errors import ContainerError, KeyStoreError
+from usufruct.errors import ContainerError, InputError, KeyStoreError
 from usufruct.he.parameters import BFV_LINEAR, Parameters, parameters_by_id
 from usufruct.he.scheme import scheme_of
 from usufruct.he.secret import SecretKey, key_id_of
@@ -61,6 +61,29 @@ def check_key_domain_record(record: Mapping[str, object]) -> None:
         raise KeyStoreError(f"scheme {record['scheme']!r} is not that of the parameter set")
     if key_id != key_id_of(parameters_id, commitment):
         raise KeyStoreError("the key id does not follow from the commitment")
+
+
+def find_secret(store: KeyStore, key_domain: str) -> SecretKey:
+    """The secret of a key domain, from the first hex digits of its id, as far as they are unambiguous in this keystore.
+
+    Raises
+    ------
+    InputError
+        If the text is no beginning of an id, or more than one begins with it.
+    KeyStoreError
+        If no secret here is of such a domain.
+    """
+    digits = key_domain.lower().removeprefix("0x")
+    if not 4 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
+        raise InputError(
+            f"{key_domain!r} is no key domain", hint="give at least the first 4 hex digits of its id"
+        )
+    found = [key_id for key_id in key_ids(store) if key_id.hex().startswith(digits)]
+    if not found:
+        raise KeyStoreError(f"this keystore holds no secret of a key domain {digits[:12]}")
+    if len(found) > 1:
+        raise InputError(f"{len(found)} key domains begin with {digits}", hint="give more digits of the id")
+    return load_secret(store, found[0])
 
 
 def store_secret(store: KeyStore, secret: SecretKey) -> None:
