@@ -88,6 +88,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 600.0
 _STORE_SECONDS = 5.0
+_ANNOUNCE_SECONDS = 15.0
+"""Between two attempts to announce where this node listens."""
 
 
 class Node:
@@ -148,6 +150,7 @@ class Node:
             is_member=lambda peer: peer in self._membership.peers,
             authorise=self._authorise,
             read_block=self._read_block,
+            has_block=self.store.has,
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
             quota=settings.quota(),
@@ -189,6 +192,7 @@ class Node:
                 await self._forget_uploads()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
+                await self._membership.announce(self._endpoint())
                 if not self._membership.is_active():
                     _log.warning(
                         "%s is no active member yet: other nodes will not talk to it",
@@ -205,6 +209,7 @@ class Node:
                     )
                 )
                 nursery.start_soon(self._keep_membership)
+                nursery.start_soon(self._keep_announced)
                 nursery.start_soon(self._dispatcher.run)
                 nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
@@ -480,9 +485,22 @@ class Node:
             await trio.to_thread.run_sync(self._custodian.start, abandon_on_cancel=True)  # type: ignore[call-arg]
         unlocked.set()
 
+    async def _keep_announced(self) -> None:
+        """Announce where this node listens until the registry says so, also while no block comes; keeps nobody waiting."""
+        while True:
+            await trio.sleep(self._settings.poll_s)
+            if self._membership.must_announce:
+                await self._membership.announce(self._endpoint())
+                # Blocks that came meanwhile were read without knowing that this node's announcement is in them.
+                await self._follow_registry()
+                if self._membership.must_announce:
+                    await trio.sleep(_ANNOUNCE_SECONDS)
+
+    def _endpoint(self) -> str:
+        return self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
+
     async def _follow_registry(self) -> None:
-        endpoint = self._settings.announce or self._host.multiaddr.split("/p2p/")[0]
-        for peer in await self._membership.refresh(endpoint):
+        for peer in await self._membership.refresh(self._endpoint()):
             _log.warning("peer %s is no longer an active member: closing its connections", peer)
             await self._host.close_peer(peer)
         superseded = self._membership.superseded_by is not None

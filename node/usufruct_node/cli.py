@@ -102,9 +102,8 @@ def init(
         )
         if Role.CUSTODIAN in roles
         else None,
+        network=joined,
     )
-    if joined is not None:
-        joined.save(home / "network.json")
     out.print(f"home {home} of {record.name}")
     out.print(
         f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission"

@@ -135,7 +135,7 @@ class Devnet:
         """Stop everything, nodes first; waits until each process is gone."""
         for member in self.members:
             if pid := self._alive(member.name):
-                os.kill(pid, signal.SIGTERM)
+                _signal(pid, signal.SIGTERM)
         for name in [*(member.name for member in self.members), "chain"]:
             if self._alive(name):
                 say(f"stopping {name}")
@@ -196,11 +196,11 @@ class Devnet:
         pid = self._alive(name)
         if pid is None:
             return
-        os.kill(pid, how)
+        _signal(pid, how)
         deadline = time.monotonic() + wait_s
         while self._alive(name) is not None:
             if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+                _signal(pid, signal.SIGKILL)
                 deadline += wait_s
             _reap(pid)
             time.sleep(0.05)
@@ -280,22 +280,22 @@ class Devnet:
                 start_new_session=True,
                 cwd=self.root,
             )
-        write_private(self._pid_file(name), json.dumps({"pid": process.pid}).encode())
+        told = {"pid": process.pid, "started": _Process.of(process.pid).started}
+        write_private(self._pid_file(name), json.dumps(told).encode())
 
     def _pid_file(self, name: str) -> Path:
         return self.root / f"{name}.pid"
 
     def _alive(self, name: str) -> int | None:
+        """Process id of a part that runs; a process that was given the same number since is another."""
         try:
-            pid = int(json.loads(self._pid_file(name).read_text("ascii"))["pid"])
+            told = json.loads(self._pid_file(name).read_text("ascii"))
+            pid, started = told["pid"], told["started"]
             _reap(pid)
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rsplit(")", 1)[1].split()[0]
-        except (OSError, ValueError, KeyError, IndexError):
+            found = _Process.of(pid)
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
             return None
-        # A process whose program has only just been loaded has no command line yet; neither has one that is over.
-        beginning = not command and state != "Z"
-        return pid if beginning or b"usufruct_node" in command else None
+        return pid if found.runs and found.started == started else None
 
     def _health(self, name: str) -> dict[str, Any]:
         url = self.home(name).node_address().url
@@ -320,6 +320,24 @@ class Devnet:
                 time.sleep(0.05)
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What tells a process from another one of the same number.
+
+    Not by psutil, whose start times are those of the wall clock: they move when that is set.
+    """
+
+    runs: bool
+    started: int
+    """Ticks of the system's clock since it booted."""
+
+    @classmethod
+    def of(cls, pid: int) -> _Process:
+        """As the kernel tells it. Source: proc_pid_stat(5), fields 3 (state) and 22 (starttime)."""
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rsplit(")", 1)[1].split()
+        return cls(runs=fields[0] not in "ZX", started=int(fields[19]))
+
+
 def chain_kind(text: str) -> ChainKind:
     """The kind of chain that a command names.
 
@@ -333,6 +351,18 @@ def chain_kind(text: str) -> ChainKind:
     raise ConfigurationError(
         f"{text!r} is no kind of chain", hint=f"kinds are {', '.join(get_args(ChainKind))}"
     )
+
+
+def _signal(pid: int, how: signal.Signals) -> None:
+    """Send a signal to a process that may be gone by now."""
+    try:
+        os.kill(pid, how)
+    except ProcessLookupError:
+        return
+    except PermissionError as exc:
+        raise ConfigurationError(
+            f"process {pid} belongs to somebody else", hint="stop it as the user who started it"
+        ) from exc
 
 
 def _reap(pid: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
@@ -51,42 +52,58 @@ class Uploads:
 
 
 def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes) -> Cid:
-    """Keep a record of a known kind; a bundle takes its staged blocks with it.
+    """Keep a record of a known kind; a bundle takes its staged blocks with it. All of it, or nothing.
 
     Raises
     ------
     InputError
         If the kind is unknown, or a block that a bundle links was not staged.
     IntegrityError
-        If the record is malformed; nothing was kept.
+        If the record is malformed.
+    StoreFullError, ContentError
     """
     if kind not in _CHECKS:
         raise InputError(f"{kind!r} is no kind of record", hint=f"kinds are {', '.join(_CHECKS)}")
     record = dag.decode_map(data)
     _CHECKS[kind](record)
     cid = Cid.of(data, Codec.DAG_CBOR)
-    if kind == "bundle":
-        _adopt_blocks(store, holdings, cid, read_manifest(record).blocks)
-    store.put(data, Codec.DAG_CBOR, pin=kind)
-    holdings.add([cid], Purpose.PARAMETERS if kind == "parameters" else Purpose.CATALOGUE)
+    blocks = read_manifest(record).blocks if kind == "bundle" else ()
+    _require_staged(store, blocks)
+    with ExitStack() as undo:
+        if kind not in store.pins(cid):
+            undo.callback(store.unpin, cid, kind)
+        # Before its blocks: of a bundle that a kill cuts off here the manifest stays, and the blocks go as staged ones do.
+        store.put(data, Codec.DAG_CBOR, pin=kind)
+        _adopt_blocks(store, holdings, cid, blocks, undo)
+        holdings.add([cid], Purpose.PARAMETERS if kind == "parameters" else Purpose.CATALOGUE)
+        undo.pop_all()
+    for block in blocks:
+        store.unpin(block, STAGED)
     return cid
 
 
-def _adopt_blocks(store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tuple[Cid, ...]) -> None:
-    pin = f"bundle:{bundle.digest.hex()}"
+def _require_staged(store: BlockStore, blocks: tuple[Cid, ...]) -> None:
     absent = [block for block in blocks if not store.has(block)]
     if absent:
         raise InputError(
             f"{len(absent)} of {len(blocks)} blocks of the bundle were not staged, first {absent[0]}"
         )
+
+
+def _adopt_blocks(
+    store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tuple[Cid, ...], undo: ExitStack
+) -> None:
+    """Keep a bundle's blocks for it; `undo` gets what lets them go, unless an earlier handing over keeps them already."""
+    pin = f"bundle:{bundle.digest.hex()}"
+    if blocks and not holdings.cids(Purpose.BUNDLE, bundle.digest):
+        undo.callback(holdings.drop, Purpose.BUNDLE, bundle.digest)
+        undo.callback(store.unpin_all, pin)
     try:
         for block in blocks:
             store.pin(block, pin)
     except BlockNotFoundError as exc:
         raise InputError(f"a block of the bundle was collected while it was taken in: {exc}") from exc
     holdings.add(blocks, Purpose.BUNDLE, bundle.digest)
-    for block in blocks:
-        store.unpin(block, STAGED)
 
 
 def _check_public(record: Record) -> None:

@@ -41,7 +41,8 @@ def configure(
     Raises
     ------
     ConfigurationError
-        If there is no repository, or its configuration is not one that can be made private.
+        If there is no repository, its configuration is not one that can be made private, or a file cannot be written; a
+        secret that the node has for Kubo is replaced after everything else.
     """
     check_address(rpc_address)
     config = repository / "config"
@@ -63,9 +64,20 @@ def configure(
     )
     swarm_key = repository / "swarm.key"
     if not swarm_key.exists():
-        write_private(swarm_key, f"/key/swarm/psk/1.0.0/\n/base16/\n{secrets.token_hex(32)}\n".encode())
-    write_private(home.kubo_token, f"{credentials.user}:{credentials.secret}\n".encode())
-    write_private(config, (json.dumps(made, indent=2) + "\n").encode())
+        _write(swarm_key, f"/key/swarm/psk/1.0.0/\n/base16/\n{secrets.token_hex(32)}\n")
+    _write(config, json.dumps(made, indent=2) + "\n")
+    # Last: the node needs the earlier secret for as long as Kubo has it.
+    _write(home.kubo_token, f"{credentials.user}:{credentials.secret}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_private(path, text.encode())
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{path} cannot be written: {exc.strerror}",
+            hint=f"let this user write in {path.parent}, or make room there; then repeat the command",
+        ) from exc
 
 
 def examine_kubo(home: Home, settings: NodeSettings) -> str:

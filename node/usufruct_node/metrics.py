@@ -54,6 +54,8 @@ class Metrics:
         for state, count in jobs.items():
             self._jobs.labels(state.name).set(count)
         for reason, count in status["refusals"].items():
-            self._refusals.labels(reason).inc(count - self._counted.get(reason, 0))
-            self._counted[reason] = count
+            # Of two requests at once, the later may bring the older status.
+            more = max(0, count - self._counted.get(reason, 0))
+            self._refusals.labels(reason).inc(more)
+            self._counted[reason] = self._counted.get(reason, 0) + more
         return self._registry

@@ -10,7 +10,7 @@ import pytest
 
 from bundle_fixture import SmallBundle
 from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
-from usufruct.errors import BlockNotFoundError, InputError, IntegrityError, UsufructError
+from usufruct.errors import BlockNotFoundError, InputError, IntegrityError, StoreFullError, UsufructError
 from usufruct.keys.he_keys import key_domain_record
 from usufruct.register import PUBLIC_TYPE
 from usufruct_node.holdings import Holding, Holdings, Purpose
@@ -111,6 +111,58 @@ def test_a_bundle_with_a_block_missing_leaves_no_trace(shelf: Shelf, bundle: Sma
         shelf.store.get(missing)
     with pytest.raises(BlockNotFoundError):
         shelf.store.get(dag.cid_of(bundle.record))
+
+
+def fail(*_: object, **__: object) -> None:
+    raise StoreFullError("the disk is full")
+
+
+@pytest.mark.parametrize("at", ["put", "pin", "note", "last note"])
+def test_a_bundle_that_no_longer_fits_leaves_no_trace_and_an_earlier_one_as_it_was(
+    shelf: Shelf, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def full(patched: pytest.MonkeyPatch) -> None:
+        add, pin = shelf.holdings.add, shelf.store.pin
+        second = bundle.manifest.blocks[1]
+        if at == "put":
+            patched.setattr(shelf.store, "put", fail)
+        elif at == "pin":
+            patched.setattr(shelf.store, "pin", lambda cid, why: (fail if cid == second else pin)(cid, why))
+        else:
+            wrong = Purpose.BUNDLE if at == "note" else Purpose.CATALOGUE
+            patched.setattr(
+                shelf.holdings,
+                "add",
+                lambda cids, why, *ref: (fail if why is wrong else add)(cids, why, *ref),
+            )
+
+    shelf.store.put_many(bundle.blocks, Codec.RAW, pin="staged")
+    with monkeypatch.context() as patched, pytest.raises(StoreFullError):
+        full(patched)
+        shelf.accept("bundle", bundle.record)
+    assert shelf.holdings.count() == 0
+    assert shelf.store.reasons("") == ["staged"]
+    cid = shelf.accept("bundle", bundle.record)
+    with monkeypatch.context() as patched, pytest.raises(StoreFullError):
+        full(patched)
+        shelf.accept("bundle", bundle.record)
+    assert shelf.store.pins(cid) == {"bundle"}
+    assert shelf.store.reasons("") == ["bundle", f"bundle:{cid.digest.hex()}"]
+    assert shelf.holdings.count() == len(bundle.blocks) + 1
+
+
+def test_of_a_bundle_that_a_kill_cut_off_the_blocks_go_with_the_other_staged_ones(
+    shelf: Shelf, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(shelf.store)
+    uploads.stage(bundle.blocks)
+    monkeypatch.setattr(shelf.store, "unpin", lambda *_: None)
+    monkeypatch.setattr(shelf.store, "pin", fail)
+    with pytest.raises(StoreFullError):
+        shelf.accept("bundle", bundle.record)
+    uploads.forget()
+    shelf.store.gc()
+    assert list(shelf.store.cids()) == [dag.cid_of(bundle.record)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from kubo_fixture import Kubo, new_kubo
 from usufruct.content.kubo import deviations, hardened
 from usufruct.errors import ConfigurationError
-from usufruct.home import Home
+from usufruct.home import Home, write_private
+from usufruct_node import kubo as kubo_module
 from usufruct_node.cli import app
 from usufruct_node.config import NodeSettings
 from usufruct_node.kubo import configure, examine_kubo
@@ -80,6 +82,29 @@ def test_a_directory_that_is_no_repository_says_how_to_make_one(tmp_path: Path) 
         configure(home, tmp_path / "nothing", rpc_address="/ip4/127.0.0.1/tcp/5001")
     assert "ipfs init" in caught.value.hint
     assert not home.kubo_token.exists()
+
+
+@pytest.mark.parametrize("name", ["swarm.key", "config"])
+def test_a_repository_that_cannot_be_written_leaves_the_secret_as_it_is_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def write(path: Path, data: bytes) -> None:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        write_private(path, data)
+
+    kubo = new_kubo(tmp_path)
+    before = kubo.home.kubo_token.read_bytes()
+    (kubo.repository / "swarm.key").unlink()
+    monkeypatch.setattr(kubo_module, "write_private", write)
+    with pytest.raises(ConfigurationError, match=f"{name} cannot be written: Permission denied") as caught:
+        configure(kubo.home, kubo.repository, rpc_address=kubo.address, new_secret=True)
+    assert str(kubo.repository) in caught.value.hint
+    assert kubo.home.kubo_token.read_bytes() == before
+    monkeypatch.undo()
+    configure(kubo.home, kubo.repository, rpc_address=kubo.address, new_secret=True)
+    assert kubo.home.kubo_token.read_text().strip() in (kubo.repository / "config").read_text()
+    assert kubo.home.kubo_token.read_bytes() != before
 
 
 def test_the_command_writes_what_the_daemon_then_runs_under(tmp_path: Path) -> None:

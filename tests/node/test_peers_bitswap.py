@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,19 +20,25 @@ from peer_network import MEMBERS, Network, in_network, made_blocks, until
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import BlockNotFoundError, PeerError, PeerRefusedError, PeerTooSlowError
-from usufruct_node.peers import Deadlines, Holder, PeerHost, Quota, fetch_blocks
-from usufruct_node.peers.bitswap import ASK_AGAIN_SECONDS, BitswapLine
+from usufruct_node.peers import Deadlines, Holder, PeerHost, Quota, bitswap_messages, fetch_blocks
+from usufruct_node.peers.bitswap import ASK_AGAIN_SECONDS, Bitswap, BitswapLine, _Peer
 from usufruct_node.peers.bitswap_messages import (
     MAX_ENTRIES,
+    MAX_MESSAGE_BYTES,
     PROTOCOL_ID,
+    Want,
     decode,
     encode_replies,
     encode_wants,
     read_message,
 )
 from usufruct_node.peers.connection import MemberStream
+from usufruct_node.peers.gate import RefusalLog
 from usufruct_node.peers.identify import PROTOCOL_ID as IDENTIFY
 from usufruct_node.peers.protocol import PROTOCOL_ID as BLOCKS
+from usufruct_node.peers.protocol import read_exactly
+from usufruct_node.peers.quota import Quotas
+from usufruct_node.peers.shelf import Shelf
 
 HELD = made_blocks(300)
 CIDS = list(HELD)
@@ -207,6 +214,96 @@ async def bitswap_stream(client: PeerHost, server: PeerHost) -> MemberStream:
     return await client.open_stream(server.peer_id, server.multiaddr, PROTOCOL_ID)
 
 
+async def presences_told(
+    client: PeerHost, server: PeerHost, question: Message, count: int
+) -> dict[bytes, int]:
+    """What the server says to the question of which blocks are here, until it has said so much."""
+    told: dict[bytes, int] = {}
+    blocks: list[bytes] = []
+
+    async def listen(peer_id: str, stream: MemberStream) -> None:
+        while (size_bytes := await bitswap_messages._read_length(stream)) is not None:
+            message = Message.FromString(await read_exactly(stream, size_bytes))
+            told.update((one.cid, one.type) for one in message.blockPresences)
+            blocks.extend(one.data for one in message.payload)
+
+    client.handle(PROTOCOL_ID, listen)
+    stream = await bitswap_stream(client, server)
+    await stream.write(encode_varint_prefixed(question.SerializeToString()))
+    await until(lambda: len(told) + len(blocks) >= count)
+    await stream.abandon()
+    assert blocks == [HELD[Cid.of(block)] for block in blocks]
+    return told
+
+
+def test_whether_blocks_are_here_is_told_without_reading_them_and_costs_no_bytes() -> None:
+    read: list[Cid] = []
+    forbidden, absent, fetched = CIDS[7], Cid.of(b"nobody has this"), CIDS[8]
+
+    def read_block(cid: Cid) -> bytes | None:
+        read.append(cid)
+        return HELD.get(cid)
+
+    async def scenario(network: Network) -> None:
+        server = await network.start(
+            0,
+            read_block=read_block,
+            has_block=HELD.__contains__,
+            authorise=lambda peer_id, cid: cid != forbidden,
+        )
+        client = await network.start(1)
+        question = Message()
+        for cid in (*CIDS[:8], absent):
+            question.wantlist.entries.add(block=bytes(cid), wantType=Message.Wantlist.Have, sendDontHave=True)
+        question.wantlist.entries.add(block=bytes(fetched))
+        told = await presences_told(client, server, question, 10)
+        assert told == {bytes(cid): Message.Have for cid in CIDS[:7]} | {
+            bytes(cid): Message.DontHave for cid in (forbidden, absent)
+        }
+        assert read == [fetched]
+        assert server.shelf.given == {client.peer_id: len(HELD[fetched])}
+        assert [one.cid for one in server.refusals() if one.reason == "not authorised"] == [forbidden]
+
+    in_network(scenario)
+
+
+def test_questions_whether_blocks_are_here_use_up_requests_but_no_bytes_of_the_quota() -> None:
+    async def scenario(network: Network) -> None:
+        server = await network.start(0, read_block=HELD.get, quota=Quota(bytes_per_day=10_000))
+        client = await network.start(1)
+        question = Message()
+        for cid in CIDS:
+            question.wantlist.entries.add(block=bytes(cid), wantType=Message.Wantlist.Have)
+        told = await presences_told(client, server, question, len(CIDS))
+        assert told == {bytes(cid): Message.Have for cid in CIDS}
+        assert server.refusals() == []
+
+    in_network(scenario)
+
+
+def test_a_question_that_became_a_want_while_it_was_looked_up_is_answered_with_the_block() -> None:
+    cid = CIDS[0]
+
+    async def main() -> None:
+        shelf = Shelf(
+            is_member=lambda peer_id: True,
+            authorise=lambda peer_id, cid: True,
+            read_block=HELD.get,
+            has_block=lambda cid: trio.from_thread.run_sync(want_it) is None,
+            refusals=RefusalLog(),
+            quotas=Quotas(Quota()),
+        )
+        peer = _Peer(wants={bytes(cid): Want(bytes(cid), block=False, say_absent=False, cancel=False)})
+
+        def want_it() -> None:
+            peer.wants[bytes(cid)] = Want(bytes(cid), block=True, say_absent=False, cancel=False)
+
+        server: Any = Bitswap(shelf=shelf, open_back=None, refuse=None, deadlines=Deadlines())  # type: ignore[arg-type]
+        assert await server._next_message("peer", peer) == encode_replies([(cid, HELD[cid])], [], [])
+
+    trio.run(main)
+
+
 def test_unsolicited_blocks_are_dropped_unhashed_and_counted() -> None:
     async def scenario(network: Network) -> None:
         server, client = await network.start(0), await network.start(1)
@@ -314,6 +411,76 @@ def test_wants_beyond_the_bound_are_refused_and_memory_holds_cids_only() -> None
             assert len(peer.wants) <= MAX_ENTRIES
 
     in_network(scenario)
+
+
+def repeated(field: bytes, *, inside: bytes = b"") -> bytes:
+    """A message of nearly the longest length made of one short field, at the top or inside another."""
+    data = field * ((MAX_MESSAGE_BYTES - 16) // len(field))
+    return inside + encode_varint_prefixed(data) if inside else data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        repeated(b"\x0a\x00", inside=b"\x0a"),
+        repeated(b"\x10\x01", inside=b"\x0a"),
+        repeated(b"\x0a\x02\x0a\x00"),
+        repeated(b"\x0a\x00"),
+        repeated(b"\x12\x00"),
+        repeated(b"\x1a\x00"),
+        repeated(b"\x22\x00"),
+        repeated(b"\x28\x00"),
+        repeated(b"\xfa\x7f\x00"),
+        b"\x8a\x80\x00" + encode_varint_prefixed(repeated(b"\x0a\x00")),
+        b"\x0b" + repeated(b"\x0a\x00"),
+    ],
+    ids=[
+        "wants",
+        "numbers in the wantlist",
+        "wantlists of one want",
+        "empty wantlists",
+        "old blocks",
+        "blocks",
+        "presences",
+        "numbers",
+        "unknown",
+        "wants under a long tag",
+        "a group",
+    ],
+)
+def test_messages_of_too_many_fields_never_reach_the_parser(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parser() -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(bitswap_messages, "Message", parser)
+    with pytest.raises(PeerError):
+        decode(data)
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=60), max_size=5),
+    st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=300)), max_size=5),
+    st.lists(st.binary(max_size=60), max_size=5),
+    st.integers(0, 2**31 - 1),
+    st.binary(max_size=20),
+)
+def test_what_the_library_encodes_is_decoded(
+    wants: list[bytes],
+    blocks: list[tuple[bytes, bytes]],
+    presences: list[bytes],
+    pending: int,
+    strange: bytes,
+) -> None:
+    message = Message(pendingBytes=pending, blocks=[strange])
+    for want in wants:
+        message.wantlist.entries.add(block=want, priority=-1)
+    for prefix, data in blocks:
+        message.payload.add(prefix=prefix, data=data)
+    for presence in presences:
+        message.blockPresences.add(cid=presence, type=Message.DontHave)
+    assert [want.key for want in decode(message.SerializeToString()).wants] == wants
 
 
 @given(st.binary(max_size=300))

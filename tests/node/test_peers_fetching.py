@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,10 +23,11 @@ from usufruct.errors import (
     PeerError,
     PeerRefusedError,
     StoreFullError,
+    UsufructError,
 )
 from usufruct_node.peers import Deadlines, FetchReport, Holder, PeerHost, Quota, fetch_blocks
 from usufruct_node.peers.connection import MemberStream
-from usufruct_node.peers.fetching import WINDOW
+from usufruct_node.peers.fetching import WINDOW, _Plan
 from usufruct_node.peers.protocol import Status, encode_head
 from usufruct_node.peers.shelf import Answer
 
@@ -268,6 +271,80 @@ def test_looking_up_what_is_here_already_can_be_cancelled() -> None:
 
     trio.run(main)
     assert looked_up < len(cids)
+
+
+class _Partial:
+    """Opens lines to holders of which one has nothing and says so block by block, and the other gives them all."""
+
+    def __init__(self, blocks: dict[Cid, bytes]) -> None:
+        self.blocks = blocks
+
+    async def line(self, peer_id: str, multiaddr: str) -> _OneByOne:
+        return _OneByOne({} if peer_id == "empty" else self.blocks)
+
+    def refuse(self, reason: str, peer_id: str, cid: Cid | None = None) -> None:
+        pass
+
+
+class _OneByOne:
+    def __init__(self, blocks: dict[Cid, bytes]) -> None:
+        self._blocks = blocks
+        self._asked: list[Cid] = []
+
+    async def ask(self, cids: Sequence[Cid]) -> None:
+        self._asked += cids
+
+    async def take(self) -> list[Answer]:
+        # Refusals are had at once, blocks slowly.
+        await trio.sleep(0.0005 if self._blocks else 0)
+        cid = self._asked.pop(0)
+        data = self._blocks.get(cid)
+        return [Answer(cid, Status.NOT_FOUND) if data is None else Answer(cid, Status.BLOCK, data)]
+
+    async def abandon(self) -> None:
+        pass
+
+
+class _CountingDict(dict[Cid, dict[str, UsufructError]]):
+    """Counts the walks over all of it."""
+
+    walks = 0
+
+    def items(self) -> Any:
+        self.walks += 1
+        return super().items()
+
+    def __iter__(self) -> Iterator[Cid]:
+        self.walks += 1
+        return super().__iter__()
+
+
+class _CountingQueue(deque[Cid]):
+    """Counts what is taken out."""
+
+    taken = 0
+
+    def popleft(self) -> Cid:
+        self.taken += 1
+        return super().popleft()
+
+
+def test_a_refusal_costs_no_walk_over_all_that_is_open_or_queued() -> None:
+    blocks = {Cid.of(data): data for data in (n.to_bytes(4) for n in range(WINDOW))}
+    shelf, seen, queue = Shelf(), _CountingDict(), _CountingQueue()
+
+    async def main() -> FetchReport:
+        holders = [Holder("empty", ""), Holder("full", "")]
+        plan = _Plan(_Partial(blocks), holders, iter(blocks), shelf.missing, shelf.keep, 10.0, 3.0)
+        plan._open, plan._queue = seen, queue
+        await plan.run()
+        return plan.report
+
+    report = trio.run(main)
+    assert shelf.kept == blocks
+    assert report.by_holder == {"full": WINDOW}
+    assert seen.walks < 10
+    assert queue.taken < 10 * WINDOW
 
 
 def test_a_holder_killed_in_mid_transfer_is_replaced_by_the_others(tmp_path: Path) -> None:

@@ -717,8 +717,48 @@ def test_many_reconnections_leave_nothing_behind() -> None:
             await until(lambda: server.connected() == [])
         await until(lambda: not server._connections)
         assert client._connections == {}
-        assert server._handshakes == 0
+        assert len(server._doorstep) == 0
         assert client._dialling == {}
+
+    in_network(scenario)
+
+
+def test_a_burst_of_connections_of_one_member_leaves_no_more_than_it_may_have() -> None:
+    async def scenario(network: Network) -> None:
+        server = await network.start(NORTH)
+        diallers = [await network.start(SOUTH) for _ in range(30)]
+        done = 0
+
+        async def connect(host: PeerHost) -> None:
+            nonlocal done
+            with suppress(PeerError):
+                stream = await host.open_stream(NORTH.peer_id, server.multiaddr, PROTOCOL_ID)
+                await stream.abandon()
+            done += 1
+
+        for host in diallers:
+            network.nursery.start_soon(connect, host)
+        most = 0
+        while done < len(diallers):
+            most = max(most, len(server.peers()))
+            await trio.sleep(0)
+        assert most <= 4
+        await until(lambda: len(server._connections[SOUTH.peer_id]) == 4)
+        assert len(server.peers()) == 4
+
+    in_network(scenario)
+
+
+def test_a_member_removed_between_handshake_and_multiplexing_keeps_no_connection() -> None:
+    async def scenario(network: Network) -> None:
+        answers = [True]
+        server = await network.start(NORTH, is_member=lambda peer_id: bool(answers) and answers.pop())
+        client = await network.start(SOUTH)
+        with pytest.raises(PeerError):
+            await client.open_stream(NORTH.peer_id, server.multiaddr, PROTOCOL_ID)
+        assert reasons(server) == ["not a member"]
+        assert server.peers() == []
+        await until(lambda: not server._connections)
 
     in_network(scenario)
 

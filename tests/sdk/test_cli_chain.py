@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from usufruct.cli import app
 from usufruct.cli.chain import _read_validators
 from usufruct.errors import InputError
 from usufruct.home import Home
+from usufruct.records import Role
+from usufruct_node.enrol import create_home
 
 LATER = int(time.time()) + 1_000_000
 
@@ -69,7 +74,7 @@ def test_what_is_no_upgrade_file_is_refused(home: Path, content: str) -> None:
 def test_a_time_that_is_past_and_members_that_are_none_are_refused(home: Path) -> None:
     for answer, said in [
         (recovery(home, "--suspend", "south", at=1), "is past"),
-        (recovery(home, "--suspend", "nobody"), "not an active member"),
+        (recovery(home, "--suspend", "south", "--suspend", "nobody"), "'nobody' is not an active member"),
         (recovery(home, "--suspend", "south", "--earlier", home / "absent.json"), "cannot be read"),
     ]:
         assert answer.exit_code == 2, answer.output
@@ -82,6 +87,44 @@ def test_a_file_that_is_there_is_not_written_over(home: Path) -> None:
     answer = recovery(home, "--suspend", "south")
     assert answer.exit_code == 2
     assert (home / "upgrade.json").read_text() == "mine"
+
+
+def members_file(place: Path) -> Path:
+    """What a single founder agrees on."""
+    create_home(
+        place / "north",
+        name="north",
+        roles=Role.STEWARD,
+        authority_passphrase="one",
+        node_passphrase="two",
+    )
+    (place / "members.toml").write_text(
+        'chain_id = 881\ndeployer = "north"\nparticipants = ["north/participant.json"]\n'
+    )
+    return place / "members.toml"
+
+
+def test_a_file_that_a_full_disk_cut_is_not_there_and_the_retry_writes_it(home: Path) -> None:
+    genesis = ["network", "init", "--members", members_file(home), "--output", home / "genesis.json"]
+    commands = {
+        "upgrade.json": partial(recovery, home, "--suspend", "south"),
+        "genesis.json": lambda: CliRunner().invoke(app, [str(word) for word in genesis]),
+    }
+    before = {path.name for path in home.iterdir()}
+    for name, command in commands.items():
+        usual, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            answer = command()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (usual, hard))
+        assert answer.exit_code == 2, answer.output
+        assert f"{name} cannot be written: File too large" in answer.stderr.replace("\n", " ")
+        assert {path.name for path in home.iterdir()} == before
+        assert command().exit_code == 0
+        json.loads((home / name).read_text())
+        assert stat.S_IMODE((home / name).stat().st_mode) == 0o644
+        before.add(name)
 
 
 KEYS = ["0x80" + "00" * 46 + f"{number:02x}" for number in (2, 1, 3)]

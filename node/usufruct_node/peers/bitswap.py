@@ -151,21 +151,26 @@ class Bitswap:
             for want in foreign:
                 del peer.wants[want.key]
             absent += (want.key for want in foreign if want.say_absent)
-            known = [cid for cid in (cid_of(want.key) for want in wants) if cid is not None]
+            known = [(want, cid) for want in wants if (cid := cid_of(want.key)) is not None]
             if not known:
                 continue
-            answers = await self._shelf.take(peer_id, known)
+            # Questions whether a block is here are answered without reading it.
+            of_blocks = known[0][0].block
+            ask = self._shelf.take if of_blocks else self._shelf.look
+            answers = await ask(peer_id, [cid for want, cid in known if want.block is of_blocks])
             if not answers:
                 peer.wants.clear()
                 return b""
             for answer in answers:
                 key = bytes(answer.cid)
-                asked = peer.wants.pop(key, None)
-                if asked is None:
+                asked = peer.wants.get(key)
+                # Cancelled meanwhile, or the other question by now: that one's turn comes.
+                if asked is None or asked.block is not of_blocks:
                     continue
+                del peer.wants[key]
                 if answer.status is not Status.BLOCK:
                     absent += [key] if asked.say_absent else []
-                elif asked.block:
+                elif of_blocks:
                     blocks.append((answer.cid, answer.data))
                     size_bytes += len(answer.data)
                 else:

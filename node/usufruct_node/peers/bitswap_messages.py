@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -22,9 +23,14 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_ENTRIES: Final = 1024
 """Wants and presences in one message at most, and wants of one peer that are remembered."""
 
+MAX_FIELDS: Final = 4 * MAX_ENTRIES
+"""Fields of one message and of its wantlist together, known or not; counted before the message is parsed."""
+
 MAX_CID_BYTES: Final = 128
 
 _VARINT_BYTES = 4
+_WANTLIST_TAG = 1 << 3 | 2
+_FIXED_BYTES = {1: 8, 5: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ def decode(data: bytes) -> Received:
     PeerError
         If it is malformed or out of bounds.
     """
+    _check_fields(data)
     message = Message()
     try:
         message.ParseFromString(data)
@@ -139,6 +146,46 @@ def _codec_of(prefix: bytes) -> Codec | None:
     if len(prefix) != 4 or prefix[0] != 1 or prefix[2:] != b"\x12\x20" or prefix[1] not in list(Codec):
         return None
     return Codec(prefix[1])
+
+
+def _check_fields(data: bytes) -> None:
+    """Count the fields without making anything of them; a parsed one takes fifty times the memory of the shortest."""
+    count = 0
+    for tag, inside in _fields(memoryview(data)):
+        wants = islice(_fields(inside), MAX_FIELDS) if tag == _WANTLIST_TAG else ()
+        count += 1 + sum(1 for _ in wants)
+        if count > MAX_FIELDS:
+            raise PeerError(f"a Bitswap message with more than {MAX_FIELDS} fields")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Tag and content of one field of a protobuf message after the other."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind, size_bytes = tag & 7, 0
+        if kind == 2:
+            size_bytes, at = _varint(data, at)
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in _FIXED_BYTES:
+            size_bytes = _FIXED_BYTES[kind]
+        else:
+            raise PeerError("a malformed Bitswap message")
+        if tag >= 1 << 32 or size_bytes > len(data) - at:
+            raise PeerError("a malformed Bitswap message")
+        yield tag, data[at : at + size_bytes]
+        at += size_bytes
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it."""
+    value = 0
+    for n, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * n
+        if byte < 0x80:
+            return value, at + n + 1
+    raise PeerError("a malformed Bitswap message")
 
 
 async def _read_length(reader: Reader) -> int | None:

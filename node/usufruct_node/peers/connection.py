@@ -104,22 +104,37 @@ class FrameGuard:
     """The secure session as Yamux reads it, checked frame by frame.
 
     Yamux reads a header of 12 bytes, then the body, and only warns when a peer ignores its window or opens
-    streams without end. Here that ends the connection.
+    streams without end. Here that ends the connection, and so does whatever comes in pieces that are not a
+    frame's: Yamux goes on behind a body that was cut, and would take what follows for a header.
     """
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._body_left = 0
+        self._is_whole = True
         self.muxer: Any = None
         self.is_initiator: bool = session.is_initiator
 
-    async def read(self, n: int | None = None) -> bytes:
-        """Return up to `n` bytes of the session; raises ConnectionClosedError at a frame out of bounds."""
+    async def read(self, n: int) -> bytes:
+        """Return `n` bytes: a whole header, or the whole body of the frame whose header was read last.
+
+        Raises
+        ------
+        ConnectionClosedError
+            At a frame that is cut or out of bounds, and ever after.
+        """
+        if not self._is_whole or n != (self._body_left or HEADER_SIZE):
+            raise ConnectionClosedError("no frame goes on here")
+        self._is_whole = False
         data: bytes = await self._session.read(n)
+        # The session gives less when the peer sends an empty message.
+        if len(data) != n:
+            raise ConnectionClosedError("the peer cuts its frames")
         if self._body_left:
-            self._body_left -= len(data)
-        elif len(data) == HEADER_SIZE:
+            self._body_left = 0
+        else:
             self._check_frame(data)
+        self._is_whole = True
         return data
 
     async def write(self, data: bytes) -> None:

@@ -18,6 +18,9 @@ class Deadlines:
     connect: float = 10.0
     """Dialling, handshake and multiplexing, either direction."""
 
+    silence: float = 3.0
+    """An incoming connection before its first byte."""
+
     negotiate: float = 5.0
     """Agreeing on a protocol on a new stream."""
 

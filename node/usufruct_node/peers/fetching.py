@@ -154,6 +154,9 @@ class _Source:
         self.arrived_bytes = 0
         self.last_heard = trio.current_time()
         self.kept = 0
+        self.is_sated = False
+        """Whether nothing in the queue is for it: it owes it or refused it."""
+
         self.scope = trio.CancelScope()
 
 
@@ -222,7 +225,7 @@ class _Plan:
         lacking = await trio.to_thread.run_sync(self._missing, fresh) if fresh else []
         self.report.held += len(part) - len(lacking)
         self._open.update((cid, {}) for cid in lacking)
-        self._queue.extend(lacking)
+        self._requeue(lacking)
 
     def _done(self) -> bool:
         return self._all_taken and not self._open
@@ -242,6 +245,8 @@ class _Plan:
         return batch
 
     def _from_queue(self, source: _Source, room: int) -> list[Cid]:
+        if source.is_sated:
+            return []
         name = source.holder.peer_id
         batch: list[Cid] = []
         passed: list[Cid] = []
@@ -250,7 +255,14 @@ class _Plan:
             if cid in self._open:
                 (passed if name in self._open[cid] or cid in source.owed else batch).append(cid)
         self._queue.extend(passed)
+        source.is_sated = not batch
         return batch
+
+    def _requeue(self, cids: Iterable[Cid]) -> None:
+        """Let any holder be asked for these."""
+        self._queue.extend(cids)
+        for one in self._sources.values():
+            one.is_sated = False
 
     def _owed_by_others(self, source: _Source) -> list[Cid]:
         """What the most silent other holder still owes, last first: it gets to those last itself."""
@@ -269,7 +281,7 @@ class _Plan:
             cid for one in self._sources.values() if one is not source for cid in one.owed
         } | set(self._queue)
         unkept = (*source.owed, *(answer.cid for answer in source.arrived))
-        self._queue.extend(cid for cid in unkept if cid in self._open and cid not in owed_elsewhere)
+        self._requeue(cid for cid in unkept if cid in self._open and cid not in owed_elsewhere)
         source.owed.clear()
         source.arrived, source.arrived_bytes = [], 0
         self._change()
@@ -284,7 +296,7 @@ class _Plan:
         with source.scope:
             await self._try_source(source)
         self._give_back(source)
-        self._check_hope()
+        self._check_hope(self._open)
 
     async def _try_source(self, source: _Source) -> None:
         wait = _BACKOFF_SECONDS
@@ -364,13 +376,16 @@ class _Plan:
         self._open[answer.cid][source.holder.peer_id] = refusal
         if not any(answer.cid in one.owed for one in self._sources.values()):
             self._queue.append(answer.cid)
-        self._check_hope()
+            for name in self._sources.keys() - self._open[answer.cid].keys():
+                self._sources[name].is_sated = False
+        self._check_hope([answer.cid])
         self._change()
 
     def _forget_refusals(self, source: _Source) -> None:
         """While the others are silent, ask again: the block by which a member may have what it wants reaches some later."""
         for said in self._open.values():
             said.pop(source.holder.peer_id, None)
+        source.is_sated = False
 
     async def _hand_on(self, source: _Source, give: trio.MemorySendChannel[list[Answer]]) -> None:
         if source.arrived:
@@ -433,10 +448,11 @@ class _Plan:
         self.report.struck[source.holder.peer_id] = why
         source.scope.cancel()
 
-    def _check_hope(self) -> None:
-        """Fail as soon as there is a block that nobody can be asked for any more."""
+    def _check_hope(self, cids: Iterable[Cid]) -> None:
+        """Fail as soon as there is one of these open blocks that nobody can be asked for any more."""
         live = self._sources.keys() - self.report.struck.keys()
-        for cid, said in self._open.items():
+        for cid in cids:
+            said = self._open[cid]
             if live <= said.keys():
                 self._fail(_why_not(cid, said | self.report.struck))
                 return

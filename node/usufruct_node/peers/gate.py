@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from libp2p.crypto.keys import KeyType
+from libp2p.crypto.serialization import key_type_to_public_key_deserializer
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
@@ -74,6 +76,12 @@ class RefusalLog:
     def counts(self) -> dict[str, int]:
         """Return how many refusals there were since the start, by reason."""
         return dict(self._counts)
+
+
+# Members have Ed25519 keys. A stranger sends one of any kind before anything is known of it, and the library parses
+# it at once in the event loop, for minutes if it is a long RSA key. Its table is the one place that decides what it parses.
+for _kind in key_type_to_public_key_deserializer.keys() - {KeyType.Ed25519.value}:
+    del key_type_to_public_key_deserializer[_kind]
 
 
 class NotAMemberError(HandshakeFailure):  # type: ignore[misc]

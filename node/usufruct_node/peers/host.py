@@ -36,6 +36,7 @@ from usufruct_node.peers.asking import WINDOW_BYTES, BlockLine, Line, refusal_of
 from usufruct_node.peers.bitswap import Bitswap
 from usufruct_node.peers.connection import READ_BYTES, Connection, MemberStream, TcpStream, raw_connection
 from usufruct_node.peers.deadlines import Deadlines, within
+from usufruct_node.peers.doorstep import Doorstep
 from usufruct_node.peers.gate import GatedNoise, Refusal, RefusalLog
 from usufruct_node.peers.identity import PeerIdentity, parse_peer_id
 from usufruct_node.peers.private_network import PrivateWire
@@ -53,9 +54,6 @@ StreamHandler = Callable[[str, MemberStream], Awaitable[None]]
 """Serves one stream of the member whose peer id it is given; whatever it raises ends that stream only."""
 
 _MAX_CONNECTIONS = 512
-_MAX_HANDSHAKES = 256
-_HANDSHAKES_AT_ONCE = 64
-"""So that those begun are done within their deadline when many members come at once; the others wait for their turn."""
 _CONNECTIONS_PER_MEMBER = 4
 
 
@@ -93,6 +91,7 @@ class PeerHost:
         is_member: Callable[[str], bool],
         authorise: Callable[[str, Cid], bool],
         read_block: Callable[[Cid], bytes | None],
+        has_block: Callable[[Cid], bool] | None = None,
         listen_host: str = "127.0.0.1",
         listen_port: int = 0,
         quota: Quota | None = None,
@@ -111,6 +110,8 @@ class PeerHost:
             Whether the peer may have the block. Called in a worker thread, before `read_block`.
         read_block :
             The block, or None if it is not here. Called in a worker thread.
+        has_block :
+            Whether the block is here, without reading it. Called in a worker thread. None asks `read_block`.
         listen_host :
             IP address to listen on.
         listen_port :
@@ -133,6 +134,7 @@ class PeerHost:
             is_member=is_member,
             authorise=authorise,
             read_block=read_block,
+            has_block=has_block,
             refusals=self._refusals,
             quotas=self._quotas,
         )
@@ -154,8 +156,7 @@ class PeerHost:
         self._upgrader = TransportUpgrader({NOISE: noise}, {YAMUX: Yamux})
         self._connections: dict[str, list[Connection]] = {}
         self._streams: Counter[str] = Counter()
-        self._handshakes = 0
-        self._turns = trio.CapacityLimiter(_HANDSHAKES_AT_ONCE)
+        self._doorstep = Doorstep()
         self._dialling: dict[str, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
         self._multiaddr: str | None = None
@@ -438,24 +439,24 @@ class PeerHost:
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         """Take one incoming connection from handshake to end."""
-        held = sum(len(connections) for connections in self._connections.values())
-        if self._handshakes >= _MAX_HANDSHAKES or held >= _MAX_CONNECTIONS:
+        if sum(map(len, self._connections.values())) >= _MAX_CONNECTIONS:
             self._refusals.count(gate.BUSY)
             return
-        tcp = TcpStream(stream)
-        self._handshakes += 1
-        try:
-            async with self._turns:
-                session = await self._admit(tcp)
-        finally:
-            self._handshakes -= 1
-        if session is not None:
+        tcp, session = TcpStream(stream), None
+        with self._doorstep.place(tcp) as place:
+            session = await self._admit(tcp)
+        if place.cancel_called:
+            self._refusals.count(gate.BUSY)
+        elif session is not None:
             await self._hold(Connection(str(session.get_remote_peer()), session, tcp))
 
     async def _admit(self, tcp: TcpStream) -> Any:
         """Shake hands with whoever connected; the session, or None if it is not to go on."""
         try:
             with trio.fail_after(self._deadlines.connect):
+                # Whoever dials speaks first.
+                with trio.fail_after(self._deadlines.silence):
+                    await trio.lowlevel.wait_readable(tcp.stream.socket.fileno())
                 session = await self._upgrader.upgrade_security(self._raw(tcp, initiator=False), False)
                 tcp.read_bytes = READ_BYTES
                 await self._upgrader.muxer_multistream.select_transport(session)
@@ -472,8 +473,12 @@ class PeerHost:
         """Keep the connection in the books while it lives; a failure inside ends it and nothing else."""
         held = self._connections.setdefault(connection.peer_id, [])
         held.append(connection)
-        if len(held) > _CONNECTIONS_PER_MEMBER:
-            held[0].close()
+        if not self._is_member(connection.peer_id):
+            # It was one during the handshake.
+            self._refusals.add(gate.NOT_A_MEMBER, connection.peer_id)
+            connection.close()
+        for old in self._live(connection.peer_id)[:-_CONNECTIONS_PER_MEMBER]:
+            old.close()
         try:
             await connection.run(self._answer, task_status=task_status)
         except Exception:

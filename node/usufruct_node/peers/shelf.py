@@ -47,12 +47,14 @@ class Shelf:
         is_member: Callable[[str], bool],
         authorise: Callable[[str, Cid], bool],
         read_block: Callable[[Cid], bytes | None],
+        has_block: Callable[[Cid], bool] | None = None,
         refusals: RefusalLog,
         quotas: Quotas,
     ) -> None:
         self._is_member = is_member
         self._authorise = authorise
         self._read_block = read_block
+        self._has_block = has_block or (lambda cid: read_block(cid) is not None)
         self._refusals = refusals
         self._quotas = quotas
         self._threads = trio.CapacityLimiter(_LOOKUP_THREADS)
@@ -64,6 +66,18 @@ class Shelf:
 
         Waits while the member is over its quota; if that would take too long, all are refused.
         """
+        return await self._answer(peer_id, cids, self._read_block, size_bytes)
+
+    async def look(self, peer_id: str, cids: Sequence[Cid]) -> list[Answer]:
+        """Say as `take` does which of `cids` the member may have and are here, with no bytes: none are read or charged."""
+        return await self._answer(peer_id, cids, self._nothing_of, BATCH_BYTES)
+
+    def _nothing_of(self, cid: Cid) -> bytes | None:
+        return b"" if self._has_block(cid) else None
+
+    async def _answer(
+        self, peer_id: str, cids: Sequence[Cid], read: Callable[[Cid], bytes | None], size_bytes: int
+    ) -> list[Answer]:
         if not self._still_member(peer_id, cids[0]):
             return []
         wait = self._quotas.wait_s(peer_id)
@@ -74,7 +88,7 @@ class Shelf:
         if wait:
             await trio.sleep(wait)
         answers = await trio.to_thread.run_sync(
-            partial(self._look_up, peer_id, cids, size_bytes), limiter=self._threads
+            partial(self._look_up, peer_id, cids, read, size_bytes), limiter=self._threads
         )
         given_bytes = sum(len(answer.data) for answer in answers)
         self._quotas.charge(peer_id, blocks=len(answers), size_bytes=given_bytes)
@@ -92,22 +106,24 @@ class Shelf:
         self._refusals.add(gate.NOT_A_MEMBER, peer_id, cid)
         return False
 
-    def _look_up(self, peer_id: str, cids: Sequence[Cid], room: int) -> list[Answer]:
+    def _look_up(
+        self, peer_id: str, cids: Sequence[Cid], read: Callable[[Cid], bytes | None], room: int
+    ) -> list[Answer]:
         """Decide and read, in a worker thread."""
         answers: list[Answer] = []
         for cid in cids:
-            answers.append(self._look_up_one(peer_id, cid))
+            answers.append(self._look_up_one(peer_id, cid, read))
             room -= len(answers[-1].data)
             if room <= 0:
                 break
         return answers
 
-    def _look_up_one(self, peer_id: str, cid: Cid) -> Answer:
+    def _look_up_one(self, peer_id: str, cid: Cid, read: Callable[[Cid], bytes | None]) -> Answer:
         """A failure of this node looks like an absent block."""
         try:
             if not self._authorise(peer_id, cid):
                 return Answer(cid, Status.NOT_AUTHORISED)
-            data = self._read_block(cid)
+            data = read(cid)
         except UsufructError as exc:
             _LOG.warning("block %s cannot be served: %s", cid, exc)
             return Answer(cid, Status.NOT_FOUND)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from usufruct.cli.founding import require_new, write_new
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     HomeOption,
@@ -24,7 +25,7 @@ from usufruct.home import Home
 from usufruct.ledger import Ledger, Network
 from usufruct.ledger.network import FinalityPin, Validator, validator_order
 from usufruct.ledger.recovery import recovery_upgrade
-from usufruct.records import org_id
+from usufruct.records import MemberStatus, org_id
 
 
 @guarded
@@ -55,22 +56,23 @@ def network_recovery(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the state upgrade that suspends lost members, when the council can decide nothing any more."""
-    if output.exists():
-        raise InputError(f"{output} exists already", hint="choose another file")
+    require_new(output)
     if at <= time.time():
         raise InputError(f"{at} is past", hint="give the operators time: all must restart before it")
     network = Network.load(Home.at(home).network_file)
+    participants = Ledger.open(network).participants()
+    active = {member.id for member in participants if member.status is MemberStatus.ACTIVE}
+    for name in suspend:
+        if org_id(name) not in active:
+            raise InputError(f"{name!r} is not an active member")
     upgrade = recovery_upgrade(
         network,
-        Ledger.open(network).participants(),
+        participants,
         {org_id(name) for name in suspend},
         activation=at,
         earlier=None if earlier is None else _read_upgrade(earlier),
     )
-    try:
-        output.write_text(json.dumps(upgrade, indent=2) + "\n", "utf-8")
-    except OSError as exc:
-        raise InputError(f"{output} cannot be written: {exc.strerror}") from exc
+    write_new(output, upgrade)
     done(
         f"{output} suspends {', '.join(suspend)} from {at} on; give it to every validator's operator",
         {"upgrade_file": str(output), "activation": at, "suspended": suspend},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from usufruct.cli.terminal import JsonOption, done, guarded
+from usufruct.content.durable import new_file
 from usufruct.errors import ConfigurationError, InputError
 from usufruct.home import ParticipantFile
 from usufruct.ledger.subnet_evm import GenesisMember, genesis
@@ -83,17 +86,37 @@ def network_init(
             f"profile {profile!r} has no genesis to write",
             hint=f"only {PROFILE} has; an embedded chain makes its own, docs/consortium.md describes Besu's",
         )
-    if output.exists():
-        raise InputError(f"{output} exists already", hint="choose another file: a chain may run from it")
+    require_new(output)
     agreed = MembersFile.load(members)
-    content = json.dumps(agreed.genesis(), indent=2) + "\n"
-    try:
-        output.write_text(content, "utf-8")
-    except OSError as exc:
-        raise InputError(f"{output} cannot be written: {exc}") from exc
+    write_new(output, agreed.genesis())
     founders = len(agreed.participants)
     done(
         f"genesis of chain {agreed.chain_id} with {founders} founders; genesis file {output}",
         {"genesis_file": str(output), "chain_id": agreed.chain_id, "founders": founders},
         as_json=as_json,
     )
+
+
+def require_new(output: Path) -> None:
+    """Raise InputError if there is something under this name: a chain may run from it."""
+    if os.path.lexists(output):
+        raise _taken(output)
+
+
+def write_new(output: Path, content: Mapping[str, object]) -> None:
+    """Write a public JSON file that a chain will run from: whole, or not at all, and never in the place of another.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        with new_file(output, _taken(output)) as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+    except OSError as exc:
+        raise InputError(f"{output} cannot be written: {exc.strerror}") from exc
+
+
+def _taken(output: Path) -> InputError:
+    return InputError(f"{output} exists already", hint="choose another file: a chain may run from it")
