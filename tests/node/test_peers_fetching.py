@@ -254,6 +254,50 @@ def test_what_a_liar_was_looking_up_when_it_was_struck_off_is_fetched_all_the_sa
     assert shelf.kept == blocks
 
 
+class _Honest:
+    """A line that answers whatever was asked, at once."""
+
+    def __init__(self, blocks: dict[Cid, bytes]) -> None:
+        self._blocks, self._asked = blocks, list[Cid]()
+
+    async def line(self, peer_id: str, multiaddr: str) -> _Honest:
+        return self
+
+    async def ask(self, cids: Sequence[Cid]) -> None:
+        self._asked += cids
+
+    async def take(self) -> list[Answer]:
+        asked, self._asked = self._asked, []
+        return [Answer(cid, Status.BLOCK, self._blocks[cid]) for cid in asked]
+
+    async def abandon(self) -> None:
+        pass
+
+    def refuse(self, reason: str, peer_id: str, cid: Cid | None = None) -> None:
+        raise AssertionError(reason)
+
+
+def test_blocks_that_are_looked_up_when_all_others_have_arrived_are_fetched_too() -> None:
+    blocks = {Cid.of(data): data for data in (n.to_bytes(4) for n in range(WINDOW + 10))}
+    cids, shelf = list(blocks), Shelf()
+
+    def missing(asked: Sequence[Cid]) -> list[Cid]:
+        if asked[0] == cids[WINDOW]:
+            until = time.monotonic() + 10
+            while len(shelf.kept) < WINDOW and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.3)
+        return shelf.missing(asked)
+
+    async def main() -> FetchReport:
+        return await fetch_blocks(
+            _Honest(blocks), [Holder("true", "")], cids, missing=missing, keep=shelf.keep
+        )
+
+    trio.run(main)
+    assert shelf.kept == blocks
+
+
 def test_looking_up_what_is_here_already_can_be_cancelled() -> None:
     cids = [Cid.of(n.to_bytes(4)) for n in range(20 * WINDOW)]
     looked_up = 0

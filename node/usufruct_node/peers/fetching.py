@@ -220,11 +220,12 @@ class _Plan:
             part[cid] = None
             if len(part) == WINDOW:
                 break
-        self._all_taken = len(part) < WINDOW
         fresh = [cid for cid in part if cid not in self._open]
         lacking = await trio.to_thread.run_sync(self._missing, fresh) if fresh else []
         self.report.held += len(part) - len(lacking)
         self._open.update((cid, {}) for cid in lacking)
+        # Not before these are open: others may find that all the rest is kept while these are looked up.
+        self._all_taken = len(part) < WINDOW
         self._requeue(lacking)
 
     def _done(self) -> bool:
