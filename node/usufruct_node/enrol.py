@@ -6,7 +6,6 @@ kill, leaves no home, and the next attempt removes what is left of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -19,7 +18,7 @@ from usufruct.content.durable import sync_directory
 from usufruct.errors import ConfigurationError
 from usufruct.home import Home, Organisation, ParticipantFile, write_private
 from usufruct.keys import identity
-from usufruct.keys.keystore import KeyStore
+from usufruct.keys.keystore import KeyStore, locked
 from usufruct.ledger import Network
 from usufruct.ledger.signing import address_of
 from usufruct.records import Role, org_id
@@ -131,7 +130,7 @@ def _built(root: Path) -> Iterator[Path]:
     parent, prefix = root if is_there else root.parent, f".{root.name}.making-"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with _locked(parent):
+        with locked(parent):
             for path in parent.iterdir():
                 if path.name.startswith(prefix):
                     _clear(path, root)
@@ -173,14 +172,3 @@ def _clear(made: Path, root: Path) -> None:
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Others who make a home here wait."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

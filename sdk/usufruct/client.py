@@ -59,6 +59,7 @@ from usufruct.records import (
     OrgId,
     Participant,
     Refusal,
+    id_digits,
     org_id,
     parse_id,
     unlabel,
@@ -135,11 +136,9 @@ class Client:
         InputError
             If no id, or more than one, begins with them.
         """
-        digits = text.lower().removeprefix("0x")
-        if len(digits) == 64:
-            return parse_id(digits, kind)
-        if not 4 <= len(digits) < 64 or set(digits) - set("0123456789abcdef"):
-            raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
+        if len(whole := text.lower().removeprefix("0x")) == 64:
+            return parse_id(whole, kind)
+        digits = id_digits(text, kind)
         found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
         if len(found) != 1:
             raise InputError(

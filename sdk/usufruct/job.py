@@ -40,7 +40,7 @@ from usufruct.he.kernels import (
     kernel_by_id,
     kernel_by_name,
     linear_form,
-    pairs_of,
+    n_pairs,
 )
 from usufruct.he.quantise import rounding_bound
 from usufruct.ledger import Ledger
@@ -171,10 +171,9 @@ class JobParameters:
         elif isinstance(self.parameters, MomentsParameters):
             # A row's products are larger than the row by its norm; noise that covers both would drown the sums.
             n_columns = len(self.parameters.columns)
-            n_products = len(pairs_of(n_columns))
             per_row = (
                 (n_columns, sum_sensitivity(shape.max_l2)),
-                (n_products, products_sensitivity(shape.max_l2)),
+                (n_pairs(n_columns), products_sensitivity(shape.max_l2)),
             )
         else:
             raise KernelParameterError(f"results of kernel {self.kernel.name} have no proven sensitivity")

@@ -54,6 +54,19 @@ def org_id(name: str) -> OrgId:
     return OrgId(label(name))
 
 
+def id_digits(text: str, kind: str) -> str:
+    """The first hex digits of an id, at least 4, lower case and without `0x`; `kind` names it in the error.
+
+    Raises
+    ------
+    InputError
+    """
+    digits = text.lower().removeprefix("0x")
+    if not 4 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
+        raise InputError(f"{text!r} is no {kind}", hint="give at least the first 4 hex digits of its id")
+    return digits
+
+
 def parse_id(text: str, kind: str) -> bytes:
     """A 32-byte id from all its hex digits, with or without `0x`; `kind` names it in the error.
 

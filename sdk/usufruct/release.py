@@ -19,7 +19,7 @@ from usufruct.content import dag
 from usufruct.errors import InputError, ManifestError, VerificationError
 from usufruct.he.container import Form
 from usufruct.he.isolated import IsolatedOpener
-from usufruct.he.kernels import MAX_MOMENT_COLUMNS, MOMENTS, kernel_by_id, outputs, statistics
+from usufruct.he.kernels import MAX_MOMENT_COLUMNS, MOMENTS, kernel_by_id, n_pairs, outputs, statistics
 from usufruct.job import MAX_RELEASED_VALUES, MAX_SCALE, MIN_SCALE, JobInputs
 from usufruct.keys import hpke
 from usufruct.ledger import Network, typed_data
@@ -366,8 +366,7 @@ def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, requ
 
 
 def _of_same_columns(sums: NoiseLevel, products: NoiseLevel) -> bool:
-    k = sums.outputs
-    return k <= MAX_MOMENT_COLUMNS and products.outputs == k * (k + 1) // 2
+    return sums.outputs <= MAX_MOMENT_COLUMNS and products.outputs == n_pairs(sums.outputs)
 
 
 def _read_noise(told: object) -> tuple[tuple[NoiseLevel, ...], int]:

@@ -213,9 +213,13 @@ def job_show(
         out.print(plain(f"{key}: {', '.join(value) if isinstance(value, list) else value}"), highlight=False)
     columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
     show("verdicts", found["verdicts"], columns, as_json=False)
-    events = [event | {"time": moment(event["block_time"])} for event in found["events"]]
-    columns = {"time": "time", "block": "block_number", "event": "name", "transaction": "transaction_hash"}
-    show("events", events, columns, as_json=False)
+    columns = {
+        "time": "block_time",
+        "block": "block_number",
+        "event": "name",
+        "transaction": "transaction_hash",
+    }
+    show("events", found["events"], columns, as_json=False, times=("block_time",))
 
 
 @job_app.command("rechecks")
@@ -226,9 +230,9 @@ def job_rechecks(
     """List released jobs of members found to lie since, and whether an auditor's node found the same result again."""
     rows = Client.open(home, passphrase_file=passphrase_file).content.query("/rechecks")
     told = {None: "not executed again", True: "same result", False: "WRONG RESULT"}
-    shown = [row | {"outcome": told[row["is_same"]], "released": moment(row["released_at"])} for row in rows]
-    columns = {"job": "job_id", "executor": "executor", "released": "released", "outcome": "outcome"}
-    show("rechecks", rows if as_json else shown, columns, as_json=as_json)
+    shown = rows if as_json else [row | {"outcome": told[row["is_same"]]} for row in rows]
+    columns = {"job": "job_id", "executor": "executor", "released": "released_at", "outcome": "outcome"}
+    show("rechecks", shown, columns, as_json=as_json, times=("released_at",))
 
 
 @job_app.command("report")

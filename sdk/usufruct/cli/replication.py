@@ -105,9 +105,8 @@ def replication_erasures(
     if as_json:
         print_json(answer)
         return
-    rows = [row | {"erased": moment(row["erased_at"])} for row in answer["statements"]]
-    columns = {"member": "holder", "erased": "what", "blocks": "blocks", "at": "erased"}
-    show("erasures", rows, columns, as_json=False)
+    columns = {"member": "holder", "erased": "what", "blocks": "blocks", "at": "erased_at"}
+    show("erasures", answer["statements"], columns, as_json=False, times=("erased_at",))
     over = "over since" if answer["over"] else "until"
     awaited = ", ".join(answer["awaited"]) or "nobody"
     out.print(

@@ -27,7 +27,6 @@ from usufruct.cli.terminal import (
     done,
     err,
     guarded,
-    moment,
     print_json,
     read_text,
     show,
@@ -172,10 +171,9 @@ def key_domain_list(
         "custodian": "custodian",
         "parameters": "parameters",
         "status": "status",
-        "registered": "registered",
+        "registered": "registered_at",
     }
-    shown = rows if as_json else [row | {"registered": moment(row["registered_at"])} for row in rows]
-    show("key domains", shown, columns, as_json=as_json)
+    show("key domains", rows, columns, as_json=as_json, times=("registered_at",))
 
 
 @key_domain_app.command("retire")
@@ -332,9 +330,6 @@ def consent_list(
 ) -> None:
     """List who consented to a purpose, who withdrew, and whose consent had expired at the newest block; from the own book."""
     rows = Client.open(home, passphrase_file=passphrase_file).consents(scope=scope)
-    if not as_json:
-        for row in rows:
-            row |= {name: moment(row[name]) for name in ("given_at", "expires_at", "withdrawn_at")}
     columns = {
         "subject": "subject",
         "position": "position",
@@ -343,7 +338,7 @@ def consent_list(
         "expires": "expires_at",
         "withdrawn": "withdrawn_at",
     }
-    show("consents", rows, columns, as_json=as_json)
+    show("consents", rows, columns, as_json=as_json, times=("given_at", "expires_at", "withdrawn_at"))
 
 
 @consent_app.command("withdraw")

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -110,17 +110,25 @@ def done(text: str, answer: dict[str, Any], *, as_json: bool) -> None:
     print_json(answer) if as_json else out.print(text, highlight=False, markup=False)
 
 
-def show(title: str, rows: list[dict[str, Any]], columns: dict[str, str], *, as_json: bool) -> None:
-    """A list of records as a table, or whole as JSON."""
+def show(
+    title: str,
+    rows: list[dict[str, Any]],
+    columns: dict[str, str],
+    *,
+    as_json: bool,
+    times: Collection[str] = (),
+) -> None:
+    """A list of records as a table, or whole as JSON; `times` are the keys whose values are Unix seconds."""
     if as_json:
         print_json(rows)
         return
     if not rows:
         out.print(f"no {title}")
         return
-    out.print(
-        table_of(columns, ([cell(row.get(key)) for key in columns.values()] for row in rows), title=title)
+    shown = (
+        [cell(moment(row[key]) if key in times else row.get(key)) for key in columns.values()] for row in rows
     )
+    out.print(table_of(columns, shown, title=title))
 
 
 def table_of(columns: Iterable[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:

@@ -15,6 +15,7 @@ from usufruct.he.parameters import BFV_LINEAR, Parameters, parameters_by_id
 from usufruct.he.scheme import scheme_of
 from usufruct.he.secret import SecretKey, key_id_of
 from usufruct.keys.keystore import KeyStore
+from usufruct.records import id_digits
 
 DOMAIN_PREFIX: Final = "key-domain:"
 _RECORD_FIELDS = {"scheme", "parameters_id", "key_id", "commitment"}
@@ -73,11 +74,7 @@ def find_secret(store: KeyStore, key_domain: str) -> SecretKey:
     KeyStoreError
         If no secret here is of such a domain.
     """
-    digits = key_domain.lower().removeprefix("0x")
-    if not 4 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
-        raise InputError(
-            f"{key_domain!r} is no key domain", hint="give at least the first 4 hex digits of its id"
-        )
+    digits = id_digits(key_domain, "key domain")
     found = [key_id for key_id in key_ids(store) if key_id.hex().startswith(digits)]
     if not found:
         raise KeyStoreError(f"this keystore holds no secret of a key domain {digits[:12]}")

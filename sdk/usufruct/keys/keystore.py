@@ -80,7 +80,7 @@ class KeyStore:
         key, check = derive(passphrase, salt)
         store = KeyStore(path, salt, key, check)
         try:
-            with _locked(path.parent):
+            with locked(path.parent):
                 if path.exists() or path.is_symlink():
                     raise KeyStoreError(
                         f"{path} exists already", hint="open it, or choose another place for the new keystore"
@@ -157,7 +157,7 @@ class KeyStore:
     @contextmanager
     def _changing(self) -> Iterator[dict[str, bytes]]:
         try:
-            with _locked(self.path.parent):
+            with locked(self.path.parent):
                 entries = self._entries()
                 yield entries
                 self._write(entries)
@@ -292,7 +292,8 @@ def _read_private(path: Path, limit: int) -> bytes:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
+    """Others who lock the directory wait, in this process and in others."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -46,6 +46,7 @@ from usufruct.he.kernels.moments import (
     MOMENTS,
     MomentsParameters,
     Statistics,
+    n_pairs,
     pairs_of,
     statistics,
 )
@@ -137,6 +138,7 @@ __all__ = [
     "kernel_by_name",
     "linear_form",
     "mask_polynomial",
+    "n_pairs",
     "noise_limit",
     "norm_columns",
     "outputs",

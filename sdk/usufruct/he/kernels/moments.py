@@ -75,6 +75,11 @@ def pairs_of(n_columns: int) -> list[tuple[int, int]]:
     return [(first, second) for first in range(n_columns) for second in range(first, n_columns)]
 
 
+def n_pairs(n_columns: int) -> int:
+    """Number of `pairs_of`."""
+    return n_columns * (n_columns + 1) // 2
+
+
 def statistics(opened: Sequence[int], count: int, *, n_columns: int, feature_scale: float) -> Statistics:
     """Means and covariances from the opened results of a job.
 
@@ -131,7 +136,8 @@ def _worst_case(parameters: MomentsParameters, shape: BundleShape) -> tuple[int,
 
 
 def _n_outputs(parameters: MomentsParameters, shape: BundleShape) -> int:
-    return len(parameters.columns) + len(pairs_of(len(parameters.columns)))
+    n_columns = len(parameters.columns)
+    return n_columns + n_pairs(n_columns)
 
 
 def _outputs(parameters: MomentsParameters, shape: BundleShape) -> list[Output]:
