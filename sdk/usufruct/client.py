@@ -43,18 +43,20 @@ from usufruct.ledger import Ledger, Network
 from usufruct.ledger.reputation import faults_of, shown
 from usufruct.lineage import Lineage
 from usufruct.privacy import MICRO
-from usufruct.publish import Progress, PublishedBundle, publish_bundle
+from usufruct.publish import Progress, PublishedBundle, publish_bundle, publish_round
 from usufruct.records import (
     ArtifactId,
     BudgetAccount,
     ConsentEpoch,
     Fault,
+    FreezeState,
     GrantId,
     GrantStatus,
     GrantTerms,
     JobId,
     JobState,
     KeyId,
+    KeyStatus,
     MemberStatus,
     OrgId,
     Participant,
@@ -67,6 +69,7 @@ from usufruct.records import (
 from usufruct.register import Policy
 from usufruct.release import Release
 from usufruct.replication import Replication
+from usufruct.rounds import Call, Contributed, RoundTerms, check_signed, contribute, gather, make_call
 from usufruct.seal import SealedFeatures, seal_features
 from usufruct.verify import ResultManifest, check_possessions
 
@@ -181,6 +184,96 @@ class Client:
         self._book.check_anchored(scope, row_subjects)
         return publish_bundle(sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress)
 
+    def call_for_updates(self, secret: SecretKey, terms: RoundTerms, *, scope: str) -> Call:
+        """A signed call for updates of other members, to be summed under a key domain of which one keeps the secret."""
+        call = make_call(secret, terms, steward=self.name, scope=scope)
+        return call.signed(self.ledger.network, self._keys.ledger_key)
+
+    def contribute(self, call: Call, update: npt.NDArray[Any]) -> Contributed:
+        """Clip an update and encrypt it to a round; see `usufruct.rounds.contribute`.
+
+        Raises
+        ------
+        InputError
+            If the caller of the round is no active member, or not the custodian of the key.
+        VerificationError
+            If it did not sign the call.
+        """
+        steward = self._active(call.steward)
+        call.check(self.ledger.network, steward)
+        domain = self.ledger.key_domain(KeyId(call.terms.key_id))
+        if domain.custodian != steward.id or domain.status != KeyStatus.ACTIVE:
+            raise InputError(f"the key of this call is no active key domain of {call.steward}")
+        return contribute(
+            call,
+            update,
+            member=self.name,
+            recipient_key=steward.hpke_key,
+            network=self.ledger.network,
+            signing_key=self._keys.ledger_key,
+        )
+
+    def publish_round(
+        self,
+        call: Call,
+        contributions: Sequence[Contributed],
+        *,
+        consent_days: float,
+        progress: Progress | None = None,
+    ) -> PublishedBundle:
+        """Check the contributions to one's own call and hand them to the own node, as one bundle.
+
+        What a member signed is its consent to the call's purpose: who has no receipt in force gets one, and the next epoch is
+        anchored with it.
+
+        Raises
+        ------
+        InputError
+            If the call is another's, or a member is not active or contributed twice.
+        VerificationError, IntegrityError, WrongKeyDomainError
+            If a contribution is not what it says; nothing was recorded or sent.
+        """
+        call.check(self.ledger.network, self.member(self.name))
+        checked = gather(
+            call,
+            contributions,
+            member=self._active,
+            hpke_private=self._keys.hpke_private,
+            network=self.ledger.network,
+            progress=progress,
+        )
+        members = [one.member for one in checked]
+        now = self.ledger.finalised().timestamp
+        agreed = {
+            name for name, receipt in self._book.subjects(call.scope) if receipt.state(now) == "in force"
+        }
+        if new := [member for member in members if member not in agreed]:
+            self.record_consents(new, scope=call.scope, notice=call.to_bytes(), days=consent_days)
+            self.anchor_consents(scope=call.scope)
+        positions = [self._book.receipt(member, scope=call.scope).position for member in members]
+        self._book.check_anchored(call.scope, positions)
+        return publish_round(call, checked, self.content, positions=positions)
+
+    def check_round(self, bundle: FeatureBundle) -> list[str]:
+        """The members that contributed to a bundle, each of whose word for its blocks was checked.
+
+        Raises
+        ------
+        InputError
+            If no members contributed to this bundle.
+        VerificationError
+            If a member's authority, as the registry has it now, did not sign.
+        """
+        manifest = bundle.manifest
+        if manifest.round is None:
+            raise InputError("this bundle is of one steward's rows, nobody contributed to it")
+        members = [column.name for column in manifest.schema.columns]
+        for feature, (name, word) in enumerate(zip(members, manifest.round.signatures, strict=True)):
+            check_signed(
+                self.ledger.network, self.member(name), manifest.round.call, manifest.blocks_of(feature), word
+            )
+        return members
+
     def register_key_domain(self, public: Mapping[str, object]) -> KeyId:
         """Register a key domain of which this organisation keeps the secret."""
         return register.register_key_domain(self.ledger, self.content, public)
@@ -251,11 +344,13 @@ class Client:
 
         Such a book does not know to whom it gave positions since; those that the own bundles name, or the epoch, are given to
         nobody again.
+
+        Raises
+        ------
+        InputError
+            With `supersede`, if an own bundle of the purpose that is in use cannot be read; nothing was noted or sent.
         """
-        taken = 0
-        if supersede is not None:
-            own = (one for one in self._readable_bundles(self.name) if one.scope == scope)
-            taken = max((int(one.manifest.row_subjects.max()) + 1 for one in own), default=0)
+        taken = 0 if supersede is None else self._bound_positions(scope)
         return consent_book.anchor_epoch(
             self._book, self.ledger, self.content, scope=scope, supersede=supersede, taken=taken
         )
@@ -401,8 +496,8 @@ class Client:
             asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
         else:
             asked, error = parameters, 0.0
-        cost = micro(rho)
-        job.check_allowed(bundle, asked, rho_micro=cost, status=self._consent_status(bundle))
+        cost, status = micro(rho), self._consent_status(bundle)
+        job.check_allowed(bundle, asked, rho_micro=cost, status=status)
         grant = self.ledger.grant(grant_id or self._grant_on(bundle.artifact_id, asked))
         joint = differencing.joint_cost(
             self.ledger,
@@ -413,7 +508,7 @@ class Client:
             requester=self.name,
             min_cohort=grant.terms.min_cohort,
         )
-        found = job.estimate(bundle, asked, rho_micro=cost, model_error=error)
+        found = job.estimate(bundle, asked, rho_micro=cost, status=status, model_error=error)
         return replace(found, joint_rho_micro=joint)
 
     def post(
@@ -599,6 +694,12 @@ class Client:
             raise InputError(f"{name} is no member", hint="`usufruct members list` shows all")
         return record
 
+    def _active(self, name: str) -> Participant:
+        record = self.member(name)
+        if record.status != MemberStatus.ACTIVE:
+            raise InputError(f"{name} is no active member: {record.status.name}")
+        return record
+
     def propose(self, contract: str, function: str, *arguments: object) -> int:
         """Open a vote of the members' council on a governed call; returns the proposal's number."""
         target, data = self.ledger.call_data(contract, function, *arguments)
@@ -613,10 +714,26 @@ class Client:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
 
-    def _readable_bundles(self, steward: str | None = None) -> Iterator[FeatureBundle]:
+    def _bound_positions(self, scope: str) -> int:
+        """All positions to which rows of own bundles of a purpose are bound are below this."""
+        now, bound = self.ledger.finalised().timestamp, 0
         for entry in self.content.query("/bundles"):
-            if steward not in (None, entry["steward"]):
+            idle = entry["frozen"] != FreezeState.NONE.name or now >= entry["retain_until"]
+            if (entry["steward"], entry["scope"]) != (self.name, scope) or idle:
                 continue
+            try:
+                bound = max(bound, int(self.bundle(entry["artifact_id"]).manifest.subjects.max()) + 1)
+            except NodeUnreachableError:
+                raise
+            except (ContentError, IntegrityError, NotAuthorisedError) as exc:
+                raise InputError(
+                    f"to whom the rows of bundle {entry['artifact_id'][:12]} belong cannot be read: {exc}",
+                    hint="wait until the node has it back from a holder; if nobody has it, `usufruct freeze` it before",
+                ) from exc
+        return bound
+
+    def _readable_bundles(self) -> Iterator[FeatureBundle]:
+        for entry in self.content.query("/bundles"):
             try:
                 yield self.bundle(entry["artifact_id"])
             except NodeUnreachableError:

@@ -185,12 +185,12 @@ class ConsentStatus:
         """Shape (8 * len(bits),): True where consent is in force."""
         return np.logical_not(np.unpackbits(np.frombuffer(self.bits, np.uint8)))
 
-    def row_mask(self, row_subjects: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Shape (n_rows,): True for rows whose subject consents; positions beyond the bitstring do not."""
+    def mask_of(self, subjects: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """For the position of each row's, or contribution's, subject whether it consents; one beyond the bitstring does not."""
         consenting = self.consenting()
-        mask = np.zeros(row_subjects.shape, dtype=np.bool_)
-        known = row_subjects < consenting.size
-        mask[known] = consenting[row_subjects[known]]
+        mask = np.zeros(subjects.shape, dtype=np.bool_)
+        known = subjects < consenting.size
+        mask[known] = consenting[subjects[known]]
         return mask
 
 

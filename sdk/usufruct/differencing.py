@@ -5,7 +5,8 @@ over cohorts that differ by fewer subjects than the policy's minimum cohort are 
 policy lets one job cost. Cohorts that are equal, or differ by enough subjects, are charged to the bundle's budget alone.
 
 A question is asked again when any output has the same direction: the same weights up to a factor, whatever the bias. New
-questions that are sums of old ones are not recognised; against those stands the budget.
+questions that are sums of old ones are not recognised; against those stands the budget. Sums of contributions that weigh them
+differently are charged as one whatever they weigh: contributors are few, and a weight singles one out as leaving it out does.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
 from usufruct.errors import ReleaseRefusedError
-from usufruct.he.kernels import BundleShape, MomentsParameters, SumParameters, linear_form
+from usufruct.he.kernels import BundleShape, FedsumParameters, MomentsParameters, SumParameters, linear_form
 from usufruct.job import FeatureBundle, JobInputs, JobParameters
 from usufruct.ledger import Ledger
 from usufruct.records import JobState, Refusal
 
 DIRECTION_BYTES = 16
+_CONTRIBUTIONS = hashlib.sha256(b"usufruct/question/contributions").digest()[:DIRECTION_BYTES]
+"""Stands in every question about contributions, beside what they weigh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +48,7 @@ class Asked:
         """What a job asks."""
         return cls(
             directions=directions(inputs.parameters, inputs.manifest.shape),
-            subjects=subjects_of(inputs.manifest.row_subjects, inputs.mask),
+            subjects=subjects_of(inputs.manifest.subjects, inputs.mask),
             rho_micro=rho_micro,
         )
 
@@ -74,13 +77,19 @@ def directions(parameters: JobParameters, shape: BundleShape) -> frozenset[bytes
         return frozenset(_column(feature, shape) for feature in columns) | {
             _hash(b"product", product.encode("ascii")) for product in products
         }
+    if isinstance(parameters.parameters, FedsumParameters):
+        return frozenset([_CONTRIBUTIONS, _direction(parameters.parameters.weights)])
     return frozenset([_hash(parameters.kernel.kernel_id, dag.encode(parameters.parameters.to_dict()))])
 
 
 def near(one: Asked, other: Asked, minimum: int) -> bool:
     """Whether both ask the same of cohorts that differ, but by fewer than `minimum` subjects."""
-    if one.directions is not None and other.directions is not None and not one.directions & other.directions:
-        return False
+    if one.directions is not None and other.directions is not None:
+        common = one.directions & other.directions
+        if not common:
+            return False
+        if common == {_CONTRIBUTIONS}:
+            return True
     return 0 < np.setxor1d(one.subjects, other.subjects, assume_unique=True).size < minimum
 
 
@@ -136,10 +145,10 @@ def joint_cost(
 
     def of(asked: JobParameters, status_digest: bytes, cost: int) -> Asked:
         block = node.get_record(Cid.from_digest(status_digest, Codec.DAG_CBOR), holder=steward)
-        mask = ConsentStatus.from_record(block).row_mask(manifest.row_subjects)
+        mask = asked.used(ConsentStatus.from_record(block).mask_of(manifest.subjects))
         return Asked(
             directions=directions(asked, manifest.shape),
-            subjects=subjects_of(manifest.row_subjects, mask),
+            subjects=subjects_of(manifest.subjects, mask),
             rho_micro=cost,
         )
 

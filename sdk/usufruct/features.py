@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from usufruct.errors import FeatureError, FeatureRangeError, RawImageryRejectedError, UndeclaredColumnError
 
-KINDS: Final = ("descriptor", "embedding", "gaze", "motion", "proximity", "other")
+KINDS: Final = ("descriptor", "embedding", "gaze", "motion", "proximity", "update", "other")
 MAX_COLUMNS: Final = 1 << 16
 MAX_QUANTISED: Final = (1 << 23) - 1
 NORM_SLACK: Final = 1e-9

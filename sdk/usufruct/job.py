@@ -31,8 +31,10 @@ from usufruct.errors import (
 )
 from usufruct.he.cost import cost_of
 from usufruct.he.kernels import (
+    FEDSUM,
     Bounds,
-    BundleShape,
+    DistanceParameters,
+    FedsumParameters,
     Kernel,
     KernelParameters,
     MomentsParameters,
@@ -99,16 +101,25 @@ class JobParameters:
         """Whether the result has one value per row."""
         return self.parameters.row_level
 
-    def validate(self, shape: BundleShape) -> Bounds:
+    def validate(self, manifest: BundleManifest) -> Bounds:
         """Prove the worst case of values, noise and sizes, before anything is sent, computed or decrypted.
 
         Raises
         ------
         KernelParameterError, KernelBoundError
         """
+        shape = manifest.shape
+        if self.kernel.of_contributions != (manifest.round is not None):
+            raise KernelParameterError(
+                f"kernel {self.kernel.name} is for"
+                f" {'contributions of several members' if self.kernel.of_contributions else 'rows of one steward'}",
+                hint="`usufruct bundle show` lists the kernels that the bundle's policy allows",
+            )
+        if isinstance(self.parameters, FedsumParameters) and min(self.parameters.weights) < 0:
+            raise KernelParameterError("a contribution counts by a weight that is not negative")
         bounds = self.kernel.validate(self.parameters, shape)
         values = bounds.n_outputs
-        if self.row_level:
+        if self.row_level or self.kernel.of_contributions:
             values = bounds.n_outputs // shape.n_chunks * shape.n_rows
         if values > MAX_RELEASED_VALUES or bounds.n_outputs > MAX_RESULT_BLOCKS:
             raise KernelParameterError(
@@ -117,6 +128,19 @@ class JobParameters:
                 hint="ask for fewer model outputs at a time",
             )
         return bounds
+
+    def used(self, permitted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """What the job uses of permitted rows, or contributions: those without a weight tell of nobody. Same shape."""
+        if isinstance(self.parameters, FedsumParameters):
+            weighted: npt.NDArray[np.bool_] = np.array(self.parameters.weights) != 0
+            return permitted & weighted
+        return permitted
+
+    def count(self, used: npt.NDArray[np.bool_]) -> int:
+        """By what a result over these is divided for its mean: their number, or what their weights add up to."""
+        if isinstance(self.parameters, FedsumParameters):
+            return sum(weight for weight, counts in zip(self.parameters.weights, used, strict=True) if counts)
+        return int(used.sum())
 
     def to_record(self) -> dict[str, object]:
         """The record whose DAG-CBOR block the ledger cites."""
@@ -175,9 +199,11 @@ class JobParameters:
                 (n_columns, sum_sensitivity(shape.max_l2)),
                 (n_pairs(n_columns), products_sensitivity(shape.max_l2)),
             )
+        elif isinstance(self.parameters, FedsumParameters):
+            per_row = ((shape.n_rows, self.parameters.sensitivity(shape)),)
         else:
             raise KernelParameterError(f"results of kernel {self.kernel.name} have no proven sensitivity")
-        return tuple((outputs, norm * manifest.max_rows_per_subject) for outputs, norm in per_row)
+        return tuple((outputs, norm * manifest.max_items_per_subject) for outputs, norm in per_row)
 
     def noise(self, manifest: BundleManifest, rho_micro: int) -> tuple[NoiseLevel, ...]:
         """The noise that a release of `rho_micro` has on its outputs.
@@ -201,8 +227,13 @@ class JobInputs:
     status: ConsentStatus
     parameters: JobParameters
     mask: npt.NDArray[np.bool_]
-    """Shape (n_rows,): True where the row's subject consents."""
+    """Shape (n_rows,): True where the row's subject consents. Of a round, for each contribution that also has a weight."""
     bounds: Bounds
+
+    @property
+    def count(self) -> int:
+        """What a result counts: rows, or the weights of contributions."""
+        return self.parameters.count(self.mask)
 
     def value_bounds(self) -> tuple[int, ...]:
         """Largest magnitude of an opened value, for each level of noise: sums are smaller than sums of products."""
@@ -243,12 +274,12 @@ def check_job(
         raise ReleaseRefusedError(Refusal.CONSENT_EPOCH_STALE.name)
     if unlabel(request.purpose) not in policy.purposes:
         raise ReleaseRefusedError(Refusal.PURPOSE_NOT_GRANTED.name)
-    mask = status.row_mask(manifest.row_subjects)
+    bounds = parameters.validate(manifest)
+    mask = parameters.used(status.mask_of(manifest.subjects))
     ruled_out = _ruled_out(policy, parameters, rho_micro=request.rho_micro)
     ruled_out = ruled_out or _too_few(manifest, mask, max(min_cohort, policy.min_cohort))
     if ruled_out is not None:
         raise ReleaseRefusedError(ruled_out.reason.name)
-    bounds = parameters.validate(manifest.shape)
     parameters.noise(manifest, request.rho_micro)
     return JobInputs(
         manifest=manifest, policy=policy, status=status, parameters=parameters, mask=mask, bounds=bounds
@@ -283,11 +314,12 @@ def _ruled_out(policy: Policy, parameters: JobParameters, *, rho_micro: int) -> 
 
 
 def _too_few(manifest: BundleManifest, mask: npt.NDArray[np.bool_], minimum: int) -> _RuledOut | None:
-    if len(np.unique(manifest.row_subjects[mask])) >= minimum:
+    if len(np.unique(manifest.subjects[mask])) >= minimum:
         return None
+    who = "consenting subjects" if manifest.round is None else "contributions with a weight"
     return _RuledOut(
         Refusal.COHORT_TOO_SMALL,
-        f"wants {minimum} consenting subjects, and has fewer at present",
+        f"wants {minimum} {who}, and has fewer at present",
         REFUSAL_HINTS.get(Refusal.COHORT_TOO_SMALL, ""),
     )
 
@@ -316,7 +348,7 @@ class Estimate:
     """Most that one subject moves the result, 2-norm in integer units; of moments, their sums of products."""
 
     sigma: float
-    """Standard deviation of the noise, in natural units of the result (of the mean, for a sum and for moments)."""
+    """Standard deviation of the noise, in natural units of the result (of the mean, for sums, moments and contributions)."""
 
     product_sigma: float
     """The same on the mean of a product of two columns, natural units squared; 0 where a job asks for none."""
@@ -362,12 +394,19 @@ def read_bundle(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId) -> F
 
 
 def estimate(
-    bundle: FeatureBundle, parameters: JobParameters, *, rho_micro: int, model_error: float = 0.0
+    bundle: FeatureBundle,
+    parameters: JobParameters,
+    *,
+    rho_micro: int,
+    status: ConsentStatus | None = None,
+    model_error: float = 0.0,
 ) -> Estimate:
     """Check the worst case, run a sample of the work here, and say what the job costs and how exact it is.
 
     Parameters
     ----------
+    status :
+        Of the consent epoch in force: the fewer consent, the more the noise weighs in a mean. Without it all are taken to.
     model_error :
         `QuantisedModel.error_bound` of the model that the parameters were made from.
 
@@ -377,10 +416,12 @@ def estimate(
         If a value could overflow the plaintext modulus, or decrypt wrongly.
     """
     shape = bundle.manifest.shape
-    bounds = parameters.validate(shape)
+    bounds = parameters.validate(bundle.manifest)
     noise = parameters.noise(bundle.manifest, rho_micro)
     cost = cost_of(parameters.kernel, parameters.parameters, shape)
-    rows = 1 if parameters.row_level else shape.n_rows
+    subjects = bundle.manifest.subjects
+    permitted = np.ones(subjects.shape, dtype=np.bool_) if status is None else status.mask_of(subjects)
+    rows = 1 if parameters.row_level else max(1, parameters.count(parameters.used(permitted)))
     sigmas = [level.sigma / parameters.result_scale**power / rows for power, level in enumerate(noise, 1)]
     return Estimate(
         sensitivity=max(norm for _, norm in parameters.sensitivities(bundle.manifest)),
@@ -403,19 +444,27 @@ def estimate(
 def job_parameters(
     bundle: FeatureBundle, kernel: str, parameters: Mapping[str, object], *, result_scale: float | None = None
 ) -> JobParameters:
-    """Parse and check kernel parameters against a bundle.
+    """Parse and check kernel parameters against a bundle. Contributions count alike where no weights are given.
+
+    Parameters
+    ----------
+    result_scale :
+        Integer units per 1.0 of a result; by default that of the features, of distances its square.
 
     Raises
     ------
     UnknownKernelError, KernelParameterError, KernelBoundError
     """
     record = kernel_by_name(kernel)
+    if record is FEDSUM and not parameters:
+        parameters = {"weights": [1] * bundle.manifest.shape.n_features}
+    read, scale = record.parse(parameters), float(bundle.manifest.schema.scale)
+    if isinstance(read, DistanceParameters):
+        scale *= scale
     parsed = JobParameters(
-        kernel=record,
-        parameters=record.parse(parameters),
-        result_scale=float(bundle.manifest.schema.scale if result_scale is None else result_scale),
+        kernel=record, parameters=read, result_scale=scale if result_scale is None else result_scale
     )
-    parsed.validate(bundle.manifest.shape)
+    parsed.validate(bundle.manifest)
     return parsed
 
 
@@ -435,7 +484,7 @@ def check_allowed(
     """
     ruled_out = _ruled_out(bundle.policy, parameters, rho_micro=rho_micro)
     if ruled_out is None and status is not None:
-        mask = status.row_mask(bundle.manifest.row_subjects)
+        mask = parameters.used(status.mask_of(bundle.manifest.subjects))
         ruled_out = _too_few(bundle.manifest, mask, bundle.policy.min_cohort)
     if ruled_out is not None:
         raise DeniedError(f"the bundle's policy {ruled_out.says}", hint=ruled_out.hint)
@@ -472,7 +521,7 @@ def post_job(
     """
     if rho_micro < 1:
         raise InputError("a job must spend at least one millionth of rho")
-    parameters.validate(bundle.manifest.shape)
+    parameters.validate(bundle.manifest)
     parameters.noise(bundle.manifest, rho_micro)
     cid = node.put_record("parameters", parameters.to_record())
     artifact = ledger.artifact(bundle.artifact_id)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import eth_abi.abi
 from eth_utils.crypto import keccak
 
-from usufruct.content import Cid
+from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, KernelBoundError, ManifestError, WrongKeyDomainError
 from usufruct.he.kernels import BundleShape, kernel_by_name
 from usufruct.he.parameters import Parameters, parameters_by_id
 from usufruct.ledger import Ledger
-from usufruct.publish import MAX_SUBJECTS, PublishedBundle
+from usufruct.publish import MAX_SUBJECTS, PublishedBundle, read_manifest
 from usufruct.records import (
     ArtifactId,
     ArtifactKind,
@@ -23,10 +23,15 @@ from usufruct.records import (
     MemberStatus,
     label,
     org_id,
+    unlabel,
 )
 from usufruct.replication import Replication
 
-_SMALLEST_JOBS: Mapping[str, Mapping[str, object]] = {"sum": {}, "moments": {"columns": [0]}}
+_SMALLEST_JOBS: Mapping[str, Callable[[BundleShape], Mapping[str, object]]] = {
+    "sum": lambda _: {},
+    "moments": lambda _: {"columns": [0]},
+    "fedsum": lambda shape: {"weights": [1] * shape.n_features},
+}
 """Parameters of kernels whose worst case hangs on the bundle alone."""
 
 POLICY_TYPE = "usufruct/policy/2"
@@ -148,7 +153,8 @@ def register_bundle(
     TransactionRevertedError
     """
     check_policy(ledger, policy, published.manifest.shape.parameters)
-    check_runnable(policy, published.manifest.shape)
+    manifest = published.manifest
+    check_runnable(policy, manifest.shape, of_contributions=manifest.round is not None)
     scope = published.manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
@@ -211,11 +217,16 @@ def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, po
     Raises
     ------
     InputError
-        As `check_policy`; nothing was sent.
+        As `check_policy` and `check_runnable`; nothing was sent.
+    ContentError, IntegrityError
+        If the bundle's manifest cannot be read.
     TransactionRevertedError
     """
-    domain = ledger.key_domain(ledger.artifact(artifact_id).key_id)
-    check_policy(ledger, policy, parameters_by_id(domain.parameters_id))
+    artifact = ledger.artifact(artifact_id)
+    check_policy(ledger, policy, parameters_by_id(ledger.key_domain(artifact.key_id).parameters_id))
+    content = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
+    manifest = read_manifest(node.get_record(content, holder=unlabel(artifact.steward)))
+    check_runnable(policy, manifest.shape, of_contributions=manifest.round is not None)
     cid = node.put_record("policy", policy.to_record())
     ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
     return cid
@@ -241,19 +252,31 @@ def check_policy(ledger: Ledger, policy: Policy, parameters: Parameters | None) 
             raise InputError(f"the policy names {name} as a holder, which is no member")
 
 
-def check_runnable(policy: Policy, shape: BundleShape) -> None:
+def check_runnable(policy: Policy, shape: BundleShape, *, of_contributions: bool = False) -> None:
     """Check that a bundle's values leave room for the kernels that its policy names.
+
+    Parameters
+    ----------
+    of_contributions :
+        Whether the columns are what several members contributed.
 
     Raises
     ------
+    InputError
+        If a kernel is for bundles of the other kind.
     KernelBoundError
         If even the smallest job of a kernel could overflow or decrypt wrongly.
     """
     for name in policy.kernels:
         kernel = kernel_by_name(name)
+        if kernel.of_contributions != of_contributions:
+            raise InputError(
+                f"kernel {name} runs on {'contributions to a round' if kernel.of_contributions else 'rows of one steward'}",
+                hint="`usufruct round close` makes bundles of contributions, `usufruct publish` of rows",
+            )
         if name in _SMALLEST_JOBS and kernel.scheme == shape.parameters.scheme:
             try:
-                kernel.validate(kernel.parse(_SMALLEST_JOBS[name]), shape)
+                kernel.validate(kernel.parse(_SMALLEST_JOBS[name](shape)), shape)
             except KernelBoundError as exc:
                 raise KernelBoundError(
                     f"no {name} could ever be computed on this bundle: {exc}",

@@ -57,9 +57,11 @@ class Release:
     job_id: JobId
     kernel: str
     values: npt.NDArray[np.int64]
-    """Noised integers: shape (n_outputs,) for aggregates, (n_consenting, n_outputs) in random order for rows."""
+    """Noised integers: shape (n_outputs,) for aggregates, (n_consenting, n_outputs) in random order for rows.
+
+    A sum of contributions has an output for each entry."""
     count: int
-    """Rows that consented; public through the consent status."""
+    """Rows that consented, public through the consent status; of contributions, what their weights add up to."""
     result_scale: float
     """Integer units per 1.0 of a feature's sum or of a score."""
     noise: tuple[NoiseLevel, ...]
@@ -78,7 +80,7 @@ class Release:
         return max(level.sigma for level in self.noise)
 
     def mean(self) -> npt.NDArray[np.float64]:
-        """Mean over the consenting rows, natural units: of each output, or of each column of `moments`."""
+        """Mean over the consenting rows, or weighted over contributions, of each output or column; natural units."""
         total = self.values.sum(axis=0) if self.row_level else self.values[: self.noise[0].outputs]
         return total / (self.result_scale * self.count)
 
@@ -155,8 +157,8 @@ def decrypt_result(
     Returns
     -------
     values :
-        Shape (n_outputs,) for aggregates; (n_consenting, n_outputs) in row order for rows. Withdrawn rows are never
-        opened.
+        Shape (n_outputs,) for aggregates, of which a sum of contributions has one for each entry; (n_consenting, n_outputs)
+        in row order for rows. Withdrawn rows are never opened.
 
     Raises
     ------
@@ -170,6 +172,12 @@ def decrypt_result(
     expected = outputs(parameters.kernel, parameters.parameters, shape)
     if len(expected) != len(blocks):
         raise VerificationError(f"{len(blocks)} result blocks where the kernel gives {len(expected)}")
+    if parameters.kernel.of_contributions:
+        opened = [
+            opener.open_values(block, range(output.coefficients))
+            for output, block in zip(expected, blocks, strict=True)
+        ]
+        return np.concatenate(opened)
     if not parameters.row_level:
         return np.concatenate([opener.open_values(block, [0]) for block in blocks])
     columns: dict[int, list[npt.NDArray[np.int64]]] = {}
@@ -244,7 +252,7 @@ def seal_payload(
         "kernel": inputs.parameters.kernel.name,
         "values": noised.astype(_VALUE).tobytes(),
         "columns": int(noised.shape[1]) if noised.ndim == 2 else 0,
-        "count": int(inputs.mask.sum()),
+        "count": inputs.count,
         "result_scale": inputs.parameters.result_scale,
         "noise": [[level.outputs, _micro(level), level.grid] for level in levels],
         "rho_micro": job.request.rho_micro,

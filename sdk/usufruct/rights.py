@@ -27,6 +27,9 @@ def terms(
 ) -> GrantTerms:
     """Terms of a request or a grant, kernels by name.
 
+    The ledger knows of a cohort only 0, 10, 20, 50, ... that it has as many; with fewer than ten contributions to a round it
+    knows nothing, so that `min_cohort` has to be 0 there and the bundle's policy alone says how few are enough.
+
     Raises
     ------
     UnknownKernelError, InputError
@@ -34,8 +37,8 @@ def terms(
     """
     if isinstance(kernels, str) or not kernels:
         raise InputError("name the kernels in a list of at least one")
-    if uses < 1 or rho_micro < 1 or replicas < 1 or min_cohort < 1:
-        raise InputError("uses, budget, replicas and minimum cohort must be at least 1")
+    if uses < 1 or rho_micro < 1 or replicas < 1 or min_cohort < 0:
+        raise InputError("uses, budget and replicas must be at least 1, and the minimum cohort at least 0")
     if max(uses, min_cohort) >= 1 << 32 or replicas >= 1 << 8:
         raise InputError("uses, replicas or minimum cohort are more than the ledger can note")
     return GrantTerms(

@@ -266,7 +266,7 @@ class Consortium:
         )
         cid = Cid.from_digest(request.parameters_digest, Codec.DAG_CBOR)
         parameters = JobParameters.from_record(content.get_record(cid, holder="university"))
-        return bundle, parameters, status.row_mask(bundle.manifest.row_subjects), status
+        return bundle, parameters, status.mask_of(bundle.manifest.subjects), status
 
     def opened(self, clinic: str, blocks: Sequence[bytes]) -> list[int]:
         """First coefficient of each block, under the clinic's own key: what its custodian would see."""

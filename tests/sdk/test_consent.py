@@ -157,7 +157,7 @@ def test_positions_are_read_in_the_order_of_the_w3c_bitstring() -> None:
 def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(
     bits: bytes, positions: list[int]
 ) -> None:
-    mask = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=bits).row_mask(
+    mask = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=bits).mask_of(
         np.array(positions, dtype=np.int64)
     )
     expected = [p < 8 * len(bits) and not (bits[p // 8] >> (7 - p % 8)) & 1 for p in positions]
@@ -166,10 +166,8 @@ def test_a_row_is_permitted_only_when_its_subjects_bit_is_there_and_clear(
 
 def test_positions_beyond_the_bitstring_do_not_consent() -> None:
     status = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"\x00")
-    assert status.row_mask(np.array([7, 8, 1 << 23])).tolist() == [True, False, False]
-    assert (
-        not ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"").row_mask(np.array([0])).any()
-    )
+    assert status.mask_of(np.array([7, 8, 1 << 23])).tolist() == [True, False, False]
+    assert not ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"").mask_of(np.array([0])).any()
 
 
 STATUS = ConsentStatus(scope=SCOPE, epoch=3, valid_until=1 << 40, bits=b"\x0f").to_record()
@@ -273,13 +271,13 @@ def test_withdrawn_and_expired_receipts_do_not_consent_from_the_second_on(
     positions = record(book, consortium, ["ada", "bob"]) | record(book, consortium, ["eve"], expires_at=1000)
     status, live = book.status(SCOPE, 1, now=999)
     rows = np.array([positions[name] for name in ("ada", "bob", "eve")])
-    assert status.row_mask(rows).tolist() == [True, True, True]
+    assert status.mask_of(rows).tolist() == [True, True, True]
     assert len(live) == 3
     status, live = book.status(SCOPE, 2, now=1000)
-    assert status.row_mask(rows).tolist() == [True, True, False]
+    assert status.mask_of(rows).tolist() == [True, True, False]
     book.withdraw("bob", scope=SCOPE)
     status, live = book.status(SCOPE, 3, now=1000)
-    assert status.row_mask(rows).tolist() == [True, False, False]
+    assert status.mask_of(rows).tolist() == [True, False, False]
     assert [receipt.position for receipt in live] == [positions["ada"]]
     assert not status.consenting()[3:].any(), "positions never given out do not consent"
 
@@ -310,7 +308,7 @@ def test_who_withdrew_may_consent_again_and_keeps_the_position(
     assert again.salt != former.salt
     status, live = book.status(SCOPE, 2, now=1)
     assert len(live) == 2
-    assert status.row_mask(np.array([positions["ada"]])).all()
+    assert status.mask_of(np.array([positions["ada"]])).all()
 
 
 def test_an_epoch_is_void_from_the_second_that_its_first_consent_expires(
@@ -375,7 +373,7 @@ def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
     status, live_receipts = restored.status(scope, followed.epoch, now=1)
     assert (
         len(live_receipts) == 1
-        and not status.row_mask(np.array([restored.receipt("eve", scope=scope).position])).any()
+        and not status.mask_of(np.array([restored.receipt("eve", scope=scope).position])).any()
     )
     restored.withdraw("ada", scope=scope)
     assert anchor_epoch(restored, north.ledger, node, scope=scope).epoch == followed.epoch + 1
@@ -413,8 +411,8 @@ def test_a_restored_book_gives_no_position_to_another_subject(
     last = anchor_epoch(restored, north.ledger, node, scope=scope)
     assert last.epoch == followed.epoch + 1
     status, live_receipts = restored.status(scope, last.epoch, now=1)
-    assert len(live_receipts) == 4 and status.row_mask(np.array(list(new.values()))).all()
-    assert not status.row_mask(rows).any(), "rows of whom the book no longer knows stay out"
+    assert len(live_receipts) == 4 and status.mask_of(np.array(list(new.values()))).all()
+    assert not status.mask_of(rows).any(), "rows of whom the book no longer knows stay out"
 
 
 def test_rows_are_bound_to_anchored_positions_only(book: ConsentBook, consortium: Consortium) -> None:

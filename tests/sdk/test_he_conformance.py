@@ -151,7 +151,7 @@ CASES = [
     Case(
         FEDSUM,
         BGV_PAIRS,
-        FedsumParameters(weights=(3, -1, 2, 50), clip_l2=1000),
+        FedsumParameters(weights=(3, -1, 2, 50)),
         lambda v, m: (v @ (np.array([3, -1, 2, 50]) * m))[:, None],
     ),
 ]

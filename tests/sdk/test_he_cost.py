@@ -13,7 +13,7 @@ from test_he_conformance import CASES, EVERY_CASE, Case, opened, results_of, sea
 from usufruct.errors import KernelBoundError, KernelParameterError
 from usufruct.he import cost
 from usufruct.he.cost import cost_of
-from usufruct.he.kernels import LINEAR, FedsumParameters, LinearParameters, plan
+from usufruct.he.kernels import LINEAR, BlindParameters, FedsumParameters, LinearParameters, plan
 from usufruct.he.quantise import quantise_model, rounding_bound
 from usufruct.ledger.gas import JOB_GAS, job_gas
 
@@ -99,7 +99,8 @@ def test_rounding_bound_is_reached_by_half_a_unit_in_every_feature() -> None:
     model = LinearParameters(output="rows", weights=((3, -1, 0, 2),), bias=(0,))
     assert rounding_bound(model, shape) == abs(np.array([3, -1, 0, 2]) @ [0.5, -0.5, 0.5, 0.5])
     with pytest.raises(KernelParameterError, match="sealed features"):
-        rounding_bound(FedsumParameters(weights=(1, 1, 1, 1), clip_l2=1), shape)
+        rounding_bound(BlindParameters(queries=(bytes(32),), max_abs=1, max_l2=1), shape)
+    assert rounding_bound(FedsumParameters(weights=(1, 1, 1, 1)), shape) == 1, "a whole unit: towards zero"
 
 
 @settings(max_examples=40, deadline=None)

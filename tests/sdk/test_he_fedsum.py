@@ -47,11 +47,11 @@ class Round:
             n_rows=N_ENTRIES,
             n_features=MEMBERS,
             max_abs=CLIP.max_abs,
-            max_l2=CLIP.max_abs * MEMBERS,
+            max_l2=CLIP.max_l2,
             key_id=self.secret.key_id,
             parameters=self.secret.parameters,
         )
-        self.parameters = FedsumParameters(weights=WEIGHTS, clip_l2=CLIP.max_l2)
+        self.parameters = FedsumParameters(weights=WEIGHTS)
 
     def block(self, chunk: int, member: int) -> bytes:
         return self.contributions[member].blocks[chunk]
@@ -151,13 +151,11 @@ def test_block_of_another_key_domain_or_parameter_set_is_refused(party: Round) -
         {"weights": [0, 0, 0, 0]},
         {"weights": [1, 2, 3, 2.0]},
         {"weights": [1, 2, 3, 1 << 31]},
-        {"clip_l2": 0},
-        {"clip_l2": True},
         {"rows": 1},
     ],
 )
 def test_parameters_out_of_range_are_refused(party: Round, changed: dict[str, object]) -> None:
-    fields: dict[str, object] = {"weights": list(WEIGHTS), "clip_l2": CLIP.max_l2}
+    fields: dict[str, object] = {"weights": list(WEIGHTS)}
     assert FEDSUM.parse(fields) == party.parameters
     assert FEDSUM.parse(fields).to_dict() == fields
     with pytest.raises(KernelParameterError):
@@ -179,7 +177,7 @@ def test_result_at_the_value_bound_opens_exactly(party: Round) -> None:
     shape = replace(party.shape, n_rows=DEGREE, n_features=2)
     entries = np.resize([CLIP.max_abs, -CLIP.max_abs], DEGREE)
     blocks = [encrypt_contribution(e, party.public_key, clip).blocks[0] for e in (entries, -entries)]
-    parameters = FedsumParameters(weights=(fits - 1, -1), clip_l2=clip.max_l2)
+    parameters = FedsumParameters(weights=(fits - 1, -1))
     mask = np.ones(2, dtype=np.bool_)
     ((_, result),) = run(FEDSUM, parameters, shape, lambda chunk, member: blocks[member], mask)
     assert np.array_equal(bgv.open_values(result, party.secret, range(DEGREE)), fits * entries)
@@ -348,7 +346,7 @@ def test_any_update_within_the_clip_is_accepted_and_opens_to_itself(entries: lis
     assert bgv.open_values(made.blocks[0], secret, range(len(entries))) == entries
 
 
-def test_kernel_record_is_a_static_aggregate() -> None:
+def test_kernel_record_is_a_static_aggregate(party: Round) -> None:
     assert FEDSUM.kernel_class == "aggregate" and FEDSUM.scheme == "bgv"
     assert isinstance(FEDSUM.bounds, MappingProxyType)
-    assert FedsumParameters(weights=(2, -9), clip_l2=10).sensitivity() == 90
+    assert FedsumParameters(weights=(2, -9)).sensitivity(party.shape) == 9 * CLIP.max_l2

@@ -8,18 +8,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from usufruct.he.container import Ciphertext, Form, encode, expand_seed
+from usufruct.he.container import Ciphertext, Form, encode, expand_seed, parse
 from usufruct.he.kernels import (
+    FEDSUM,
     KERNELS,
     RESTRICTED,
     BlindParameters,
     BundleShape,
     DistanceParameters,
+    FedsumParameters,
     IdentifyParameters,
     KernelParameters,
     LinearParameters,
@@ -61,6 +64,20 @@ def results(name: str, parameters: KernelParameters, settings: Parameters = BFV_
     return hashes([result for _, result in made])
 
 
+def contributed_sum(parameters: FedsumParameters) -> list[str]:
+    """Hashes of what `fedsum` makes of golden contributions, two chunks of them."""
+    shape = BundleShape(
+        n_rows=N_ROWS, n_features=N_FEATURES, max_abs=10, max_l2=30, key_id=KEY, parameters=BGV_PAIRS
+    )
+
+    def contribution(chunk: int, member: int) -> bytes:
+        whole = parse(block(chunk, member, BGV_PAIRS))
+        return encode(replace(whole, form=Form.CIPHERTEXT, seed=None))
+
+    mask = np.ones(N_FEATURES, dtype=np.bool_)
+    return hashes([made for _, made in run(FEDSUM, parameters, shape, contribution, mask)])
+
+
 def vectors() -> dict[str, object]:
     jobs: dict[str, tuple[str, KernelParameters]] = {
         "sum": ("sum", SumParameters()),
@@ -96,6 +113,7 @@ def vectors() -> dict[str, object]:
             BGV_PAIRS,
         ),
     }
+    summed = {"fedsum": contributed_sum(FedsumParameters(weights=(3, 0, 70)))}
     return {
         "source": "tests/sdk/test_he_vectors.py; run it as a program to write this file again",
         "parameters_id": BFV_LINEAR.parameters_id.hex(),
@@ -123,7 +141,7 @@ def vectors() -> dict[str, object]:
         },
         "sealed_block_sha256": hashlib.sha256(block(0, 0)).hexdigest(),
         "sealed_block_bgv_sha256": hashlib.sha256(block(0, 0, BGV_PAIRS)).hexdigest(),
-        "results_sha256": {title: results(*job) for title, job in (jobs | tensor_jobs).items()},
+        "results_sha256": {title: results(*job) for title, job in (jobs | tensor_jobs).items()} | summed,
     }
 
 

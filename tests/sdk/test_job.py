@@ -31,7 +31,7 @@ from usufruct.errors import (
     UsufructError,
     WrongKeyDomainError,
 )
-from usufruct.he.kernels import FEDSUM, KERNELS, MOMENTS, FedsumParameters, MomentsParameters
+from usufruct.he.kernels import BLIND, KERNELS, MOMENTS, BlindParameters, MomentsParameters
 from usufruct.job import (
     FeatureBundle,
     JobParameters,
@@ -122,7 +122,7 @@ def test_a_cohort_one_below_either_minimum_is_refused_and_one_at_it_is_not(
 
 
 def test_the_cohort_counts_subjects_and_not_their_rows(bundle: SmallBundle) -> None:
-    repeated = replace(bundle.manifest, row_subjects=np.array([0, 1] * (ROWS // 2)))
+    repeated = replace(bundle.manifest, subjects=np.array([0, 1] * (ROWS // 2)))
     with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
         checked(bundle, bundle.parameters(), manifest=repeated, min_cohort=3)
     checked(
@@ -226,7 +226,8 @@ def test_kernel_without_a_proven_sensitivity_can_release_nothing(bundle: SmallBu
     known = JobParameters(kernel=MOMENTS, parameters=asked, result_scale=1.0)
     norm = bundle.manifest.shape.max_l2
     assert known.sensitivities(bundle.manifest) == ((2, norm), (3, products_sensitivity(norm)))
-    unknown = replace(known, kernel=FEDSUM, parameters=FedsumParameters(weights=(1, 1), clip_l2=5))
+    blind = BlindParameters(queries=(bytes(32),), max_abs=1, max_l2=1)
+    unknown = replace(known, kernel=BLIND, parameters=blind)
     with pytest.raises(KernelParameterError, match="no proven sensitivity"):
         unknown.sensitivities(bundle.manifest)
 
@@ -444,3 +445,16 @@ def test_an_empty_status_leaves_nobody(bundle: SmallBundle) -> None:
     nobody = ConsentStatus(scope=SCOPE, epoch=1, valid_until=1 << 40, bits=b"")
     with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):
         checked(bundle, bundle.parameters(), status=nobody, min_cohort=1)
+
+
+def test_distances_are_told_in_squares_of_natural_units(bundle: SmallBundle) -> None:
+    asked = job_parameters(featured(bundle), "distance", {"centroids": [[20, 0]], "norm": [[1, 7]]})
+    assert asked.result_scale == 100.0**2
+    assert job_parameters(featured(bundle), "linear", MODEL).result_scale == 100.0
+
+
+def test_an_estimate_reckons_with_those_that_consent(bundle: SmallBundle) -> None:
+    parameters = job_parameters(featured(bundle), "sum", {})
+    everybody = estimate(featured(bundle), parameters, rho_micro=500_000)
+    told = estimate(featured(bundle), parameters, rho_micro=500_000, status=bundle.status)
+    assert told.sigma == pytest.approx(everybody.sigma * ROWS / (ROWS - 2))

@@ -71,7 +71,7 @@ def test_a_subject_with_many_rows_raises_the_sensitivity_of_every_release(bundle
     published = publish_bundle(
         seal_features(rows, bundle.secret), node, scope=SCOPE, row_subjects=[0, 1, 1, 1, 2, 2]
     )
-    assert published.manifest.max_rows_per_subject == 3
+    assert published.manifest.max_items_per_subject == 3
     ((_, many),) = bundle.parameters().sensitivities(published.manifest)
     ((_, one),) = bundle.parameters().sensitivities(bundle.manifest)
     assert many == 3 * one

@@ -20,7 +20,7 @@ from usufruct.errors import (
     WrongKeyDomainError,
 )
 from usufruct.keys.he_keys import create_key_domain
-from usufruct.publish import PublishedBundle
+from usufruct.publish import PublishedBundle, read_manifest
 from usufruct.records import ArtifactId, ArtifactKind, KeyStatus, label
 from usufruct.register import Policy, change_policy, register_bundle, register_key_domain
 from usufruct.replication import Replication
@@ -35,6 +35,9 @@ class Kept:
     def put_record(self, kind: str, record: object) -> Cid:
         self.records.append((kind, record))
         return dag.cid_of(record)
+
+    def get_record(self, cid: Cid, *, holder: str) -> object:
+        return next(record for _, record in self.records if dag.cid_of(record) == cid)
 
 
 POLICY = Policy(
@@ -88,11 +91,15 @@ def test_a_malformed_policy_is_refused(change: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def published(consortium: Consortium, bundle: SmallBundle) -> PublishedBundle:
-    """The small bundle under a key domain of `north`."""
-    key_id = consortium.key_domain("north")
-    manifest = replace(bundle.manifest, shape=replace(bundle.manifest.shape, key_id=key_id))
-    return PublishedBundle(cid=dag.cid_of({"bundle": bytes(key_id)}), manifest=manifest, size_bytes=1)
+def record(consortium: Consortium, bundle: SmallBundle) -> dict[str, object]:
+    """The manifest of the small bundle, under a key domain of `north`."""
+    key_id = bytes(consortium.key_domain("north"))
+    return bundle.record | {"sealed": dict(bundle.record["sealed"]) | {"key_id": key_id}}
+
+
+@pytest.fixture(scope="module")
+def published(record: dict[str, object]) -> PublishedBundle:
+    return PublishedBundle(cid=dag.cid_of(record), manifest=read_manifest(record), size_bytes=1)
 
 
 def test_a_key_domain_is_registered_with_the_digest_of_its_public_record(consortium: Consortium) -> None:
@@ -112,16 +119,16 @@ def test_a_key_domain_is_registered_with_the_digest_of_its_public_record(consort
 
 
 def test_a_bundle_is_registered_with_policy_and_budget(
-    consortium: Consortium, published: PublishedBundle
+    consortium: Consortium, record: dict[str, object], published: PublishedBundle
 ) -> None:
-    node, ledger = Kept(), consortium["north"].ledger
+    node, ledger = Kept([("bundle", record)]), consortium["north"].ledger
     artifact_id = register_bundle(
         ledger, node, published, policy=POLICY, retain_until=FAR, budget_rho_micro=77
     )
-    record = consortium.reader.artifact(artifact_id)
-    assert (record.kind, record.content_digest) == (ArtifactKind.BUNDLE, published.cid.digest)
-    assert record.policy_digest == dag.cid_of(POLICY.to_record()).digest
-    assert record.consent_scope == label(SCOPE)
+    found = consortium.reader.artifact(artifact_id)
+    assert (found.kind, found.content_digest) == (ArtifactKind.BUNDLE, published.cid.digest)
+    assert found.policy_digest == dag.cid_of(POLICY.to_record()).digest
+    assert found.consent_scope == label(SCOPE)
     assert consortium.reader.budget(artifact_id).total == 77
     repeated = register_bundle(
         ledger, node, published, policy=POLICY, retain_until=FAR - 3600, budget_rho_micro=77
@@ -140,7 +147,9 @@ def test_a_bundle_is_registered_with_policy_and_budget(
     with pytest.raises(InputError, match="registered already"):
         register_bundle(ledger, Kept(), published, policy=POLICY, retain_until=FAR, budget_rho_micro=1)
     with pytest.raises(TransactionRevertedError, match="LineageRegistryNotSteward"):
-        change_policy(consortium["south"].ledger, Kept(), artifact_id, again)
+        change_policy(consortium["south"].ledger, node, artifact_id, again)
+    with pytest.raises(InputError, match="sealed under bgv"):
+        change_policy(ledger, node, artifact_id, replace(POLICY, kernels=("sum", "fedsum")))
 
 
 def test_a_repeated_registration_opens_a_missing_budget_and_leaves_one_that_was_set_since(

@@ -60,9 +60,11 @@ def test_terms_name_kernels_and_ask_for_replication() -> None:
         terms(kernels=("cube",), uses=1, expires_at=1, rho_micro=1)
 
 
-@pytest.mark.parametrize("name", ["uses", "rho_micro", "replicas", "min_cohort"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_terms_below_one_are_refused(name: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, value) for name in ("uses", "rho_micro", "replicas") for value in (0, -1)), ("min_cohort", -1)],
+)
+def test_terms_below_what_makes_sense_are_refused(name: str, value: int) -> None:
     usual = {"kernels": ("sum",), "uses": 1, "expires_at": FAR, "rho_micro": 1}
     with pytest.raises(InputError):
         terms(**(usual | {name: value}))

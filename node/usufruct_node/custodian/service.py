@@ -174,7 +174,7 @@ class Service:
         status_cid.check(records.status)
         manifest = read_manifest(dag.decode_map(records.manifest))
         status = ConsentStatus.from_record(dag.decode_map(records.status))
-        subjects = subjects_of(manifest.row_subjects, status.row_mask(manifest.row_subjects))
+        subjects = subjects_of(manifest.subjects, status.mask_of(manifest.subjects))
         asked = Asked(directions=None, subjects=subjects, rho_micro=case.job.request.rho_micro)
         self._vault.remember(case.job_id, case.job.request.artifact_id, asked)
         return {"status": "ok"}

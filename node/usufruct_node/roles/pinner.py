@@ -34,7 +34,7 @@ from usufruct.errors import (
     VerificationError,
     WrongKeyDomainError,
 )
-from usufruct.he.container import Form, block_size, check_header
+from usufruct.he.container import block_size, check_header
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     Artifact,
@@ -457,4 +457,4 @@ def _check_status(artifact: Artifact, epoch: ConsentEpoch, record: Mapping[str, 
 
 def _size_of(manifest: BundleManifest) -> int:
     """Bytes of a bundle as its owner sealed it."""
-    return len(set(manifest.blocks)) * block_size(Form.SEEDED, manifest.shape.parameters)
+    return len(set(manifest.blocks)) * block_size(manifest.block_form, manifest.shape.parameters)

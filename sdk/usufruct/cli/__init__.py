@@ -23,6 +23,7 @@ from usufruct.cli.jobs import (
 from usufruct.cli.network import members_app, network_app
 from usufruct.cli.replication import replication_app
 from usufruct.cli.rights import rights_app
+from usufruct.cli.rounds import round_app
 from usufruct.cli.steward import consent_app, features_command, freeze, key_domain_app, publish
 from usufruct.cli.terminal import (
     HomeOption,
@@ -65,6 +66,7 @@ app.add_typer(key_domain_app, name="key-domain")
 app.command("features")(features_command)
 app.command("publish")(publish)
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(round_app, name="round")
 app.command("freeze")(freeze)
 app.add_typer(replication_app, name="replication")
 app.add_typer(consent_app, name="consent")

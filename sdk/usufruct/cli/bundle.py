@@ -120,7 +120,7 @@ def bundle_show(
         "features": schema.name,
         "kind": schema.kind,
         "rows": found.manifest.shape.n_rows,
-        "subjects": len(set(found.manifest.row_subjects.tolist())),
+        "subjects": len(set(found.manifest.subjects.tolist())),
         "scale": schema.scale,
         "max_l2": schema.max_l2,
         "kernels": list(policy.kernels),
@@ -214,7 +214,7 @@ def bundle_import(
             expected=expected,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    check_cohort(min_cohort, published.manifest.row_subjects.tolist())
+    check_cohort(min_cohort, published.manifest.subjects.tolist())
     policy = replace(policy, purposes=(published.manifest.scope,))
     artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
     answer = {

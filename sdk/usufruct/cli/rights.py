@@ -92,7 +92,12 @@ def rights_grant(
     uses: Annotated[int, typer.Option(help="Number of jobs.")] = 10,
     rho: Annotated[float, typer.Option(help="Privacy budget of the grant.")] = 1.0,
     days: Annotated[float, typer.Option(help="Days until the grant expires.")] = 30,
-    min_cohort: Annotated[int, typer.Option(help="Fewest consenting subjects of a release.")] = 20,
+    min_cohort: Annotated[
+        int,
+        typer.Option(
+            help="Fewest consenting subjects of a release; 0 for a round of fewer than ten members, whose policy then decides."
+        ),
+    ] = 20,
     replicas: Annotated[int, typer.Option(help="Verifiers that must agree.")] = 2,
     row_level: Annotated[bool, typer.Option(help="Allow per-row results.")] = False,
     home: HomeOption = DEFAULT_HOME,

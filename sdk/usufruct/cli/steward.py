@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
@@ -45,7 +45,7 @@ from usufruct.replication import Replication
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
 consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
 
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, EOFError, ValueError, IndexError, OverflowError, MemoryError),
     *(SyntaxError, TokenError, RecursionError, csv.Error),
 )
@@ -55,7 +55,7 @@ _UNREADABLE = (
 def read_features(matrix: Path, schema: Path) -> Features:
     """A `.npy` matrix (no pickles) or a `.csv` with a header line, against a JSON schema."""
     try:
-        declared = FeatureSchema.from_dict(_with_floats(json.loads(read_text(schema))))
+        declared = FeatureSchema.from_dict(with_floats(json.loads(read_text(schema))))
     except (ValueError, OverflowError, RecursionError) as exc:
         raise InputError(f"{schema} is no JSON: {exc}") from exc
     try:
@@ -74,17 +74,17 @@ def read_features(matrix: Path, schema: Path) -> Features:
                     f"{matrix} has no rows", hint="a header line with the columns' names, then a line a row"
                 )
             return prepare_features(values, declared, [name.strip() for name in header])
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         raise InputError(f"{matrix} cannot be read as a matrix: {exc}") from exc
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
 
 
-def _with_floats(schema: Any) -> Any:
-    """A schema in which a bound that somebody wrote as a whole number is the float that it stands for."""
+def with_floats(schema: Any, names: Sequence[str] = ("max_l2",)) -> Any:
+    """A schema, or a round's terms, in which a bound that somebody wrote as a whole number is the float that it stands for."""
     if not isinstance(schema, dict):
         return schema
     columns = schema.get("columns")
-    bounds = [(schema, "max_l2")]
+    bounds = [(schema, name) for name in names]
     for column in columns if isinstance(columns, list) else ():
         if isinstance(column, dict):
             bounds += [(column, "minimum"), (column, "maximum")]

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from usufruct.content.durable import new_file, translated
 from usufruct.errors import InputError, UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
@@ -173,6 +174,25 @@ def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
     default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
     prompt = f"Passphrase of {home.custodian_keystore}: "
     return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+
+
+def read_bytes(path: Path, *, most: int = 1 << 21) -> bytes:
+    """A file that the user named, of at most `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc}") from exc
+    if len(data) > most:
+        raise InputError(f"{path} has more than {most} bytes")
+    return data
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A file that is whole or not there, in the place of no other."""
+    taken = InputError(f"{path} exists already", hint="choose another name, or move it away")
+    with translated(f"{path} cannot be written"), new_file(path, taken) as file:
+        file.write(data)
 
 
 def read_text(path: Path) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from usufruct.errors import KernelBoundError, KernelParameterError
 from usufruct.he.kernels.distance import DistanceParameters
+from usufruct.he.kernels.fedsum import FedsumParameters
 from usufruct.he.kernels.linear import LINEAR, LinearParameters, linear_worst_case
 from usufruct.he.kernels.moments import MomentsParameters
 from usufruct.he.kernels.record import MARGIN_BITS, BundleShape, KernelParameters, noise_limit
@@ -137,6 +138,9 @@ def rounding_bound(parameters: KernelParameters, shape: BundleShape) -> float:
     if isinstance(parameters, MomentsParameters):
         # (x + a)(y + b) - x y with a and b at most a half.
         return shape.max_abs + 0.25
+    if isinstance(parameters, FedsumParameters):
+        # Entries are rounded towards zero; a row of the result is what weighs 1 here.
+        return 1.0
     if isinstance(parameters, DistanceParameters):
         sealed = {column for column, _ in parameters.norm}
         # (x + a - c)^2 - (x - c)^2 = 2 a (x - c) + a^2; the norm columns hold the norm of the rounded row, exactly.

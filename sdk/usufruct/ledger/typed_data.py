@@ -1,4 +1,4 @@
-"""EIP-712 typed data of the network: consent receipts, verdicts, releases, statements on stored copies. Pure signing, recovery.
+"""EIP-712 typed data of the network: receipts, contributions, verdicts, releases, statements on copies. Pure signing, recovery.
 
 The domain carries chain id and contract, so nothing signed for one network or contract is valid on another.
 """
@@ -23,6 +23,21 @@ CONSENT_RECEIPT = {
         {"name": "noticeDigest", "type": "bytes32"},
         {"name": "givenAt", "type": "uint64"},
         {"name": "expiresAt", "type": "uint64"},
+    ]
+}
+
+CALL = {
+    "Call": [
+        {"name": "steward", "type": "bytes32"},
+        {"name": "digest", "type": "bytes32"},
+    ]
+}
+
+CONTRIBUTION = {
+    "Contribution": [
+        {"name": "call", "type": "bytes32"},
+        {"name": "member", "type": "bytes32"},
+        {"name": "blocks", "type": "bytes32"},
     ]
 }
 

@@ -35,13 +35,10 @@ from usufruct.he.kernels.record import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedsumParameters:
-    """What each contribution counts, and how long it may be."""
+    """What each contribution counts. How long one may be, the shape says: `max_l2` is of a column here."""
 
     weights: tuple[int, ...]
     """shape (n_features,): one for every contribution, for example its number of examples; not all zero."""
-
-    clip_l2: int
-    """Bound on the 2-norm of a contribution, in quantised units; every one was checked against it."""
 
     @property
     def row_level(self) -> bool:
@@ -50,24 +47,19 @@ class FedsumParameters:
 
     def to_dict(self) -> dict[str, object]:
         """Plain form for DAG-CBOR."""
-        return {"weights": list(self.weights), "clip_l2": self.clip_l2}
+        return {"weights": list(self.weights)}
 
     def linear_form(self, shape: BundleShape) -> None:
         """None: inputs are no sealed columns, so checks and bounds of linear models do not apply."""
         return
 
-    def sensitivity(self) -> int:
+    def sensitivity(self, shape: BundleShape) -> int:
         """How far one contribution can move the whole result, in the 2-norm: what noise has to cover."""
-        return max(abs(weight) for weight in self.weights) * self.clip_l2
+        return max(abs(weight) for weight in self.weights) * shape.max_l2
 
 
 def _parse(parameters: Mapping[str, object]) -> FedsumParameters:
-    clip = parameters["clip_l2"]
-    if type(clip) is not int or not 1 <= clip < 1 << 31:
-        raise KernelParameterError(f"clip_l2 is {clip!r}, expected a positive integer below 2^31")
-    return FedsumParameters(
-        weights=read_integers(parameters["weights"], "weights", MAX_FEATURES), clip_l2=clip
-    )
+    return FedsumParameters(weights=read_integers(parameters["weights"], "weights", MAX_FEATURES))
 
 
 def _worst_case(parameters: FedsumParameters, shape: BundleShape) -> tuple[int, int]:
@@ -76,7 +68,7 @@ def _worst_case(parameters: FedsumParameters, shape: BundleShape) -> tuple[int, 
     l1 = sum(abs(weight) for weight in parameters.weights)
     if l1 == 0:
         raise KernelParameterError("every weight is zero, so the result would not be encrypted")
-    return l1 * min(shape.max_abs, parameters.clip_l2), l1 * slots.uploaded_phase(shape.parameters)
+    return l1 * min(shape.max_abs, shape.max_l2), l1 * slots.uploaded_phase(shape.parameters)
 
 
 def _n_outputs(parameters: FedsumParameters, shape: BundleShape) -> int:
@@ -125,10 +117,10 @@ FEDSUM: Final = Kernel(
     version=1,
     kernel_class="aggregate",
     scheme="bgv",
-    parameter_schema=MappingProxyType({"weights": "list[features] of int", "clip_l2": "int"}),
+    parameter_schema=MappingProxyType({"weights": "list[features] of int"}),
     bounds=MappingProxyType(
         {
-            "value": "l1(weights)*min(max_abs,clip_l2)",
+            "value": "l1(weights)*min(max_abs,max_l2)",
             "noise": "l1(weights)*(t/2+t*21*(2*N+1))",
             "margin_bits": "20",
         }

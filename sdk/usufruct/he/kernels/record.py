@@ -49,7 +49,7 @@ class BundleShape:
     """Declared bound on the magnitude of a quantised value."""
 
     max_l2: int
-    """Declared bound on the 2-norm of a quantised row."""
+    """Declared bound on the 2-norm of a quantised row; where members contribute columns, of a column."""
 
     key_id: bytes
     """32 bytes: key domain that the bundle is sealed in."""
@@ -271,6 +271,11 @@ class Kernel:
             "bounds": dict(self.bounds),
             "cost_model": dict(self.cost_model),
         }
+
+    @property
+    def of_contributions(self) -> bool:
+        """Whether it sums what several members contribute, a column each, instead of one steward's rows."""
+        return self.implementation.mask_of_columns
 
     @property
     def kernel_id(self) -> KernelId:

@@ -19,19 +19,18 @@ from usufruct.he.kernels.similarity import IDENTIFY, VERIFY
 from usufruct.he.kernels.sums import SUM
 
 KERNELS: Final[Mapping[str, Kernel]] = MappingProxyType(
-    {kernel.name: kernel for kernel in (SUM, LINEAR, DISTANCE, MOMENTS)}
+    {kernel.name: kernel for kernel in (SUM, LINEAR, DISTANCE, MOMENTS, FEDSUM)}
 )
 """Every kernel that a steward may grant, by name."""
 
 RESTRICTED: Final[Mapping[str, Kernel]] = MappingProxyType(
-    {kernel.name: kernel for kernel in (VERIFY, IDENTIFY, BLIND, FEDSUM)}
+    {kernel.name: kernel for kernel in (VERIFY, IDENTIFY, BLIND)}
 )
-"""Kernels about single persons, and kernels that no job of one steward's bundle can feed, by name.
+"""Kernels about single persons, by name.
 
 No grant, policy or job reaches them: the look-ups refuse them unless the caller names their class as enabled,
 which nothing in this release does. `identify-1:N` needs a vote of the members, for a purpose and until a date;
-`verify-1:1` needs a release rule that holds without a minimum cohort. `fedsum` is an aggregate, but over what several
-members contribute, where a job names the bundle of one.
+`verify-1:1` needs a release rule that holds without a minimum cohort.
 """
 
 
@@ -63,9 +62,7 @@ def _if_enabled(kernel: Kernel, enabled: Collection[str]) -> Kernel:
     if kernel.name in RESTRICTED and kernel.kernel_class not in enabled:
         raise UnknownKernelError(
             f"kernel {kernel.name} is of class {kernel.kernel_class}, which is not enabled for it",
-            hint="a job names one steward's bundle, and this kernel sums what several members contribute"
-            if kernel.kernel_class == "aggregate"
-            else "only a vote of the members can enable a class, for a purpose and until a date",
+            hint="only a vote of the members can enable a class, for a purpose and until a date",
         )
     return kernel
 
