@@ -3,7 +3,7 @@
 The path of a data item, and the module of each step:
 
 1. `features`: typed matrix, ranges declared, raw imagery refused
-2. `seal`: quantised, packed by column, encrypted under a key domain
+2. `seal`: quantised, packed by column, encrypted under a key domain; `rounds`: what several members contribute
 3. `publish`: blocks and manifest into content-addressed storage
 4. `register`: bundle, policy and key domain on the ledger
 5. `consent`: receipts kept, roots and status bitstrings anchored

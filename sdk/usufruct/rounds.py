@@ -99,7 +99,7 @@ class RoundTerms:
             raise FeatureError(
                 "updates are encrypted under bgv", hint="`usufruct key-domain create --parameters moments`"
             )
-        if not 1 <= min(self.max_abs, self.max_l2) * self.scale <= MAX_QUANTISED:
+        if not 1 <= self._highest * self.scale <= MAX_QUANTISED:
             raise FeatureError(
                 f"bounds of {self.max_abs:g} and {self.max_l2:g} at scale {self.scale} are no 1 to {MAX_QUANTISED} units"
             )
@@ -108,9 +108,13 @@ class RoundTerms:
 
     @property
     def clip(self) -> Clip:
-        """The bounds in integer units."""
+        """The bounds in integer units, rounded down: nothing longer than declared ever counts."""
+        # No update is longer than one whose entries are all as large as may be.
+        longest = min(self.max_l2, self._highest * math.sqrt(self.n_entries))
         return Clip(
-            n_entries=self.n_entries, max_abs=self._units(self.max_abs), max_l2=self._units(self.max_l2)
+            n_entries=self.n_entries,
+            max_abs=int(self._highest * self.scale),
+            max_l2=int(longest * self.scale),
         )
 
     def shape(self, n_members: int) -> BundleShape:
@@ -120,7 +124,7 @@ class RoundTerms:
             return BundleShape(
                 n_rows=clip.n_entries,
                 n_features=n_members,
-                max_abs=min(clip.max_abs, clip.max_l2),
+                max_abs=clip.max_abs,
                 max_l2=clip.max_l2,
                 key_id=self.key_id,
                 parameters=self.parameters,
@@ -130,7 +134,7 @@ class RoundTerms:
 
     def schema(self, members: Sequence[str]) -> FeatureSchema:
         """What the columns are: one for each member, in order."""
-        highest = min(self.max_abs, self.max_l2)
+        highest = self._highest
         return FeatureSchema(
             name=self.name,
             kind=UPDATE_KIND,
@@ -177,9 +181,10 @@ class RoundTerms:
         except (FeatureError, IntegrityError) as exc:
             raise ManifestError(f"a round's terms: {exc}") from exc
 
-    def _units(self, bound: float) -> int:
-        """Rounded down: nothing longer than declared ever counts."""
-        return max(1, min(int(bound * self.scale), self.parameters.value_limit * 256))
+    @property
+    def _highest(self) -> float:
+        """An entry is no larger than the whole update is long."""
+        return min(self.max_abs, self.max_l2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

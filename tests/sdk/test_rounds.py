@@ -193,6 +193,9 @@ def test_the_terms_of_a_round_are_checked() -> None:
     ):
         with pytest.raises(FeatureError):
             terms_of(secret, **change)
+    endless = terms_of(secret, max_l2=1e308)
+    assert endless.clip == replace(terms_of(secret).clip, max_l2=int(500 * ENTRIES**0.5))
+    assert terms_of(secret, max_abs=1e308, max_l2=2.0).clip.max_abs == 2000
     other = bgv.generate_secret_key(BGV_MOMENTS)
     with pytest.raises(ConfigurationError, match="another key domain"):
         make_call(other, terms_of(secret), steward="steward", scope=SCOPE)
