@@ -71,6 +71,7 @@ from usufruct.release import Release
 from usufruct.replication import Replication
 from usufruct.rounds import Call, Contributed, RoundTerms, check_signed, contribute, gather, make_call
 from usufruct.seal import SealedFeatures, seal_features
+from usufruct.uses import Use, uses_of
 from usufruct.verify import ResultManifest, check_possessions
 
 _log = logging.getLogger(__name__)
@@ -373,6 +374,24 @@ class Client:
             }
             for subject, receipt in self._book.subjects(scope)
         ]
+
+    def uses(self, subject: str, *, scope: str, progress: Progress | None = None) -> list[Use]:
+        """Every job that touched rows of one of the own subjects, newest first: for whom, for what, and whether it counted.
+
+        Raises
+        ------
+        InputError
+            If the subject never consented to the purpose.
+        ContentError, IntegrityError
+            If an own bundle of the purpose cannot be read, so that some uses would be missing.
+        """
+        position = self._book.receipt(subject, scope=scope).position
+        bundles = [
+            self.bundle(entry["artifact_id"])
+            for entry in self.content.query("/bundles")
+            if (entry["steward"], entry["scope"]) == (self.name, scope)
+        ]
+        return uses_of(self.content, bundles, position, progress=progress)
 
     # 6 rights.
 

@@ -195,3 +195,16 @@ def test_members_sum_their_updates_and_none_of_them_shows_its_own(
     truth = sum(weight * counted(name) for name, weight in parts.items()) / 6
     assert fewer["count"] == 6, "clinic-south has withdrawn, whatever weight it is given"
     assert np.abs(np.array(fewer["mean"]) - truth).max() <= fewer["mean_error_bound_1e-6"]
+
+    uses = {
+        name: told(network, "clinic-north", "consent", "uses", name, "--scope", scope)
+        for name in ("clinic-south", "clinic-north")
+    }
+    facts = [(use["partner"], use["kernel"], use["state"], use["decrypted"]) for use in uses["clinic-south"]]
+    released, refused_one = (
+        ("university", "fedsum", "RELEASED", True),
+        ("university", "fedsum", "REFUSED", False),
+    )
+    assert facts == [released, refused_one, released]
+    assert [use["counted"] for use in uses["clinic-south"]] == [False, True, True]
+    assert [use["counted"] for use in uses["clinic-north"]] == [True, False, True], "without a weight in one"

@@ -6,7 +6,7 @@ import csv
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Annotated, Any
@@ -38,6 +38,7 @@ from usufruct.he.parameters import PARAMETER_SETS, Parameters
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
+from usufruct.privacy import MICRO
 from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy, check_policy, check_runnable
 from usufruct.replication import Replication
@@ -373,6 +374,34 @@ def consent_anchor(
     client = Client.open(home, passphrase_file=passphrase_file)
     epoch = client.anchor_consents(scope=scope, supersede=supersede)
     done(f"epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
+
+
+@consent_app.command("uses")
+@guarded
+def consent_uses(
+    subject: str,
+    scope: Annotated[str, typer.Option(help="Purpose.")],
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List who used a subject's data: every job on own bundles with its rows, for what, and whether the subject counted."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    with err.status("looking"):
+        found = client.uses(subject, scope=scope)
+    rows = [asdict(use) | {"rho": use.rho_micro / MICRO} for use in found]
+    columns = {
+        "job": "job_id",
+        "partner": "partner",
+        "kernel": "kernel",
+        "per row": "row_level",
+        "state": "state",
+        "counted": "counted",
+        "rho": "rho",
+        "posted": "posted_at",
+        "since": "changed_at",
+    }
+    show("uses", rows, columns, as_json=as_json, times=("posted_at", "changed_at"))
 
 
 @consent_app.command("receipt")
