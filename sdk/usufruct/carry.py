@@ -153,7 +153,7 @@ def import_bundle(
         it had staged.
     ManifestError, BlockMismatchError
     InputError
-        If the file cannot be read.
+        If the file cannot be read, or the bundle is of contributions.
     StoreFullError, NodeUnreachableError
     """
     with _readable(path), path.open("rb") as file:
@@ -167,6 +167,11 @@ def import_bundle(
             raise CarError("a bundle's archive has one root, its manifest, and begins with it")
         record = dag.decode_map(data)
         manifest = read_manifest(record)
+        if manifest.round is not None:
+            raise InputError(
+                "contributions of several members are not taken from an archive: nobody has checked these",
+                hint="`usufruct round close` takes the files that members handed in",
+            )
         size = 0
 
         def named() -> Iterator[bytes]:

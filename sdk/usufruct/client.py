@@ -224,14 +224,17 @@ class Client:
     ) -> PublishedBundle:
         """Check the contributions to one's own call and hand them to the own node, as one bundle.
 
-        What a member signed is its consent to the call's purpose: who has no receipt in force gets one, and the next epoch is
-        anchored with it.
+        What a member signed is its consent to the call's purpose: who never had a receipt gets one, and the next epoch is
+        anchored with it. May be repeated when it was interrupted.
 
         Raises
         ------
         InputError
-            If the call is another's, or a member is not active or contributed twice.
-        VerificationError, IntegrityError, WrongKeyDomainError
+            If a member is not active, contributed twice, or consents no more; or if other contributions to the call are
+            registered already. Nothing was recorded or sent.
+        VerificationError
+            If the call is not one's own.
+        ContributionRefusedError
             If a contribution is not what it says; nothing was recorded or sent.
         """
         call.check(self.ledger.network, self.member(self.name))
@@ -243,14 +246,19 @@ class Client:
             network=self.ledger.network,
             progress=progress,
         )
+        self._check_not_closed(call, checked)
         members = [one.member for one in checked]
-        now = self.ledger.finalised().timestamp
-        agreed = {
-            name for name, receipt in self._book.subjects(call.scope) if receipt.state(now) == "in force"
-        }
-        if new := [member for member in members if member not in agreed]:
+        now, receipts = self.ledger.finalised().timestamp, dict(self._book.subjects(call.scope))
+        for member in members:
+            # Its file is as old as its first consent: who went since then has to consent anew, not to be let in by it.
+            if member in receipts and (state := receipts[member].state(now)) != "in force":
+                raise InputError(
+                    f"the consent of {member} to {call.scope} is {state}",
+                    hint="leave its contribution out; if it consents anew, `usufruct consent record` it first",
+                )
+        if new := [member for member in members if member not in receipts]:
             self.record_consents(new, scope=call.scope, notice=call.to_bytes(), days=consent_days)
-            self.anchor_consents(scope=call.scope)
+        self.anchor_consents(scope=call.scope)
         positions = [self._book.receipt(member, scope=call.scope).position for member in members]
         self._book.check_anchored(call.scope, positions)
         return publish_round(call, checked, self.content, positions=positions)
@@ -268,6 +276,8 @@ class Client:
         manifest = bundle.manifest
         if manifest.round is None:
             raise InputError("this bundle is of one steward's rows, nobody contributed to it")
+        if manifest.round.steward != bundle.steward:
+            raise VerificationError(f"these contributions answer a call of {manifest.round.steward}")
         members = [column.name for column in manifest.schema.columns]
         for feature, (name, word) in enumerate(zip(members, manifest.round.signatures, strict=True)):
             check_signed(
@@ -732,6 +742,19 @@ class Client:
     def execute(self, proposal: int) -> None:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
+
+    def _check_not_closed(self, call: Call, contributions: Sequence[Contributed]) -> None:
+        """Two bundles of one call would have two budgets, and their sums would differ by whom only one of them has."""
+        cids = {cid for one in contributions for cid in one.cids}
+        for entry in self.content.query("/bundles"):
+            if (entry["steward"], entry["scope"]) != (self.name, call.scope):
+                continue
+            known = self.bundle(entry["artifact_id"]).manifest
+            if known.round is not None and known.round.call == call.digest and set(known.blocks) != cids:
+                raise InputError(
+                    f"this call was closed already, as {entry['artifact_id'][:12]}, with other contributions",
+                    hint="who comes late answers the next call",
+                )
 
     def _bound_positions(self, scope: str) -> int:
         """All positions to which rows of own bundles of a purpose are bound are below this."""

@@ -29,7 +29,7 @@ from usufruct.ledger import Ledger
 from usufruct.records import JobState, Refusal
 
 DIRECTION_BYTES = 16
-_CONTRIBUTIONS = hashlib.sha256(b"usufruct/question/contributions").digest()[:DIRECTION_BYTES]
+CONTRIBUTIONS = hashlib.sha256(b"usufruct/question/contributions").digest()[:DIRECTION_BYTES]
 """Stands in every question about contributions, beside what they weigh."""
 
 
@@ -78,7 +78,7 @@ def directions(parameters: JobParameters, shape: BundleShape) -> frozenset[bytes
             _hash(b"product", product.encode("ascii")) for product in products
         }
     if isinstance(parameters.parameters, FedsumParameters):
-        return frozenset([_CONTRIBUTIONS, _direction(parameters.parameters.weights)])
+        return frozenset([CONTRIBUTIONS, _direction(parameters.parameters.weights)])
     return frozenset([_hash(parameters.kernel.kernel_id, dag.encode(parameters.parameters.to_dict()))])
 
 
@@ -88,7 +88,7 @@ def near(one: Asked, other: Asked, minimum: int) -> bool:
         common = one.directions & other.directions
         if not common:
             return False
-        if common == {_CONTRIBUTIONS}:
+        if common == {CONTRIBUTIONS}:
             return True
     return 0 < np.setxor1d(one.subjects, other.subjects, assume_unique=True).size < minimum
 

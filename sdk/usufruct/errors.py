@@ -159,7 +159,7 @@ class ContainerError(IntegrityError):
 
 
 class ContributionRefusedError(IntegrityError):
-    """A contribution is not an honest encryption of a clipped update."""
+    """A contribution is not what it says: another's, for another call, or no honest encryption of a clipped update."""
 
 
 class EnvelopeError(IntegrityError):

@@ -130,9 +130,17 @@ class JobParameters:
         return bounds
 
     def used(self, permitted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """What the job uses of permitted rows, or contributions: those without a weight tell of nobody. Same shape."""
+        """What the job uses of permitted rows, or contributions: those without a weight tell of nobody. Same shape.
+
+        Raises
+        ------
+        KernelParameterError
+            If there are more or fewer weights than contributions.
+        """
         if isinstance(self.parameters, FedsumParameters):
             weighted: npt.NDArray[np.bool_] = np.array(self.parameters.weights) != 0
+            if weighted.shape != permitted.shape:
+                raise KernelParameterError(f"{weighted.size} weights for {permitted.size} contributions")
             return permitted & weighted
         return permitted
 
@@ -270,6 +278,8 @@ def check_job(
         raise WrongKeyDomainError("the manifest names another key domain than the ledger")
     if manifest.scope != unlabel(artifact.consent_scope) or status.scope != manifest.scope:
         raise ManifestError("manifest, consent status and ledger name different purposes")
+    if manifest.round is not None and manifest.round.steward != unlabel(artifact.steward):
+        raise ManifestError("the members of this round contributed to another steward's call")
     if status.epoch != request.consent_epoch:
         raise ReleaseRefusedError(Refusal.CONSENT_EPOCH_STALE.name)
     if unlabel(request.purpose) not in policy.purposes:

@@ -18,7 +18,7 @@ from usufruct.features import FeatureSchema
 from usufruct.he.container import Form
 from usufruct.he.kernels import BundleShape
 from usufruct.records import label
-from usufruct.rounds import Call, Contributed, RoundTerms
+from usufruct.rounds import Call, Contributed, RoundTerms, call_digest
 from usufruct.seal import SealedFeatures, read_sealed_manifest
 
 BUNDLE_TYPE = "usufruct/bundle/1"
@@ -48,8 +48,11 @@ class Destination(Protocol):
 class Round:
     """Who contributed the columns of a bundle, and their word for it."""
 
+    steward: str
+    """Who called."""
+
     call: bytes
-    """Digest of the call that they answered, 32 bytes."""
+    """Digest of the call that they answered, 32 bytes: it follows from purpose, terms, steward and key."""
 
     signatures: tuple[bytes, ...]
     """Of the members that the schema's columns name, in order; over call, member and blocks."""
@@ -175,8 +178,9 @@ def publish_round(
     cids = list(node.stage(blocks))
     record = {
         "type": ROUND_TYPE,
+        "steward": call.steward,
         "terms": call.terms.to_dict(),
-        "call": call.digest,
+        "key_digest": call.key_digest,
         "members": [one.member for one in contributions],
         "signatures": [one.signature for one in contributions],
         "scope": call.scope,
@@ -229,12 +233,17 @@ def read_manifest(record: Mapping[str, object]) -> BundleManifest:
 
 
 def _read_round(record: Mapping[str, object]) -> BundleManifest:
-    fields = {"type", "terms", "call", "members", "signatures", "scope", "subjects", "blocks"}
+    fields = {
+        *("type", "steward", "terms", "key_digest", "members", "signatures", "scope", "subjects", "blocks")
+    }
     if set(record) != fields:
         raise ManifestError(f"a round's manifest with fields {sorted(record)}")
-    call, members, signatures, scope = (record[k] for k in ("call", "members", "signatures", "scope"))
-    if not isinstance(call, bytes) or len(call) != 32 or not isinstance(scope, str):
-        raise ManifestError("a round's manifest: `call` is no digest or `scope` no text")
+    members, signatures, scope = (record[k] for k in ("members", "signatures", "scope"))
+    steward, key = record["steward"], record["key_digest"]
+    if not isinstance(key, bytes) or len(key) != 32:
+        raise ManifestError("a round's manifest: `key_digest` is no digest")
+    if not isinstance(scope, str) or not isinstance(steward, str):
+        raise ManifestError("a round's manifest: `scope` or `steward` is no text")
     if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
         raise ManifestError("a round's manifest: `members` is no list of names")
     words = [word for word in signatures if isinstance(word, bytes)] if isinstance(signatures, list) else []
@@ -256,7 +265,11 @@ def _read_round(record: Mapping[str, object]) -> BundleManifest:
         scope=scope,
         subjects=subjects,
         blocks=_read_blocks(record["blocks"], shape),
-        round=Round(call=call, signatures=tuple(words)),
+        round=Round(
+            steward=steward,
+            call=call_digest(steward=steward, scope=scope, terms=terms, key_digest=key),
+            signatures=tuple(words),
+        ),
     )
 
 

@@ -34,6 +34,7 @@ from usufruct.errors import (
     KernelParameterError,
     ManifestError,
     VerificationError,
+    WrongKeyDomainError,
 )
 from usufruct.features import MAX_QUANTISED, Column, Extractor, FeatureSchema
 from usufruct.he import bgv
@@ -210,9 +211,16 @@ class Call:
         )
 
     @property
+    def key_digest(self) -> bytes:
+        """SHA-256 of the public key, 32 bytes."""
+        return hashlib.sha256(self.public_key).digest()
+
+    @property
     def digest(self) -> bytes:
-        """SHA-256 of the call without its signature, 32 bytes: what contributions answer to."""
-        return hashlib.sha256(dag.encode(self._record())).digest()
+        """What contributions answer to, 32 bytes; see `call_digest`."""
+        return call_digest(
+            steward=self.steward, scope=self.scope, terms=self.terms, key_digest=self.key_digest
+        )
 
     def signed(self, network: Network, signing_key: bytes) -> Call:
         """The call with its steward's signature."""
@@ -229,7 +237,16 @@ class Call:
 
     def to_bytes(self) -> bytes:
         """As it is handed round."""
-        return dag.encode(self._record() | {"signature": self.signature})
+        return dag.encode(
+            {
+                "type": CALL_TYPE,
+                "steward": self.steward,
+                "scope": self.scope,
+                "terms": self.terms.to_dict(),
+                "public_key": self.public_key,
+                "signature": self.signature,
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Call:
@@ -257,17 +274,20 @@ class Call:
         except InputError as exc:
             raise ManifestError(f"a call for updates: {exc}") from exc
 
-    def _record(self) -> dict[str, object]:
-        return {
-            "type": CALL_TYPE,
-            "steward": self.steward,
-            "scope": self.scope,
-            "terms": self.terms.to_dict(),
-            "public_key": self.public_key,
-        }
-
     def _values(self) -> dict[str, object]:
         return {"steward": label(self.steward), "digest": self.digest}
+
+
+def call_digest(*, steward: str, scope: str, terms: RoundTerms, key_digest: bytes) -> bytes:
+    """SHA-256 of a call, 32 bytes, with its key's digest in the key's place: a manifest has room for that."""
+    said = {
+        "type": CALL_TYPE,
+        "steward": steward,
+        "scope": scope,
+        "terms": terms.to_dict(),
+        "public_key": key_digest,
+    }
+    return hashlib.sha256(dag.encode(said)).digest()
 
 
 def make_call(secret: SecretKey, terms: RoundTerms, *, steward: str, scope: str) -> Call:
@@ -495,8 +515,8 @@ def gather(
     ------
     InputError
         If a member is none, or contributed twice.
-    VerificationError, IntegrityError, WrongKeyDomainError
-        As `check_contributed`, of the first that is wrong.
+    ContributionRefusedError
+        If one is not what it says; names the member.
     """
     by_name: dict[str, Contributed] = {}
     for contributed in contributions:
@@ -505,7 +525,12 @@ def gather(
         by_name[contributed.member] = contributed
     for done, contributed in enumerate(contributions, start=1):
         known = member(contributed.member)
-        check_contributed(contributed, call, member=known, hpke_private=hpke_private, network=network)
+        try:
+            check_contributed(contributed, call, member=known, hpke_private=hpke_private, network=network)
+        except (VerificationError, IntegrityError, WrongKeyDomainError) as exc:
+            raise ContributionRefusedError(
+                f"the contribution of {contributed.member} is refused: {exc}"
+            ) from exc
         if progress is not None:
             progress(done, len(contributions))
     return [by_name[name] for name in sorted(by_name)]

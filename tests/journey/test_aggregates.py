@@ -136,7 +136,7 @@ def test_members_sum_their_updates_and_none_of_them_shows_its_own(
         ((*files, files[0]), "clinic-north", 2, "two contributions of clinic-north"),
         ((*files, "--min-cohort", "5"), "clinic-north", 2, "fewer than 5"),
         ((*files,), "clinic-south", 8, "of clinic-north, not of clinic-south"),
-        ((*files[:3], str(call)), "clinic-north", 3, "CAR"),
+        ((*files[:3], str(call)), "clinic-north", 3, "call is no contribution"),
     ):
         refused = close(*words, *budget, by=by)
         assert (refused.returncode, why in refused.stderr) == (code, True), refused.stderr

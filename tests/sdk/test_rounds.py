@@ -14,10 +14,11 @@ from test_release import NETWORK
 
 from bundle_fixture import JOB_ID, SmallBundle
 from chain_fixture import Organisation
+from usufruct.carry import import_bundle
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.differencing import Asked, near
+from usufruct.differencing import CONTRIBUTIONS, Asked, near
 from usufruct.errors import (
     CarError,
     ConfigurationError,
@@ -304,16 +305,16 @@ def test_nobody_hands_in_what_another_made_or_made_for_another_call(party: Round
 
     north, east = party.contributions["north"], party.contributions["east"]
     check(north)
-    with pytest.raises(VerificationError):
+    with pytest.raises(ContributionRefusedError, match=r"of (north|east) is refused"):
         check(replace(north, member="east"))
-    with pytest.raises(VerificationError):
+    with pytest.raises(ContributionRefusedError, match=r"of (north|east) is refused"):
         check(replace(north, blocks=east.blocks))
     with pytest.raises(InputError, match="no member"):
         check(replace(north, member="stranger"))
     with pytest.raises(InputError, match="two contributions of north"):
         gather(party.call, [north, north], member=member, hpke_private=STEWARD.hpke_private, network=NETWORK)
     again = make_call(party.secret, terms_of(party.secret), steward="steward", scope=SCOPE)
-    with pytest.raises(VerificationError, match="another call"):
+    with pytest.raises(ContributionRefusedError, match="another call"):
         check(north, again.signed(NETWORK, STEWARD.authority_key))
 
 
@@ -392,9 +393,15 @@ def test_a_round_becomes_one_bundle_that_says_who_contributed(party: Round) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        *({name: ...} for name in ("terms", "call", "members", "signatures", "scope", "subjects", "blocks")),
+        *(
+            {name: ...}
+            for name in (
+                *("steward", "terms", "key_digest", "members", "signatures", "scope", "subjects", "blocks"),
+            )
+        ),
         {"more": 1},
-        {"call": bytes(31)},
+        {"key_digest": bytes(31)},
+        {"steward": 5},
         {"scope": 5},
         {"members": ["east", "north", "south"]},
         {"members": ["east", "east", "south", "west"]},
@@ -449,7 +456,12 @@ def inputs_of(
     """What executor, verifiers and custodian take from a job on the round."""
     return check_job(
         bundle.request(parameters, purpose=label(SCOPE), rho_micro=RHO_MICRO),
-        replace(bundle.artifact, key_id=manifest.shape.key_id, consent_scope=label(SCOPE)),
+        replace(
+            bundle.artifact,
+            steward=STEWARD.id,
+            key_id=manifest.shape.key_id,
+            consent_scope=label(SCOPE),
+        ),
         manifest=manifest,
         policy=policy or policy_of(),
         status=status_of(*withdrawn),
@@ -594,3 +606,44 @@ def test_sums_that_weigh_contributions_differently_are_charged_as_one(
     assert near(first, asked(1, 1, 1, 1, withdrawn=(0,)), 2)
     assert not near(first, asked(1, 1, 1, 1), 2), "the same again tells nothing of anybody in particular"
     assert not near(first, asked(3, 3, 3, 3), 2)
+
+
+def test_a_release_that_a_restored_custodian_forgot_is_near_to_every_other_sum(
+    party: Round, bundle: SmallBundle
+) -> None:
+    """It knows who consented, and not who was given a weight."""
+    manifest = party.published()[0].manifest
+    asked = Asked.by(inputs_of(bundle, manifest, fedsum(1, 1, 1, 1)), RHO_MICRO)
+    forgotten = replace(asked, directions=frozenset([CONTRIBUTIONS]))
+    assert near(asked, forgotten, 2) and near(forgotten, forgotten, 2)
+
+
+def test_a_round_of_another_stewards_call_gives_no_job(party: Round, bundle: SmallBundle) -> None:
+    published = party.published()[0]
+    foreign = replace(published.manifest, round=replace(published.manifest.round, steward="north"))
+    with pytest.raises(ManifestError, match="another steward"):
+        inputs_of(bundle, foreign, fedsum(1, 1, 1, 1))
+
+
+def test_more_or_fewer_weights_than_contributions_are_refused(party: Round, bundle: SmallBundle) -> None:
+    manifest = party.published()[0].manifest
+    for weights in ((1,), (1, 1, 1), (1, 1, 1, 1, 1)):
+        with pytest.raises(KernelParameterError, match="weights for 4"):
+            inputs_of(bundle, manifest, fedsum(*weights))
+        with pytest.raises(KernelParameterError, match="weights for 4"):
+            fedsum(*weights).used(np.ones(4, dtype=np.bool_))
+
+
+def test_contributions_are_not_taken_from_an_archive(party: Round, tmp_path: Path) -> None:
+    """Whoever exchanged the file could have ciphertexts of its choice opened."""
+    published, node = party.published()
+    record = dag.encode(node.records[0])
+    with (tmp_path / "round.car").open("wb") as file:
+        writer = CarWriter(file, [published.cid])
+        writer.add(published.cid, record)
+        for cid in published.manifest.blocks:
+            writer.add(cid, node.blocks[cid])
+    taken = Kept()
+    with pytest.raises(InputError, match="not taken from an archive"):
+        import_bundle(tmp_path / "round.car", taken)
+    assert not taken.blocks and not taken.records

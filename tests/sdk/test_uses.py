@@ -11,7 +11,9 @@ import pytest
 from bundle_fixture import SCOPE, SmallBundle
 from usufruct.content import Cid, dag
 from usufruct.errors import BlockNotFoundError, NodeUnreachableError
-from usufruct.job import FeatureBundle
+from usufruct.he.kernels import FEDSUM
+from usufruct.job import PARAMETERS_TYPE, FeatureBundle
+from usufruct.publish import Round
 from usufruct.records import ArtifactId
 from usufruct.uses import uses_of
 
@@ -112,6 +114,27 @@ def test_what_is_not_to_be_had_is_unknown_and_a_dead_node_is_an_error(
     broken = job(now, status_digest=dag.cid_of({"type": "no status"}).digest.hex())
     (use,) = uses_of(Node([broken], [{"type": "no status"}]), [featured], 3)
     assert use.counted is None
+
+    # A partner that does not post through this library can name any number of weights; the job expires and is listed.
+    asked = {
+        "type": PARAMETERS_TYPE,
+        "kernel": FEDSUM.kernel_id,
+        "parameters": {"weights": [1]},
+        "result_scale": 1.0,
+    }
+    contributed = replace(
+        bundle.manifest,
+        round=Round(steward="north", call=bytes(32), signatures=()),
+        subjects=np.array([3, 4]),
+    )
+    told = job(now, kernel="fedsum", parameters_digest=dag.cid_of(asked).digest.hex())
+    for records in ([now], [now, asked]):
+        (use,) = uses_of(Node([told], records), [replace(featured, manifest=contributed)], 4)
+        assert use.counted is None
+    whole = asked | {"parameters": {"weights": [1, 0]}}
+    told |= {"parameters_digest": dag.cid_of(whole).digest.hex()}
+    (use,) = uses_of(Node([told], [now, whole]), [replace(featured, manifest=contributed)], 4)
+    assert use.counted is False
 
     class Dead(Node):
         def get_record(self, cid: Cid, *, holder: str) -> dict[str, Any]:

@@ -30,13 +30,13 @@ from usufruct.cli.terminal import (
     write_new,
 )
 from usufruct.client import Client
-from usufruct.errors import InputError, ManifestError
+from usufruct.errors import ContributionRefusedError, InputError, IntegrityError, ManifestError
 from usufruct.he.kernels import FEDSUM
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.records import ArtifactId
 from usufruct.register import check_runnable
-from usufruct.rounds import Call, RoundTerms, read_contribution, write_contribution
+from usufruct.rounds import Call, Contributed, RoundTerms, read_contribution, write_contribution
 
 round_app = typer.Typer(
     help="Sums of what several members contribute, such as model updates of federated learning.",
@@ -140,7 +140,7 @@ def round_close(
     shape = asked.terms.shape(len(contributions))
     check_cohort(min_cohort, range(len(contributions)))
     check_runnable(policy, shape, of_contributions=True)
-    found = [read_contribution(path, most_blocks=shape.n_chunks) for path in contributions]
+    found = [_read_contribution(path, shape.n_chunks) for path in contributions]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("checking contributions")
@@ -189,6 +189,13 @@ def _read_terms(path: Path) -> dict[str, Any]:
     if not isinstance(told, dict) or set(told) != _TERMS:
         raise InputError(f"{path} is no round's terms", hint=f"fields are {', '.join(sorted(_TERMS))}")
     return told
+
+
+def _read_contribution(path: Path, most_blocks: int) -> Contributed:
+    try:
+        return read_contribution(path, most_blocks=most_blocks)
+    except IntegrityError as exc:
+        raise ContributionRefusedError(f"{path} is no contribution: {exc}") from exc
 
 
 def _read_update(path: Path) -> npt.NDArray[np.float64]:
