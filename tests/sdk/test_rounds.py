@@ -391,6 +391,28 @@ def test_a_round_becomes_one_bundle_that_says_who_contributed(party: Round) -> N
 
 
 @pytest.mark.parametrize(
+    ("place", "value"),
+    [("scope", "marketing"), ("steward", "north"), ("key_digest", bytes(32)), ("max_l2", 8.0), ("scale", 10)],
+)
+def test_what_members_signed_for_cannot_be_registered_as_something_else(
+    party: Round, place: str, value: object
+) -> None:
+    """Else updates within one bound would be released with the noise of another, or for another purpose."""
+    record = party.published()[1].records[0]
+    terms = dict(record["terms"])
+    changed = record | ({"terms": terms | {place: value}} if place in terms else {place: value})
+
+    def check(told: dict[str, object]) -> None:
+        manifest = read_manifest(told)
+        found, cids = manifest.round, manifest.blocks_of(0)
+        check_signed(NETWORK, member("east"), found.call, cids, found.signatures[0])
+
+    check(record)
+    with pytest.raises(VerificationError):
+        check(changed)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         *(
