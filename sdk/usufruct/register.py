@@ -96,14 +96,18 @@ class Policy:
             raise ManifestError("policy: a purpose or kernel is no text")
         if type(cohort) is not int or type(rho) is not int or type(rows) is not bool or min(cohort, rho) < 1:
             raise ManifestError("policy: a bound has the wrong type or is below 1")
-        return cls(
-            purposes=tuple(str(item) for item in purposes),
-            kernels=tuple(str(item) for item in kernels),
-            min_cohort=cohort,
-            row_level=rows,
-            max_rho_micro_per_job=rho,
-            replication=Replication.from_record(record["replication"]),
-        )
+        replication = Replication.from_record(record["replication"])
+        try:
+            return cls(
+                purposes=tuple(str(item) for item in purposes),
+                kernels=tuple(str(item) for item in kernels),
+                min_cohort=cohort,
+                row_level=rows,
+                max_rho_micro_per_job=rho,
+                replication=replication,
+            )
+        except InputError as exc:
+            raise ManifestError(f"policy: {exc}") from exc
 
 
 def register_key_domain(ledger: Ledger, node: NodeContent, public: Mapping[str, object]) -> KeyId:

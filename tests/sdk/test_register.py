@@ -20,7 +20,7 @@ from usufruct.errors import (
     WrongKeyDomainError,
 )
 from usufruct.keys.he_keys import create_key_domain
-from usufruct.publish import PublishedBundle, read_manifest
+from usufruct.publish import MAX_SUBJECTS, PublishedBundle, read_manifest
 from usufruct.records import ArtifactId, ArtifactKind, KeyStatus, label
 from usufruct.register import Policy, change_policy, register_bundle, register_key_domain
 from usufruct.replication import Replication
@@ -64,6 +64,7 @@ def test_a_policy_comes_back_from_its_record() -> None:
         {"min_cohort": -1},
         {"min_cohort": True},
         {"min_cohort": 10.0},
+        {"min_cohort": MAX_SUBJECTS + 1},
         {"row_level": 0},
         {"row_level": None},
         {"max_rho_micro_per_job": 0},

@@ -26,11 +26,14 @@ class Keeper:
         self._retention = retention
         self._every_s = every_s
         self._held = False
+        self._failures: dict[str, str] = {}
+        """Part -> why its last look at the bundles broke off."""
 
     @property
     def troubles(self) -> dict[str, str]:
-        """Bundle id in hex -> what is wrong with a copy here, or with its erasure; empty when all is well."""
-        return self._pinner.troubles | self._retention.troubles
+        """What is wrong, empty when all is well: bundle id in hex -> with a copy here, or with its erasure; name of a part
+        -> with its whole last look."""
+        return self._pinner.troubles | self._retention.troubles | self._failures
 
     def hold(self, held: bool) -> None:
         """Begin nothing more, or begin again; what is under way ends."""
@@ -47,12 +50,16 @@ class Keeper:
                 nursery.start_soon(self._repeat, part)
 
     async def _repeat(self, part: Pinner | Challenger | Retention) -> None:
+        name = type(part).__name__.lower()
         while True:
             if not self._held:
                 try:
                     await part.tend()
+                    self._failures.pop(name, None)
                 except (UsufructError, OSError) as exc:
-                    _log.warning("%s: %s", type(part).__name__.lower(), exc)
-                except Exception:
-                    _log.exception("%s: unexpected error", type(part).__name__.lower())
+                    _log.warning("%s: %s", name, exc)
+                    self._failures[name] = str(exc)
+                except Exception as exc:
+                    _log.exception("%s: unexpected error", name)
+                    self._failures[name] = f"unexpected error: {exc!r}"
             await trio.sleep(self._every_s)
