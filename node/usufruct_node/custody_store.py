@@ -30,6 +30,11 @@ _TABLES = (
     " record BLOB NOT NULL, PRIMARY KEY (artifact_id, org_id, what)) WITHOUT ROWID",
 )
 
+_ADD_ERASURE = (
+    "INSERT INTO erasure VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET erased_at = excluded.erased_at,"
+    " record = excluded.record WHERE excluded.erased_at > erasure.erased_at"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -157,25 +162,18 @@ class CustodyStore:
         rows = self._all("SELECT artifact_id, blocks, size_bytes FROM held_bundle ORDER BY artifact_id")
         return [Held(artifact_id=ArtifactId(row[0]), blocks=row[1], size_bytes=row[2]) for row in rows]
 
-    def let_go(self, artifact_id: ArtifactId) -> None:
-        """Forget a held bundle."""
-        self._write("DELETE FROM held_bundle WHERE artifact_id = ?", (artifact_id,))
+    def let_go(self, artifact_id: ArtifactId, statement: ErasureStatement | None = None) -> None:
+        """Forget a held bundle, and keep what this node states of its erasure: both or neither."""
+        with self._lock, self._db:
+            if statement is not None:
+                self._db.execute(_ADD_ERASURE, _erasure_row(statement))
+            self._db.execute("DELETE FROM held_bundle WHERE artifact_id = ?", (artifact_id,))
 
     # Erasures.
 
     def keep_erasure(self, statement: ErasureStatement) -> None:
         """Keep a statement, whose signature was checked; of one member's on the same thing, the newest."""
-        self._write(
-            "INSERT INTO erasure VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET erased_at = excluded.erased_at,"
-            " record = excluded.record WHERE excluded.erased_at > erasure.erased_at",
-            (
-                statement.artifact_id,
-                statement.holder,
-                statement.what,
-                statement.erased_at,
-                dag.encode(statement.to_record()),
-            ),
-        )
+        self._write(_ADD_ERASURE, _erasure_row(statement))
 
     def erasures(self, artifact_id: ArtifactId) -> list[ErasureStatement]:
         """Statements on a bundle."""
@@ -206,3 +204,8 @@ class CustodyStore:
     def _all(self, sql: str, *values: object) -> list[tuple[bytes, int, int, int]]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
+
+
+def _erasure_row(statement: ErasureStatement) -> tuple[object, ...]:
+    record = dag.encode(statement.to_record())
+    return (statement.artifact_id, statement.holder, statement.what, statement.erased_at, record)

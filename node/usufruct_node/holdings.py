@@ -101,6 +101,22 @@ class Holdings:
         with self._lock, self._db:
             self._db.execute("DELETE FROM holding WHERE purpose = ? AND ref = ?", (purpose, ref))
 
+    def remove(self, cids: Iterable[Cid], purpose: Purpose, ref: bytes) -> None:
+        """Forget a reason, for some blocks."""
+        with self._lock, self._db:
+            self._db.executemany(
+                "DELETE FROM holding WHERE cid = ? AND purpose = ? AND ref = ?",
+                [(bytes(cid), purpose, ref) for cid in cids],
+            )
+
+    def refs(self, purpose: Purpose) -> list[bytes]:
+        """What blocks are kept for, of one purpose."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT DISTINCT ref FROM holding WHERE purpose = ?", (purpose,)
+            ).fetchall()
+        return [bytes(row[0]) for row in rows]
+
     def all(self, *purposes: Purpose) -> Iterator[tuple[Cid, Holding]]:
         """Every block that is kept for one of these purposes, in pages: others may add meanwhile."""
         after: tuple[bytes, str, bytes] = (b"", "", b"")

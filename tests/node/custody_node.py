@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ import trio
 from bundle_fixture import ROWS, SCOPE, SmallBundle, small_bundle
 from chain_fixture import PARAMETERS_ID, Consortium, word
 from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
-from usufruct.errors import PeerError, UsufructError
+from usufruct.custody import PlacementNotice
+from usufruct.errors import BlockNotFoundError, PeerError, UsufructError
 from usufruct.publish import manifest_record
 from usufruct.records import Artifact, ArtifactId
 from usufruct.replication import Replication
@@ -22,9 +23,12 @@ from usufruct.seal import seal_features
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.holdings import Holdings
 from usufruct_node.index import Index, catch_up
+from usufruct_node.peers.protocol import Status
+from usufruct_node.peers.shelf import Answer
 from usufruct_node.placement import Placements
 from usufruct_node.roles.context import RoleContext
-from usufruct_node.roles.pinner import Pinner, held_pin
+from usufruct_node.roles.pinner import Pinner
+from usufruct_node.roles.room import held_pin
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Story:
         register = ("KeyRegistry", "registerKeyDomain", self.made.artifact.key_id, PARAMETERS_ID, word())
         self.net["north"].ledger.transact(*register)
 
-    def bundle(self, *, record: dict[str, object] | None = None) -> ArtifactId:
+    def bundle(self, *, record: dict[str, object] | None = None, **changes: object) -> ArtifactId:
         """Register a bundle, with an honest consent epoch; by default the same features, sealed anew."""
         self.anchor()
         sealed = seal_features(self.made.features, self.made.secret)
@@ -57,6 +61,7 @@ class Story:
             scope=self.made.artifact.consent_scope,
             content_digest=digest_of(record),
             policy_digest=digest_of(self.policy.to_record()),
+            **changes,
         )
         self.records[artifact_id], self.blocks[artifact_id] = record, blocks
         return artifact_id
@@ -76,6 +81,10 @@ class Story:
         return cited
 
 
+async def nothing(*_: object) -> None:
+    """What a peer does before it answers."""
+
+
 class Steward:
     """As the peers of a node: gives what it has, or does not answer."""
 
@@ -83,15 +92,57 @@ class Steward:
         self.blocks: dict[Cid, bytes] = {}
         self.answers = True
         self.asked: list[Cid] = []
+        self.before: Callable[[str, Sequence[Cid]], Awaitable[None]] = nothing
+        """Awaited with the peer that is asked, and for what, before it answers."""
 
     async def fetch(
         self, peer_id: str, multiaddr: str, cids: Sequence[Cid]
     ) -> AsyncGenerator[tuple[Cid, bytes], None]:
         self.asked += cids
+        await self.before(peer_id, cids)
         if not self.answers:
             raise PeerError("nobody answers")
         for cid in cids:
+            if cid not in self.blocks:
+                raise BlockNotFoundError("not here")
             yield cid, self.blocks[cid]
+
+    async def line(self, peer_id: str, multiaddr: str) -> Asked:
+        return Asked(self, peer_id)
+
+    def refuse(self, *_: object) -> None:
+        """Nobody is refused here."""
+
+
+class Asked:
+    """A way to ask for several blocks at once."""
+
+    def __init__(self, steward: Steward, peer_id: str) -> None:
+        self.steward, self.peer_id = steward, peer_id
+        self.owed: list[Cid] = []
+
+    async def ask(self, cids: Sequence[Cid]) -> None:
+        self.owed += cids
+
+    async def take(self) -> list[Answer]:
+        cids, self.owed = self.owed, []
+        self.steward.asked += cids
+        await self.steward.before(self.peer_id, cids)
+        if not self.steward.answers:
+            raise PeerError("nobody answers")
+        return [
+            Answer(cid, Status.BLOCK, self.steward.blocks[cid])
+            if cid in self.steward.blocks
+            else Answer(cid, Status.NOT_FOUND)
+            for cid in cids
+        ]
+
+    async def abandon(self) -> None:
+        """Nothing is under way."""
+
+
+async def no_notices(*_: object) -> list[PlacementNotice]:
+    return []
 
 
 class CustodyNode(ExitStack):
@@ -130,7 +181,7 @@ class CustodyNode(ExitStack):
 
     def start(self, *, limit_bytes: int | None = None) -> Pinner:
         """The pinner of a node that was just started."""
-        peers: Any = SimpleNamespace()
+        peers: Any = SimpleNamespace(notices=no_notices)
         self.pinner = Pinner(
             self.context,
             peers,

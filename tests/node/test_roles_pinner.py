@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trio
 from custody_node import CustodyNode, Story, digest_of
 
-from bundle_fixture import ROWS
-from chain_fixture import Consortium
+from bundle_fixture import ROWS, SCOPE
+from chain_fixture import KERNEL, Consortium, word
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.files import BlockFiles
-from usufruct.custody import Erased, PlacementNotice
+from usufruct.custody import Erased
 from usufruct.errors import (
     BlockMismatchError,
     ContainerError,
@@ -26,16 +27,16 @@ from usufruct.errors import (
 )
 from usufruct.he.bfv import generate_secret_key
 from usufruct.publish import manifest_record
-from usufruct.records import Artifact, ArtifactId, ArtifactKind, OrgId
+from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobRequest, JobState, OrgId
 from usufruct.replication import Replication
 from usufruct.seal import seal_features
-from usufruct_node.holdings import Holding, Purpose
+from usufruct_node.custody_store import CustodyStore
+from usufruct_node.holdings import Holding, Holdings, Purpose
 from usufruct_node.placement import Placements
 from usufruct_node.roles.context import RoleContext
-from usufruct_node.roles.custody_peers import Silent
-from usufruct_node.roles.pinner import held_pin
+from usufruct_node.roles.room import held_pin
 
-READS = {"_read_policies": 1, "_read_notices": 2, "tend": 2}
+READS = {"read_policies": 1, "read_notices": 2, "tend": 2}
 """How often a part of a look reads one bundle's replication, at most."""
 
 JOB_PIN = "job:" + "ab" * 32
@@ -73,8 +74,9 @@ def whole_size(node: CustodyNode) -> int:
 
 
 def later(node: CustodyNode) -> None:
-    """As if the pause were over."""
+    """As if the pause were over, and nobody had been silent lately."""
     node.pinner._pauses.clear()
+    node.pinner._silent._until.clear()
 
 
 @pytest.mark.parametrize("cited", ["parameters of somebody else's job", "another epoch", "another scope"])
@@ -144,7 +146,9 @@ def test_a_damaged_record_is_fetched_again(node: CustodyNode, copy: tuple[Artifa
 def test_a_steward_fetches_back_what_it_lost_from_a_holder(
     story: Story, tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def one_by_one(self: RoleContext, cids: Sequence[Cid], *sources: OrgId, pin: str) -> None:
+    async def one_by_one(
+        self: RoleContext, cids: Sequence[Cid], *sources: OrgId, pin: str, gave_up: object = None
+    ) -> None:
         for cid in cids:
             if not self.store.has(cid):
                 self.store.put(await self.fetch_once(cid, *sources), cid.codec, pin=pin)
@@ -170,9 +174,115 @@ def test_a_steward_fetches_back_what_it_lost_from_a_holder(
         node.peers.answers = False
         assert isinstance(node.look(artifact_id), ContentError)
         node.peers.answers, node.peers.blocks = True, {cid: sound[lost]}
+        later(node)
         assert node.look(artifact_id) is None
         assert node.store.get(cid) == sound[lost]
         assert set(node.peers.asked) == {cid}
+        for kind in ("manifest", "policy", "status"):
+            record = Cid.of(sound[kind], Codec.DAG_CBOR)
+            assert node.holdings.of(record) == [Holding(Purpose.CATALOGUE, b"")], "it is given out again"
+        for block in map(Cid.of, story.blocks[artifact_id]):
+            assert node.holdings.of(block) == [Holding(Purpose.BUNDLE, digest_of(story.records[artifact_id]))]
+
+
+def test_an_own_bundle_whose_blocks_are_of_another_key_is_given_to_nobody(
+    story: Story, tmp_path: Path
+) -> None:
+    sealed = seal_features(story.made.features, generate_secret_key())
+    blocks = [block.data for block in sealed]
+    record = manifest_record(
+        sealed.manifest, scope=SCOPE, row_subjects=range(ROWS), blocks=[Cid.of(block) for block in blocks]
+    )
+    record["sealed"] = story.made.record["sealed"]
+    artifact_id = story.bundle(record=record)
+    with CustodyNode(story, tmp_path, "north") as node:
+        node.given(record, "bundle")
+        cids = node.store.put_many(blocks, pin="bundle:" + digest_of(record).hex())
+        assert isinstance(node.look(artifact_id), WrongKeyDomainError)
+        assert not any(map(node.holdings.of, cids))
+
+
+def test_of_policies_and_status_a_holder_keeps_those_in_force_and_those_that_a_job_cites(
+    node: CustodyNode, copy: tuple[ArtifactId, list[Cid]]
+) -> None:
+    artifact_id, cids = copy
+    net, scope = node.story.net, node.story.made.artifact.consent_scope
+    north = net["north"]
+
+    def records() -> set[bytes]:
+        kept = {cid.digest for cid in node.holdings.cids(Purpose.CATALOGUE, artifact_id)}
+        pinned = node.store.pinned(held_pin(artifact_id))
+        assert kept == {cid.digest for cid in pinned if cid.codec == Codec.DAG_CBOR}
+        return kept
+
+    def in_force() -> set[bytes]:
+        artifact, epoch = node.artifact(artifact_id), node.index.consent_epoch(north.id, scope)
+        assert epoch is not None
+        return {artifact.content_digest, artifact.policy_digest, epoch.status_digest}
+
+    def change() -> None:
+        """Another policy and another status, both of which the steward gives."""
+        policy = replace(node.story.policy, min_cohort=node.index.event_count()).to_record()
+        north.ledger.transact("LineageRegistry", "setPolicy", artifact_id, digest_of(policy))
+        node.custody.keep_replication(digest_of(policy), node.story.policy.replication)
+        for record in (policy, node.story.anchor()):
+            node.given(record, held_pin(artifact_id))
+        node.follow()
+        assert node.look(artifact_id) is None
+
+    before = in_force()
+    change()
+    assert records() == in_force() and not before & in_force() - {node.artifact(artifact_id).content_digest}
+
+    artifact = node.artifact(artifact_id)
+    request = JobRequest(
+        artifact_id=artifact_id,
+        grant_id=net.granted("university", "north", artifact_id, scope),
+        kernel_id=KERNEL,
+        parameters_digest=word(),
+        purpose=scope,
+        consent_epoch=north.ledger.consent_epoch(north.id, scope).epoch,
+        policy_version=artifact.policy_version,
+        rho_micro=1000,
+        row_level=False,
+        nonce=1,
+    )
+    (job_id,) = net.post("university", [request])
+    cited = in_force()
+    change()
+    job = node.index.job(job_id)
+    assert job is not None and job.job.state == JobState.POSTED
+    change()
+    assert records() == in_force() | cited
+    assert [node.store.get(cid) for cid in cids] == node.story.blocks[artifact_id]
+
+
+@pytest.mark.parametrize("killed", ["before it is noted", "after it is noted"])
+def test_an_erasure_that_a_kill_cut_off_is_stated_of_as_many_blocks(
+    node: CustodyNode,
+    copy: tuple[ArtifactId, list[Cid]],
+    killed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact_id, cids = copy
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if killed == "before it is noted":
+            patch.setattr(CustodyStore, "let_go", die)
+        else:
+            patch.setattr(Holdings, "drop", die)
+        node.look(artifact_id, retain_until=node.time)
+    node.time += 1
+    node.start()
+    if held(node):
+        assert node.look(artifact_id, retain_until=node.time) is None
+    trio.run(node.pinner.tend)
+    (statement,) = node.custody.erasures(artifact_id)
+    assert statement.blocks == len(cids)
+    assert held(node) == {} and node.holdings.count() == 0 and not any(map(node.store.has, cids))
 
 
 def test_a_copy_stays_while_nobody_can_replace_what_is_damaged(
@@ -281,14 +391,15 @@ def test_a_policy_whose_block_is_damaged_is_read_once_it_is_whole(
         cid = node.given(story.policy.to_record(), "policy")
         node.store.files.path_of(cid).write_bytes(b"\0")
         node.peers.answers = False
-        trio.run(node.pinner._read_policies)
+        read = partial(node.pinner._wishes.read_policies, node.index.artifacts(ArtifactKind.BUNDLE))
+        trio.run(read)
         assert node.context.placements.holders(artifact_id) == ()
 
         node.peers.answers, node.peers.blocks = True, {cid: data}
-        node.pinner._silent = Silent(0.0)
+        later(node)
         if name == "north":
             node.store.put(data, Codec.DAG_CBOR)
-        trio.run(node.pinner._read_policies)
+        trio.run(read)
         assert node.context.placements.holders(artifact_id) == (story.net["compute"].id,)
 
 
@@ -315,19 +426,21 @@ def test_other_tasks_run_while_thousands_of_bundles_are_looked_at(
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    async def no_notices(*_: object) -> list[PlacementNotice]:
-        return []
-
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tick)
-            for part in (node.pinner._read_policies, node.pinner._read_notices, node.pinner.tend):
+            found, wishes = node.index.artifacts(ArtifactKind.BUNDLE), node.pinner._wishes
+            parts = {
+                "read_policies": partial(wishes.read_policies, found),
+                "read_notices": partial(wishes.read_notices, node.story.net["north"].id, found),
+                "tend": node.pinner.tend,
+            }
+            for name, part in parts.items():
                 read_at.clear()
                 await part()
                 # Tasks of one batch run in any order, so that two bundles may come between two turns of another task.
-                assert sum(read_at.values()) >= 4 and max(read_at.values()) <= 2 * READS[part.__name__]
+                assert sum(read_at.values()) >= 4 and max(read_at.values()) <= 2 * READS[name]
             nursery.cancel_scope.cancel()
 
     monkeypatch.setattr(Placements, "replication", noted)
-    node.pinner._peers = SimpleNamespace(notices=no_notices)
     trio.run(main)

@@ -119,3 +119,47 @@ def test_a_lost_manifest_keeps_neither_blocks_nor_key(steward: Steward, loss: st
     copy, key = steward.custody.erasures(artifact_id)
     assert (copy.what, copy.blocks, key.what) == (Erased.COPY, len(blocks), Erased.KEY)
     assert steward.holdings.cids(Purpose.BUNDLE, manifest.digest) == []
+
+
+def test_blocks_that_came_back_after_their_erasure_was_stated_are_erased_again(steward: Steward) -> None:
+    artifact_id = steward.own()
+    steward.look()
+    pin = "bundle:" + steward.artifact(artifact_id).content_digest.hex()
+    cids = steward.store.put_many(steward.story.blocks[artifact_id], pin=pin)
+    steward.time += 1
+    steward.look()
+    assert not any(map(steward.store.has, cids))
+    copy = next(one for one in steward.custody.erasures(artifact_id) if one.what == Erased.COPY)
+    assert (copy.erased_at, copy.blocks) == (steward.time, len(cids))
+
+
+def test_a_bundle_that_is_fetched_back_while_its_retention_ends_is_gone_in_the_end(steward: Steward) -> None:
+    artifact_id = steward.story.bundle()
+    steward.follow()
+    steward.custody.keep_replication(
+        steward.artifact(artifact_id).policy_digest, steward.story.policy.replication
+    )
+    steward.given(steward.story.records[artifact_id], "bundle")
+    steward.given(steward.story.policy.to_record(), "policy")
+    blocks = {Cid.of(block): block for block in steward.story.blocks[artifact_id]}
+    steward.peers.blocks = dict(blocks)
+    steward.time = FAR - 1
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def end(*_: object) -> None:
+                """Retention begins, and has all the time that it needs, before the peer answers."""
+                if steward.time == FAR - 1:
+                    steward.time = FAR
+                    nursery.start_soon(steward.retention.tend)
+                    with trio.move_on_after(0.5):
+                        while not steward.erased(artifact_id):
+                            await trio.sleep(0.01)
+
+            steward.peers.before = end
+            await steward.pinner.tend()
+
+    trio.run(main)
+    assert (steward.member.id, Erased.COPY) in steward.erased(artifact_id)
+    assert not any(map(steward.store.has, blocks)) and not any(map(steward.holdings.of, blocks))

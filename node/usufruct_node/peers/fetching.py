@@ -50,6 +50,9 @@ WINDOW: Final = 512
 KEEP_BYTES: Final = 2 * 1024 * 1024
 """Blocks are hashed and kept in runs of about this size."""
 
+KEEP_AFTER_SECONDS: Final = 5.0
+"""Shorter runs are kept when their first block has waited so long: whoever gives up a slow fetch goes on from there."""
+
 STEAL: Final = 8
 """CIDs that an idle holder is asked for at once though another owes them."""
 
@@ -106,6 +109,7 @@ async def fetch_blocks(
     keep: Callable[[Sequence[tuple[Cid, bytes]]], None],
     stall_s: float = 10.0,
     patience_s: float = 3.0,
+    report: FetchReport | None = None,
 ) -> FetchReport:
     """Fetch what is missing of `cids` from `holders`, and keep it.
 
@@ -125,6 +129,8 @@ async def fetch_blocks(
         A holder that gives nothing for so long is left alone for a while.
     patience_s :
         How long a holder that fails is tried again without getting a block.
+    report :
+        Filled as the fetch goes on, also when it fails; a new one by default.
 
     Raises
     ------
@@ -139,7 +145,7 @@ async def fetch_blocks(
     """
     if len({holder.peer_id for holder in holders}) != len(holders):
         raise InputError("a holder is named twice")
-    plan = _Plan(lines, holders, iter(cids), missing, keep, stall_s, patience_s)
+    plan = _Plan(lines, holders, iter(cids), missing, keep, stall_s, patience_s, report)
     await plan.run()
     return plan.report
 
@@ -152,6 +158,8 @@ class _Source:
         self.owed: dict[Cid, None] = {}
         self.arrived: list[Answer] = []
         self.arrived_bytes = 0
+        self.arrived_since = 0.0
+        """When the first of these arrived."""
         self.last_heard = trio.current_time()
         self.kept = 0
         self.is_sated = False
@@ -170,8 +178,9 @@ class _Plan:
         keep: Callable[[Sequence[tuple[Cid, bytes]]], None],
         stall_s: float,
         patience_s: float,
+        report: FetchReport | None = None,
     ) -> None:
-        self.report = FetchReport()
+        self.report = report or FetchReport()
         self._lines = lines
         self._cids = iter(cids)
         self._missing = missing
@@ -356,7 +365,8 @@ class _Plan:
                 raise PeerTooSlowError(f"{source.holder.peer_id} gave nothing for {self._stall_s:g} s")
             for answer in answers:
                 self._take(source, answer)
-            if source.arrived_bytes >= KEEP_BYTES or not source.owed:
+            waited = trio.current_time() - source.arrived_since
+            if source.arrived_bytes >= KEEP_BYTES or waited >= KEEP_AFTER_SECONDS or not source.owed:
                 await self._hand_on(source, give)
 
     def _take(self, source: _Source, answer: Answer) -> None:
@@ -368,6 +378,8 @@ class _Plan:
         if answer.cid not in self._open:
             return
         if answer.status is Status.BLOCK:
+            if not source.arrived:
+                source.arrived_since = trio.current_time()
             source.arrived.append(answer)
             source.arrived_bytes += len(answer.data)
             return

@@ -19,6 +19,7 @@ from usufruct.errors import (
     InputError,
     LedgerError,
     PeerError,
+    UsufructError,
 )
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
@@ -56,6 +57,10 @@ _STEP_GAS = 600_000
 _COMPUTING_THREADS = 4
 
 
+def _ignore(org: OrgId, why: UsufructError) -> None:
+    """For whoever does not want to know who was given up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleContext:
     """Shared by the roles of one node."""
@@ -76,25 +81,36 @@ class RoleContext:
     """Threads that wait for transactions; apart from the others, so that many jobs cannot starve the block protocol."""
     computing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_COMPUTING_THREADS))
     """Threads that wait for worker processes."""
+    own_blocks: trio.Lock = field(default_factory=trio.Lock)
+    """Held while ciphertexts of own bundles are fetched back, or erased: the end of retention comes before or after."""
 
-    async def fetch(self, cids: Iterable[Cid], *holders: OrgId, pin: str) -> FetchReport:
+    async def fetch(
+        self,
+        cids: Iterable[Cid],
+        *holders: OrgId,
+        pin: str,
+        gave_up: Callable[[OrgId, UsufructError], None] = _ignore,
+    ) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
 
         Parameters
         ----------
         holders :
             Members that may have them, asked at the same time.
+        gave_up :
+            Told, at the end, of each member that was given up as a source, and why.
 
         Raises
         ------
         BlockNotFoundError, PeerRefusedError, PeerError, BlockMismatchError, StoreFullError
         """
-        addresses: list[Holder] = []
+        addresses: dict[OrgId, Holder] = {}
         failure: PeerError | None = None
+        report = FetchReport()
         for org in dict.fromkeys(holders):
             if org != self.org:
                 try:
-                    addresses.append(self._address_of(org))
+                    addresses[org] = self._address_of(org)
                 except PeerError as exc:
                     failure = exc
         if failure is not None and not addresses:
@@ -102,13 +118,18 @@ class RoleContext:
         try:
             return await fetch_blocks(
                 self.host,
-                addresses,
+                list(addresses.values()),
                 cids,
                 missing=partial(self._pin_present, pin=pin),
                 keep=partial(self._keep, pin=pin),
+                report=report,
             )
         except InputError as exc:
             raise PeerError(f"no holder can be dialled where it says it listens: {exc}") from exc
+        finally:
+            for org, holder in addresses.items():
+                if holder.peer_id in report.struck:
+                    gave_up(org, report.struck[holder.peer_id])
 
     async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
         """One block from a member, for somebody who asked; not kept.

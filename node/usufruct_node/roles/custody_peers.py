@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,14 @@ from usufruct.custody import (
     StorageProof,
     check_possession,
 )
-from usufruct.errors import InputError, ManifestError, PeerError, PeerRefusedError, StorageProofError
+from usufruct.errors import (
+    BlockNotFoundError,
+    InputError,
+    ManifestError,
+    PeerError,
+    PeerRefusedError,
+    StorageProofError,
+)
 from usufruct.records import ArtifactId, OrgId, Participant
 from usufruct_node.custody_service import MAX_ARTIFACTS, NOT_HELD
 from usufruct_node.peers.custody import ask
@@ -24,6 +32,8 @@ from usufruct_node.peers.identity import peer_id_text
 from usufruct_node.roles.context import RoleContext
 
 _MAX_STATEMENTS = 256
+_SLOW_SECONDS = 5.0
+"""A member that has nothing to give says so sooner."""
 
 
 class NotHeldError(StorageProofError):
@@ -39,10 +49,32 @@ class Silent:
 
     def add(self, org: OrgId) -> None:
         """Note that a member did not answer now."""
-        self._until[org] = time.monotonic() + self._seconds
+        self._until[org] = self.now() + self._seconds
+
+    def add_if_slow(self, org: OrgId, began: float) -> None:
+        """Note a member that had nothing to give, and took so long to say so that it might as well have been silent."""
+        if self.now() - began >= _SLOW_SECONDS:
+            self.add(org)
+
+    @contextmanager
+    def noting(self, org: OrgId) -> Iterator[None]:
+        """Inside, a member is asked for one thing: notes it if it does not answer, or is slow to say that it has nothing."""
+        began = self.now()
+        try:
+            yield
+        except (BlockNotFoundError, PeerRefusedError):
+            self.add_if_slow(org, began)
+            raise
+        except PeerError:
+            self.add(org)
+            raise
+
+    def now(self) -> float:
+        """Seconds on the clock that silence is measured with."""
+        return time.monotonic()
 
     def __contains__(self, org: OrgId) -> bool:
-        return time.monotonic() < self._until.get(org, 0.0)
+        return self.now() < self._until.get(org, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

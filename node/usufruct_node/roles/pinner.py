@@ -4,6 +4,10 @@ Each node decides by itself from policy, registry and the steward's notice, so n
 suspended or fails a challenge is replaced by the next in line, which finds that out alone. Every step may be repeated after a
 crash. Holds no key.
 
+What has ended is let go of before anything is fetched. Then each steward's bundles have a turn of their own, side by side, that
+ends after some time wherever it is: what was fetched until then stays, and the next turn goes on. So one steward, however slow
+or strange, holds up its own bundles only.
+
 **Invariant:** a block is noted as held, and so given to others, only after it was found to belong to the bundle's own key
 domain, and a record only after it was parsed as what the ledger says it is: digests there may be those of anything. While the
 bundle is retained, a whole copy is dropped only after its steward says that those that replace it proved theirs.
@@ -12,7 +16,7 @@ bundle is retained, a whole copy is dropped only after its steward says that tho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -22,25 +26,24 @@ from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.custody import Erased, ErasureStatement
 from usufruct.errors import (
-    BlockMismatchError,
     BlockNotFoundError,
     ContainerError,
     ContentError,
-    IntegrityError,
     ManifestError,
     PeerError,
     StoreFullError,
     UsufructError,
-    VerificationError,
     WrongKeyDomainError,
 )
-from usufruct.he.container import block_size, check_header
+from usufruct.he.container import block_size
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
+    FINAL_JOB_STATES,
     Artifact,
     ArtifactId,
     ArtifactKind,
     ConsentEpoch,
+    JobState,
     MemberStatus,
     OrgId,
     label,
@@ -50,14 +53,19 @@ from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles.context import RoleContext, log
+from usufruct_node.roles.copier import Copier
 from usufruct_node.roles.custody_peers import CustodyPeers, Silent
+from usufruct_node.roles.room import HELD_PIN, Room, held_pin
+from usufruct_node.roles.wishes import Wishes
 
 Parsed = TypeVar("Parsed")
+Bundle = tuple[ArtifactId, Artifact]
 
-_HELD_PIN = "held:"
 _BATCH = 64
 _FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 3600.0
+_TURN_SECONDS = 30.0
+_LIVE = frozenset(JobState) - FINAL_JOB_STATES - {JobState.NONE}
 
 
 class Pinner:
@@ -72,6 +80,7 @@ class Pinner:
         signing_key: bytes,
         limit_bytes: int | None,
         silence_s: float,
+        turn_s: float = _TURN_SECONDS,
     ) -> None:
         """Prepare.
 
@@ -81,20 +90,32 @@ class Pinner:
             A new copy is taken only if no more bytes are held for others then; None for no bound but the block store's.
         silence_s :
             How long a member that did not answer is not asked again.
+        turn_s :
+            How long one steward's bundles are looked at, and fetched, before all of them are looked at again.
         """
         self._context = context
         self._peers = peers
         self._store = store
         self._signing_key = signing_key
-        self._limit_bytes = limit_bytes
+        self._turn_s = turn_s
+        self._silent = Silent(silence_s)
+        """Members that gave no blocks."""
+        self._unheard = Silent(silence_s)
+        """Members that did not answer questions about copies; they may give blocks all the same."""
+        self._wishes = Wishes(context, peers, store, silent=self._silent, unheard=self._unheard)
+        self._copier = Copier(context, self._silent)
+        self._room = Room(store, context.store, limit_bytes=limit_bytes)
         self._whole: dict[ArtifactId, tuple[bytes, bytes]] = {}
         """Bundles known to be complete here, with the digests of the policy and consent status that are here."""
+        self._begun: dict[ArtifactId, tuple[int, int]] = {}
+        """Of bundles that are not complete, how many blocks are known to be here and sound, and their bytes."""
         self._suspect: set[ArtifactId] = set()
         """Bundles of which every byte is to be read again."""
-        self._unreadable: set[bytes] = set()
-        self._silent = Silent(silence_s)
         self._pauses: dict[ArtifactId, tuple[float, float]] = {}
         """Bundles that cannot be taken: seconds of the last pause, and when it ends."""
+        self._cut_off: dict[OrgId, ArtifactId] = {}
+        """By steward, the bundle that was being fetched when its last turn ended."""
+        self._is_first = True
         self.troubles: dict[str, str] = {}
         """Bundle id in hex -> why it is not as it should be; empty when all is well."""
 
@@ -102,108 +123,107 @@ class Pinner:
         """A block of a bundle was found missing or altered: look at the whole again."""
         self._suspect.add(artifact_id)
         self._whole.pop(artifact_id, None)
+        self._begun.pop(artifact_id, None)
 
     async def tend(self) -> None:
         """One look at every bundle."""
-        await self._read_policies()
-        await self._read_notices()
+        if self._is_first:
+            await trio.to_thread.run_sync(self._drop_left_over)
+            self._is_first = False
         troubles: dict[str, str] = {}
         held = {one.artifact_id for one in await trio.to_thread.run_sync(self._store.held)}
-        for artifact_id, artifact in await self._bundles():
+        turns: dict[OrgId, list[Bundle]] = {}
+        # There may be thousands: other tasks run after each.
+        for artifact_id, artifact in await trio.to_thread.run_sync(
+            self._context.index.artifacts, ArtifactKind.BUNDLE
+        ):
             await trio.lowlevel.checkpoint()
-            try:
-                await self._tend(artifact_id, artifact, held=artifact_id in held)
-            except (UsufructError, OSError) as exc:
-                troubles[artifact_id.hex()] = str(exc)
-                if self.troubles.get(artifact_id.hex()) != str(exc):
-                    log.warning("copy of bundle %s: %s", artifact_id.hex()[:12], exc)
+            if not self._is_over(artifact):
+                turns.setdefault(artifact.steward, []).append((artifact_id, artifact))
+            elif artifact_id in held:
+                await self._look(artifact_id, artifact, held, troubles)
+        async with trio.open_nursery() as nursery:
+            for steward, bundles in turns.items():
+                nursery.start_soon(self._turn, steward, bundles, held, troubles)
         self.troubles = troubles
 
-    async def _bundles(self) -> list[tuple[ArtifactId, Artifact]]:
-        """All of them; whoever goes through them lets other tasks run after each, as there may be thousands."""
-        return await trio.to_thread.run_sync(self._context.index.artifacts, ArtifactKind.BUNDLE)
+    async def _turn(
+        self,
+        steward: OrgId,
+        bundles: Sequence[Bundle],
+        held: Collection[ArtifactId],
+        troubles: dict[str, str],
+    ) -> None:
+        """Look at one steward's bundles, beginning after the one that took up the rest of the last turn."""
+        places = {artifact_id: at for at, (artifact_id, _) in enumerate(bundles)}
+        after = self._cut_off.pop(steward, None)
+        first = places[after] + 1 if after in places else 0
+        left = dict([*bundles[first:], *bundles[:first]])
+        with trio.move_on_after(self._turn_s) as turn:
+            try:
+                await self._wishes.read_policies(bundles)
+                await self._wishes.read_notices(steward, bundles)
+            except (UsufructError, OSError) as exc:
+                log.warning("wishes of %s: %s", unlabel(steward), exc)
+            for artifact_id, artifact in list(left.items()):
+                await trio.lowlevel.checkpoint()
+                await self._look(artifact_id, artifact, held, troubles)
+                del left[artifact_id]
+        if turn.cancelled_caught and left:
+            self._cut_off[steward] = next(iter(left))
+            troubles.update(
+                (one.hex(), self.troubles[one.hex()]) for one in left if one.hex() in self.troubles
+            )
+            log.debug("bundles of %s: %d are left for the next turn", unlabel(steward), len(left))
+
+    async def _look(
+        self,
+        artifact_id: ArtifactId,
+        artifact: Artifact,
+        held: Collection[ArtifactId],
+        troubles: dict[str, str],
+    ) -> None:
+        name = artifact_id.hex()
+        try:
+            await self._tend(artifact_id, artifact, held=artifact_id in held)
+        except Exception as exc:
+            # Whatever one member's bundle provokes must not keep the others from being looked at.
+            if not isinstance(exc, (UsufructError, OSError)):
+                log.exception("copy of bundle %s: unexpected error", name[:12])
+            elif self.troubles.get(name) != str(exc):
+                log.warning("copy of bundle %s: %s", name[:12], exc)
+            troubles[name] = str(exc)
+
+    def _is_over(self, artifact: Artifact) -> bool:
+        """Whether nothing of a bundle is to be here: it is retained no longer, or this member was removed."""
+        own = self._context.index.participant(self._context.org)
+        return self._context.now() >= artifact.retain_until or (
+            own is not None and own.status == MemberStatus.REMOVED
+        )
 
     async def _tend(self, artifact_id: ArtifactId, artifact: Artifact, *, held: bool) -> None:
         context = self._context
-        own = context.index.participant(context.org)
-        if context.now() >= artifact.retain_until or (own and own.status == MemberStatus.REMOVED):
+        if self._is_over(artifact):
             if held:
-                await self._let_go(artifact_id)
-        elif own is None or own.status != MemberStatus.ACTIVE:
+                await trio.to_thread.run_sync(self._let_go, artifact_id)
             return
-        elif artifact.steward == context.org:
+        own = context.index.participant(context.org)
+        if own is None or own.status != MemberStatus.ACTIVE:
+            return
+        if artifact.steward == context.org:
             await self._restore(artifact_id, artifact)
         elif context.placements.replication(artifact) is None:
             return
         elif context.placements.is_holder(artifact_id, context.org):
             await self._try(artifact_id, artifact)
-        elif held and await self._peers.is_replaced(artifact.steward, artifact_id):
-            await self._let_go(artifact_id)
+        elif held and await self._is_replaced(artifact_id, artifact.steward):
+            await trio.to_thread.run_sync(self._let_go, artifact_id)
 
-    # What stewards wish.
-
-    async def _read_policies(self) -> None:
-        """Learn policies that are in force and not yet known, each from its steward."""
-        context = self._context
-        for artifact_id, artifact in await self._bundles():
-            await trio.lowlevel.checkpoint()
-            digest = artifact.policy_digest
-            if digest in self._unreadable or context.now() >= artifact.retain_until:
-                continue
-            if context.placements.replication(artifact) is None:
-                await self._read_policy(artifact_id, digest, artifact.steward)
-
-    async def _read_policy(self, artifact_id: ArtifactId, digest: bytes, steward: OrgId) -> None:
-        try:
-            data = await self._block(Cid.from_digest(digest, Codec.DAG_CBOR), steward)
-            replication = Policy.from_record(dag.decode_map(data)).replication
-        except (ContentError, BlockMismatchError) as exc:
-            log.debug("policy of bundle %s: %s", artifact_id.hex()[:12], exc)
-        except IntegrityError as exc:
-            log.warning("policy of bundle %s is none: %s", artifact_id.hex()[:12], exc)
-            self._unreadable.add(digest)
-        else:
-            await trio.to_thread.run_sync(self._store.keep_replication, digest, replication)
-
-    async def _block(self, cid: Cid, steward: OrgId) -> bytes:
-        try:
-            return await trio.to_thread.run_sync(self._context.store.get, cid)
-        except (BlockNotFoundError, BlockMismatchError):
-            if steward == self._context.org or steward in self._silent:
-                raise
-        try:
-            return await self._context.fetch_once(cid, steward)
-        except PeerError:
-            self._silent.add(steward)
-            raise
-
-    async def _read_notices(self) -> None:
-        """Ask stewards whom they leave out; where one is silent, those who hold its bundles repeat its words."""
-        context, asked = self._context, dict[OrgId, list[ArtifactId]]()
-        for artifact_id, artifact in await self._bundles():
-            await trio.lowlevel.checkpoint()
-            replication = context.placements.replication(artifact)
-            if replication is None or replication.copies == 1 or artifact.steward == context.org:
-                continue
-            if context.now() < artifact.retain_until:
-                asked.setdefault(artifact.steward, []).append(artifact_id)
-        for steward, artifact_ids in asked.items():
-            holders = set[OrgId]()
-            for one in artifact_ids:
-                await trio.lowlevel.checkpoint()
-                holders.update(context.placements.holders(one))
-            for source in (steward, *sorted(holders - {steward, context.org})):
-                if source in self._silent:
-                    continue
-                try:
-                    notices = await self._peers.notices(source, artifact_ids, steward)
-                except (PeerError, ManifestError, VerificationError) as exc:
-                    self._silent.add(source)
-                    log.debug("no notices of %s from %s: %s", unlabel(steward), unlabel(source), exc)
-                    continue
-                for notice in notices:
-                    await trio.to_thread.run_sync(self._store.keep_notice, notice)
-                break
+    async def _is_replaced(self, artifact_id: ArtifactId, steward: OrgId) -> bool:
+        if steward in self._unheard:
+            return False
+        with self._unheard.noting(steward):
+            return await self._peers.is_replaced(steward, artifact_id)
 
     # Holding.
 
@@ -237,6 +257,7 @@ class Pinner:
         await self._take_record(artifact_id, artifact.policy_digest, Policy.from_record)
         if epoch:
             await self._take_record(artifact_id, epoch.status_digest, partial(_check_status, artifact, epoch))
+        await trio.to_thread.run_sync(self._drop_former_records, artifact_id, artifact, digests)
         self._suspect.discard(artifact_id)
         self._whole[artifact_id] = digests
 
@@ -246,7 +267,7 @@ class Pinner:
         """Have a record here, open to all members if `parse` takes it for what the ledger says it is."""
         context, pin = self._context, held_pin(artifact_id)
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        data = await self._sound(cid, context.sources(artifact_id), pin)
+        data = await self._copier.sound(cid, context.sources(artifact_id), pin)
         try:
             record = parse(dag.decode_map(data))
         except UsufructError:
@@ -255,71 +276,65 @@ class Pinner:
         await trio.to_thread.run_sync(context.holdings.add, [cid], Purpose.CATALOGUE, artifact_id)
         return record
 
+    def _drop_former_records(
+        self, artifact_id: ArtifactId, artifact: Artifact, digests: Collection[bytes]
+    ) -> None:
+        """Let go of policies and consent status that are neither in force nor cited by a job that still runs."""
+        context, index, pin = self._context, self._context.index, held_pin(artifact_id)
+        needed = {artifact.content_digest, *digests}
+        for row in index.jobs(*_LIVE, artifact_id=artifact_id):
+            request = row.job.request
+            epoch = index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
+            needed.add(index.policy_digest(artifact_id, request.policy_version) or b"")
+            needed.add(epoch.status_digest if epoch else b"")
+        former = [
+            cid
+            for cid in context.store.pinned(pin)
+            if cid.codec == Codec.DAG_CBOR and cid.digest not in needed
+        ]
+        context.holdings.remove(former, Purpose.CATALOGUE, artifact_id)
+        for cid in former:
+            context.store.unpin(cid, pin)
+
     async def _take_blocks(
         self, artifact_id: ArtifactId, artifact: Artifact, manifest: BundleManifest
     ) -> None:
         context, pin = self._context, held_pin(artifact_id)
-        sources, size = context.sources(artifact_id), 0
+        sources, planned = context.sources(artifact_id), _size_of(manifest)
         blocks = list(dict.fromkeys(manifest.blocks))
         # Noted in any case: also a member that has no room is to state, at the end, that it has no copy.
         await trio.to_thread.run_sync(
             self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=0)
         )
-        await self._require_room(artifact_id, _size_of(manifest))
-        for at in range(0, len(blocks), _BATCH):
+        await self._require_room(artifact_id, planned)
+        begun, size = self._begun.get(artifact_id, (0, 0))
+        for at in range(begun, len(blocks), _BATCH):
             batch = blocks[at : at + _BATCH]
-            await context.fetch(batch, *sources, pin=pin)
+            await self._copier.fetch(batch, sources, pin)
             try:
-                size += await self._admit(artifact, batch, sources, pin)
+                size += await self._copier.admit(artifact, batch, sources, pin)
             except (WrongKeyDomainError, ContainerError):
                 await trio.to_thread.run_sync(self._drop, artifact_id)
                 await trio.to_thread.run_sync(self._store.let_go, artifact_id)
                 raise
-            await self._require_room(artifact_id, size)
+            await self._require_room(artifact_id, max(planned, size))
             await trio.to_thread.run_sync(context.holdings.add, batch, Purpose.HELD, artifact_id)
+            self._begun[artifact_id] = (at + len(batch), size)
         await trio.to_thread.run_sync(
             self._store.hold, Held(artifact_id=artifact_id, blocks=len(blocks), size_bytes=size)
         )
+        self._begun.pop(artifact_id, None)
         log.info("bundle %s is held here: %d blocks", artifact_id.hex()[:12], len(blocks))
-
-    async def _admit(
-        self, artifact: Artifact, batch: Sequence[Cid], sources: Sequence[OrgId], pin: str
-    ) -> int:
-        """Length of blocks that are sealed under the bundle's key; those that are damaged here are replaced first."""
-        try:
-            return await trio.to_thread.run_sync(self._sealed_size, artifact, batch)
-        except (BlockMismatchError, BlockNotFoundError):
-            for cid in await trio.to_thread.run_sync(self._damaged_among, batch):
-                await self._replace(cid, sources, pin)
-        return await trio.to_thread.run_sync(self._sealed_size, artifact, batch)
-
-    def _sealed_size(self, artifact: Artifact, batch: Sequence[Cid]) -> int:
-        """Blocks under another key could be somebody else's, whom we would serve."""
-        size = 0
-        for cid in batch:
-            data = self._context.store.get(cid)
-            check_header(data, key_id=artifact.key_id)
-            size += len(data)
-        return size
 
     async def _require_room(self, artifact_id: ArtifactId, size_bytes: int) -> None:
         """Raise StoreFullError if a new copy does not fit; what was begun of it goes."""
         try:
-            await trio.to_thread.run_sync(self._check_room, artifact_id, size_bytes)
+            await trio.to_thread.run_sync(self._room.reserve, artifact_id, size_bytes)
         except StoreFullError:
             await trio.to_thread.run_sync(self._drop, artifact_id)
             raise
 
-    def _check_room(self, artifact_id: ArtifactId, size_bytes: int) -> None:
-        """A copy that is whole has its room, also when the limit was lowered since: it is counted on."""
-        sizes = {held.artifact_id: held.size_bytes for held in self._store.held()}
-        if self._limit_bytes is None or sizes.pop(artifact_id, 0):
-            return
-        others = sum(sizes.values())
-        if others + size_bytes > self._limit_bytes:
-            raise StoreFullError(
-                f"bundle {artifact_id.hex()[:12]} does not fit: {others} of {self._limit_bytes} bytes are held for others"
-            )
+    # Own bundles.
 
     async def _restore(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         """Fetch back what the steward itself lost, once after each start and whenever damage was found."""
@@ -330,7 +345,9 @@ class Pinner:
             return
         sources = context.sources(artifact_id)
         if artifact_id not in self._whole:
-            await self._restore_blocks(artifact_id, artifact, sources)
+            check_manifest = partial(_read_manifest, artifact_id, artifact)
+            manifest = await self._restore_record(artifact.content_digest, sources, "bundle", check_manifest)
+            await self._restore_blocks(artifact_id, artifact, manifest, sources)
             self._suspect.discard(artifact_id)
             self._whole[artifact_id] = (b"", b"")
         await self._restore_record(digests[0], sources, "policy", Policy.from_record)
@@ -340,97 +357,85 @@ class Pinner:
         self._whole[artifact_id] = digests
 
     async def _restore_blocks(
-        self, artifact_id: ArtifactId, artifact: Artifact, sources: Sequence[OrgId]
+        self,
+        artifact_id: ArtifactId,
+        artifact: Artifact,
+        manifest: BundleManifest,
+        sources: Sequence[OrgId],
     ) -> None:
-        context, pin = self._context, f"bundle:{artifact.content_digest.hex()}"
-        cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
-        manifest = read_manifest(dag.decode_map(await self._sound(cid, sources, "bundle")))
+        """Have the ciphertexts here, and given out again to those who may have them; none once retention is over."""
+        context, ref = self._context, artifact.content_digest
+        pin = f"bundle:{ref.hex()}"
         blocks = list(dict.fromkeys(manifest.blocks))
-        if artifact_id in self._suspect:
-            for cid in await trio.to_thread.run_sync(self._damaged_among, blocks):
-                await self._replace(cid, sources, pin)
-        await context.fetch(blocks, *sources, pin=pin)
+        noted = set(await trio.to_thread.run_sync(context.holdings.cids, Purpose.BUNDLE, ref))
+        for at in range(self._begun.get(artifact_id, (0, 0))[0], len(blocks), _BATCH):
+            batch = blocks[at : at + _BATCH]
+            fresh = [cid for cid in batch if cid not in noted]
+            async with context.own_blocks:
+                if self._is_over(artifact):
+                    return
+                if artifact_id in self._suspect:
+                    await self._copier.mend(batch, sources, pin)
+                await self._copier.fetch(batch, sources, pin)
+                await self._copier.admit(artifact, fresh, sources, pin)
+                await trio.to_thread.run_sync(context.holdings.add, fresh, Purpose.BUNDLE, ref)
+            self._begun[artifact_id] = (at + len(batch), 0)
+        self._begun.pop(artifact_id, None)
 
     async def _restore_record(
         self,
         digest: bytes,
         sources: Sequence[OrgId],
         pin: str,
-        parse: Callable[[Mapping[str, object]], object],
-    ) -> None:
+        parse: Callable[[Mapping[str, object]], Parsed],
+    ) -> Parsed:
         """Have an own record here, open to all members if `parse` takes it for what the ledger says it is."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        parse(dag.decode_map(await self._sound(cid, sources, pin)))
+        record = parse(dag.decode_map(await self._copier.sound(cid, sources, pin)))
         await trio.to_thread.run_sync(self._context.holdings.add, [cid], Purpose.CATALOGUE)
-
-    async def _sound(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
-        """A block, fetched if it is not here, and again if it is damaged here."""
-        await self._context.fetch([cid], *sources, pin=pin)
-        try:
-            return await trio.to_thread.run_sync(self._context.store.get, cid)
-        except (BlockMismatchError, BlockNotFoundError):
-            return await self._replace(cid, sources, pin)
-
-    def _damaged_among(self, blocks: Sequence[Cid]) -> list[Cid]:
-        """Blocks that the store counts as here and that are gone or something else."""
-        damaged = []
-        for cid in filter(self._context.store.has, blocks):
-            try:
-                self._context.store.get(cid)
-            except (BlockMismatchError, BlockNotFoundError):
-                damaged.append(cid)
-        return damaged
-
-    async def _replace(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
-        for source in sources:
-            try:
-                data = await self._context.fetch_once(cid, source)
-            except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
-                log.debug("no block %s from %s: %s", cid, unlabel(source), exc)
-                continue
-            await trio.to_thread.run_sync(partial(self._context.store.put, data, cid.codec, pin=pin))
-            return data
-        raise BlockMismatchError(f"block {cid} is damaged here, and nobody who answers has it")
+        return record
 
     # Letting go.
 
-    async def _let_go(self, artifact_id: ArtifactId) -> None:
+    def _let_go(self, artifact_id: ArtifactId) -> None:
         """Erase a copy and state it; a statement is made only when no block is left, for whatever reason it was kept."""
-        context = self._context
-        self._whole.pop(artifact_id, None)
-        blocks = await trio.to_thread.run_sync(self._erase, artifact_id)
-        statement = ErasureStatement.sign(
-            context.ledger.network,
-            artifact_id,
-            context.org,
-            what=Erased.COPY,
-            blocks=blocks,
-            erased_at=context.now(),
-            signing_key=self._signing_key,
-        )
-        await trio.to_thread.run_sync(self._store.keep_erasure, statement)
-        await trio.to_thread.run_sync(self._drop, artifact_id)
-        await trio.to_thread.run_sync(self._store.let_go, artifact_id)
-        log.info("bundle %s is held here no more: %d blocks erased", artifact_id.hex()[:12], blocks)
-
-    def _erase(self, artifact_id: ArtifactId) -> int:
         context = self._context
         noted = context.holdings.cids(Purpose.HELD, artifact_id)
         context.store.unpin_all(held_pin(artifact_id))
         context.tidy()
         check_gone(context.store.has, noted)
-        return len(noted)
+        statement = ErasureStatement.sign(
+            context.ledger.network,
+            artifact_id,
+            context.org,
+            what=Erased.COPY,
+            blocks=len(noted),
+            erased_at=context.now(),
+            signing_key=self._signing_key,
+        )
+        # Until then a crash leaves what the blocks are counted by, so that the next start states as many.
+        self._store.let_go(artifact_id, statement)
+        self._drop(artifact_id)
+        log.info("bundle %s is held here no more: %d blocks erased", artifact_id.hex()[:12], len(noted))
 
     def _drop(self, artifact_id: ArtifactId) -> None:
-        self._context.store.unpin_all(held_pin(artifact_id))
-        self._context.holdings.drop(Purpose.HELD, artifact_id)
-        self._context.holdings.drop(Purpose.CATALOGUE, artifact_id)
-        self._context.store.gc()
+        context = self._context
+        self._whole.pop(artifact_id, None)
+        self._begun.pop(artifact_id, None)
+        context.store.unpin_all(held_pin(artifact_id))
+        context.holdings.drop(Purpose.HELD, artifact_id)
+        context.holdings.drop(Purpose.CATALOGUE, artifact_id)
+        context.store.gc()
+        self._room.free(artifact_id)
 
-
-def held_pin(artifact_id: ArtifactId) -> str:
-    """Pin under which the copy of another member's bundle is kept."""
-    return _HELD_PIN + artifact_id.hex()
+    def _drop_left_over(self) -> None:
+        """Let go of what a crash left of bundles that are not held any more, or not noted yet."""
+        context = self._context
+        found = {bytes.fromhex(reason.removeprefix(HELD_PIN)) for reason in context.store.reasons(HELD_PIN)}
+        for purpose in (Purpose.HELD, Purpose.CATALOGUE):
+            found.update(ref for ref in context.holdings.refs(purpose) if ref)
+        for ref in found - {one.artifact_id for one in self._store.held()}:
+            self._drop(ArtifactId(ref))
 
 
 def check_gone(has: Callable[[Cid], bool], cids: Sequence[Cid]) -> None:

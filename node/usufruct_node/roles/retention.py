@@ -85,15 +85,20 @@ class Retention:
 
     async def _end(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         org = self._context.org
-        if not await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.COPY):
-            blocks = await trio.to_thread.run_sync(self._erase, artifact)
-            await trio.to_thread.run_sync(self._state, artifact_id, Erased.COPY, blocks)
+        async with self._context.own_blocks:
+            await trio.to_thread.run_sync(self._erase_copy, artifact_id, artifact)
         if await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.KEY):
             return
         if await trio.to_thread.run_sync(self._key_is_needed, artifact.key_id):
             return
         await trio.to_thread.run_sync(self._destroy_secret, artifact.key_id)
         await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
+
+    def _erase_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        """Erase and state it, and again should blocks be here in spite of a statement, as after a restore."""
+        kept = self._context.store.pinned(_bundle_pin(artifact))
+        if next(iter(kept), None) or not self._store.has_erased(artifact_id, self._context.org, Erased.COPY):
+            self._state(artifact_id, Erased.COPY, self._erase(artifact))
 
     def _erase(self, artifact: Artifact) -> int:
         """Erase the ciphertexts; manifest and policy stay, as lineage is walked through them."""
@@ -104,7 +109,7 @@ class Retention:
         except (BlockNotFoundError, IntegrityError):
             # A manifest that is lost must not keep the key.
             blocks = context.holdings.cids(Purpose.BUNDLE, artifact.content_digest)
-        context.store.unpin_all(f"bundle:{artifact.content_digest.hex()}")
+        context.store.unpin_all(_bundle_pin(artifact))
         context.tidy()
         check_gone(context.store.has, blocks)
         context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
@@ -156,3 +161,8 @@ class Retention:
             for statement in statements:
                 if statement.holder == org:
                     await trio.to_thread.run_sync(self._store.keep_erasure, statement)
+
+
+def _bundle_pin(artifact: Artifact) -> str:
+    """Pin under which an own bundle's ciphertexts are kept."""
+    return f"bundle:{artifact.content_digest.hex()}"
