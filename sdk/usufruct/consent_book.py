@@ -310,7 +310,8 @@ def anchor_epoch(
     book.check_made(scope, current)
     if not current.epoch and not book.positions(scope):
         raise InputError(f"no consent for {scope!r} was ever recorded", hint="is the purpose spelled right?")
-    now = ledger.finalised().timestamp
+    # Without empty blocks the chain's time stands still, and consents expire all the same.
+    now = max(int(time.time()), ledger.finalised().timestamp)
     positions = book.positions(scope)
     status, live = book.status(scope, current.epoch, now=now)
     leaves = [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in live]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chain_fixture import FAR, Consortium, word
+from usufruct import consent_book
 from usufruct.consent import (
     MAX_STATUS_BITS,
     ConsentStatus,
@@ -347,6 +350,24 @@ def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
     assert anchor_epoch(book, north.ledger, node, scope=SCOPE) == epoch, "nothing changed, nothing to anchor"
     book.withdraw("subject-4", scope=SCOPE)
     assert anchor_epoch(book, north.ledger, node, scope=SCOPE).epoch == 2
+
+
+def test_what_has_expired_by_the_clock_is_no_consent_although_the_chain_stands_still(
+    book: ConsentBook, consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that makes no empty blocks may have had its last one days ago."""
+    north, scope = consortium["north"], "consent-quiet"
+    expires_at = max(int(time.time()), north.ledger.finalised().timestamp) + 100_000
+    record(book, consortium, ["ada", "bob"], scope=scope)
+    record(book, consortium, ["eve"], scope=scope, expires_at=expires_at)
+    node = Kept()
+    before = anchor_epoch(book, north.ledger, node, scope=scope)
+    monkeypatch.setattr(consent_book, "time", SimpleNamespace(time=lambda: float(expires_at)))
+    after = anchor_epoch(book, north.ledger, node, scope=scope)
+    assert (before.epoch, after.epoch) == (1, 2)
+    told = ConsentStatus.from_record(node.records[after.status_digest][1])
+    assert told == book.status(scope, 2, now=expires_at)[0]
+    assert len(book.status(scope, 2, now=expires_at)[1]) == 2
 
 
 def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
