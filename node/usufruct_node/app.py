@@ -51,7 +51,7 @@ from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up_in_thread, follow
-from usufruct_node.intake import Uploads
+from usufruct_node.intake import Uploads, forget_unnoted
 from usufruct_node.membership import Membership
 from usufruct_node.metrics import Metrics
 from usufruct_node.peers import PeerHost, PeerIdentity
@@ -189,7 +189,7 @@ class Node:
                 await nursery.start(self._host.run)
                 await unlocked.wait()
                 # Before anybody can begin another.
-                await self._forget_uploads()
+                await self._forget_begun()
                 await nursery.start(self._serve_api)
                 await self._follow_registry()
                 await self._membership.announce(self._endpoint())
@@ -443,11 +443,19 @@ class Node:
     def _advanced(self) -> None:
         self._dispatcher.wake()
 
-    async def _forget_uploads(self) -> None:
+    async def _forget_begun(self) -> None:
+        """Free what uploads and rechecks before this start left behind."""
         try:
             await trio.to_thread.run_sync(self.uploads.forget)
+            await trio.to_thread.run_sync(forget_unnoted, self.store, self.holdings, self._is_registered)
+            await trio.to_thread.run_sync(self._context.forget_rechecks)
         except UsufructError as exc:
-            _log.warning("cannot free what uploads before this start left behind: %s", exc)
+            _log.warning("cannot free what was begun before this start: %s", exc)
+
+    def _is_registered(self, content_digest: bytes) -> bool:
+        """Whether a bundle of this organisation has this manifest."""
+        found = map(self.index.artifact, self.index.bundles_with_content(content_digest))
+        return any(artifact is not None and artifact.steward == self.org for artifact in found)
 
     async def _tidy(self) -> None:
         """Free what ended jobs and uploads that broke off left behind."""

@@ -21,6 +21,7 @@ Record = Mapping[str, object]
 STAGED = "staged"
 """Pin of blocks that were handed over but that no record links yet."""
 
+_BUNDLE_PIN = "bundle:"
 _IDLE_SECONDS = 3600.0
 
 
@@ -82,6 +83,21 @@ def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes)
     return cid
 
 
+def forget_unnoted(store: BlockStore, holdings: Holdings, is_registered: Callable[[bytes], bool]) -> None:
+    """Let go of blocks that a kill left pinned for a bundle and noted for nobody.
+
+    Parameters
+    ----------
+    is_registered :
+        Whether a bundle with a manifest of this digest is registered: it keeps its blocks, and what is noted of them is put
+        right elsewhere.
+    """
+    for reason in store.reasons(_BUNDLE_PIN):
+        digest = bytes.fromhex(reason.removeprefix(_BUNDLE_PIN))
+        if not holdings.cids(Purpose.BUNDLE, digest) and not is_registered(digest):
+            store.unpin_all(reason)
+
+
 def _require_staged(store: BlockStore, blocks: tuple[Cid, ...]) -> None:
     absent = [block for block in blocks if not store.has(block)]
     if absent:
@@ -94,7 +110,7 @@ def _adopt_blocks(
     store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tuple[Cid, ...], undo: ExitStack
 ) -> None:
     """Keep a bundle's blocks for it; `undo` gets what lets them go, unless an earlier handing over keeps them already."""
-    pin = f"bundle:{bundle.digest.hex()}"
+    pin = _BUNDLE_PIN + bundle.digest.hex()
     if blocks and not holdings.cids(Purpose.BUNDLE, bundle.digest):
         undo.callback(holdings.drop, Purpose.BUNDLE, bundle.digest)
         undo.callback(store.unpin_all, pin)

@@ -14,7 +14,7 @@ from usufruct.errors import BlockNotFoundError, InputError, IntegrityError, Stor
 from usufruct.keys.he_keys import key_domain_record
 from usufruct.register import PUBLIC_TYPE
 from usufruct_node.holdings import Holding, Holdings, Purpose
-from usufruct_node.intake import Uploads, accept_record
+from usufruct_node.intake import Uploads, accept_record, forget_unnoted
 
 
 @dataclass
@@ -163,6 +163,37 @@ def test_of_a_bundle_that_a_kill_cut_off_the_blocks_go_with_the_other_staged_one
     uploads.forget()
     shelf.store.gc()
     assert list(shelf.store.cids()) == [dag.cid_of(bundle.record)]
+
+
+def test_blocks_that_a_kill_left_pinned_and_noted_for_nobody_go_unless_their_bundle_is_registered(
+    shelf: Shelf, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    digest = dag.cid_of(bundle.record).digest
+    monkeypatch.setattr(EmbeddedBlockStore, "unpin_all", lambda *_: 0)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shelf.holdings, "add", die)
+        patched.setattr(shelf.holdings, "drop", die)
+        shelf.store.put_many(bundle.blocks, Codec.RAW, pin="staged")
+        shelf.accept("bundle", bundle.record)
+    monkeypatch.undo()
+    Uploads(shelf.store).forget()
+    forget_unnoted(shelf.store, shelf.holdings, lambda one: one == digest)
+    shelf.store.gc()
+    assert all(map(shelf.store.has, bundle.manifest.blocks))
+    forget_unnoted(shelf.store, shelf.holdings, lambda one: False)
+    shelf.store.gc()
+    assert not any(map(shelf.store.has, bundle.manifest.blocks))
+
+    shelf.store.put_many(bundle.blocks, Codec.RAW, pin="staged")
+    shelf.accept("bundle", bundle.record)
+    forget_unnoted(shelf.store, shelf.holdings, lambda one: False)
+    shelf.store.gc()
+    assert all(map(shelf.store.has, bundle.manifest.blocks)), (
+        "what was taken in and is not registered yet stays"
+    )
 
 
 @pytest.mark.parametrize(

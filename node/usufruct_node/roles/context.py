@@ -51,6 +51,7 @@ Result = TypeVar("Result")
 
 _JOB_PIN = "job:"
 _RESULT_PIN = "result:"
+_RECHECK_PIN = "recheck:"
 _SENDING_THREADS = 16
 _STEP_GAS = 600_000
 """Enough for any step of a job, its conclusion included; see docs/gas.md."""
@@ -177,8 +178,13 @@ class RoleContext:
         await self.fetch(cids, *holders, pin=pin)
         return [dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid)) for cid in cids]
 
-    async def inputs(self, row: JobRow) -> JobInputs:
+    async def inputs(self, row: JobRow, *, pin: str | None = None) -> JobInputs:
         """Everything that a job depends on except the ciphertexts, fetched and checked.
+
+        Parameters
+        ----------
+        pin :
+            What the blocks are kept for; by default the job, until it ends.
 
         Raises
         ------
@@ -193,7 +199,7 @@ class RoleContext:
         policy_digest = self.index.policy_digest(request.artifact_id, request.policy_version)
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
-        pin = job_pin(row.job_id)
+        pin = pin or job_pin(row.job_id)
         digests = (artifact.content_digest, policy_digest, epoch.status_digest)
         manifest, policy, status = await self.fetch_records(
             digests, *self.sources(request.artifact_id), pin=pin
@@ -209,9 +215,12 @@ class RoleContext:
             min_cohort=grant.terms.min_cohort,
         )
 
-    async def execute(self, row: JobRow, inputs: JobInputs) -> ResultManifest:
-        """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody."""
-        pin = job_pin(row.job_id)
+    async def execute(self, row: JobRow, inputs: JobInputs, *, pin: str | None = None) -> ResultManifest:
+        """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody.
+
+        `pin` as for `inputs`.
+        """
+        pin = pin or job_pin(row.job_id)
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin)
         blocks = await trio.to_thread.run_sync(
@@ -316,6 +325,11 @@ class RoleContext:
                     self.store.unpin_all(reason)
         return self.store.gc()
 
+    def forget_rechecks(self) -> None:
+        """Let go of what an earlier run of the node kept for rechecks that it did not end."""
+        for reason in self.store.reasons(_RECHECK_PIN):
+            self.store.unpin_all(reason)
+
     def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
@@ -345,6 +359,11 @@ def job_pin(job_id: JobId) -> str:
 def result_pin(job_id: JobId) -> str:
     """Pin under which an executor keeps a job's result, and a custodian its release."""
     return _RESULT_PIN + job_id.hex()
+
+
+def recheck_pin(job_id: JobId) -> str:
+    """Pin under which the blocks of an ended job are kept while it is executed again."""
+    return _RECHECK_PIN + job_id.hex()
 
 
 def _is_given_up() -> bool:

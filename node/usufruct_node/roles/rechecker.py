@@ -6,7 +6,7 @@ import trio
 
 from usufruct.records import unlabel
 from usufruct_node.index import JobRow
-from usufruct_node.roles.context import RoleContext, log
+from usufruct_node.roles.context import RoleContext, log, recheck_pin
 
 
 class Rechecker:
@@ -26,8 +26,12 @@ class Rechecker:
 
     async def handle(self, row: JobRow) -> None:
         """Recheck one job."""
-        context = self._context
-        found = await context.execute(row, await context.inputs(row))
+        context, pin = self._context, recheck_pin(row.job_id)
+        try:
+            found = await context.execute(row, await context.inputs(row, pin=pin), pin=pin)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(context.store.unpin_all, pin)
         is_same = found.cid.digest == row.job.result_digest
         await trio.to_thread.run_sync(context.journal.keep_recheck, row.job_id, is_same)
         executor = unlabel(row.job.executor)
