@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from usufruct.content import BlockStore
-from usufruct.custody import StorageChallenge, prove_possession
+from usufruct.content import BlockStore, Cid, Codec, dag
+from usufruct.custody import Erased, ErasureStatement, StorageChallenge, prove_possession
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
+    IntegrityError,
     ManifestError,
     StorageProofError,
     UsufructError,
 )
 from usufruct.ledger import Network
+from usufruct.publish import read_manifest
 from usufruct.records import Artifact, ArtifactId, ArtifactKind, MemberStatus, OrgId, Participant, Role
 from usufruct_node.challenge_log import ChallengeLog, Outcome
 from usufruct_node.custody_store import CustodyStore
@@ -36,7 +38,16 @@ from usufruct_node.placement import Placements
 _log = logging.getLogger(__name__)
 
 MAX_ARTIFACTS = 64
-"""Bundles in one question for notices."""
+"""Bundles in one question for notices that is answered."""
+
+MAX_NOTICES = 24
+"""Notices that fit into one answer, however many members each leaves out."""
+
+MAX_NOTICE_BYTES = 2560
+"""Longest record of a notice."""
+
+PAGE = 128
+"""Statements, and members whose statements are missing, in one answer."""
 
 PROOFS_PER_MINUTE = 60
 """Challenges of one member that are answered."""
@@ -47,6 +58,8 @@ REFUSED = "refused"
 MALFORMED = "malformed"
 
 Answer = dict[str, object]
+
+_ERASURES = {"ask", "artifact", "skip"}
 
 
 class Allowance:
@@ -122,8 +135,8 @@ class CustodyService:
                 return self._notices(question["artifacts"])
             if question.get("ask") == "replaced" and set(question) == {"ask", "artifact"}:
                 return self._replaced(member, _id(question["artifact"]))
-            if question.get("ask") == "erasures" and set(question) == {"ask", "artifact"}:
-                return self._erasures(_id(question["artifact"]))
+            if question.get("ask") == "erasures" and {"ask", "artifact"} <= set(question) <= _ERASURES:
+                return self._erasures(member, _id(question["artifact"]), _count(question.get("skip", 0)))
         except ManifestError:
             return {"refused": MALFORMED}
         except UsufructError as exc:
@@ -169,7 +182,14 @@ class CustodyService:
         if not isinstance(wanted, list) or len(wanted) > MAX_ARTIFACTS:
             raise ManifestError("not a short list of bundles")
         found = [self._store.notice(_id(artifact_id)) for artifact_id in wanted]
-        return {"notices": [notice.to_record() for notice in found if notice is not None]}
+        records, left = list[dict[str, object]](), MAX_NOTICES * MAX_NOTICE_BYTES
+        for notice in found:
+            if notice is not None:
+                left -= len(dag.encode(notice.to_record()))
+                # Whoever asks about more than the answer holds learns of some, and not of none.
+                if left >= 0:
+                    records.append(notice.to_record())
+        return {"notices": records}
 
     def _replaced(self, member: Participant, artifact_id: ArtifactId) -> Answer:
         """As its steward: whether every present holder of a bundle has proved that it holds it, so that a member may go.
@@ -196,9 +216,54 @@ class CustodyService:
                 return {"replaced": False}
         return {"replaced": True}
 
-    def _erasures(self, artifact_id: ArtifactId) -> Answer:
-        statements = [statement.to_record() for statement in self._store.erasures(artifact_id)]
-        return {"erasures": statements, "awaited": list(self._store.awaited(artifact_id))}
+    def _erasures(self, member: Participant, artifact_id: ArtifactId, skip: int) -> Answer:
+        """A page of what is known; `more` says that another follows."""
+        self._state_that_nothing_is_here(member, artifact_id)
+        end = skip + PAGE
+        statements, awaited = self._store.erasures(artifact_id), self._store.awaited(artifact_id)
+        page: Answer = {
+            "erasures": [statement.to_record() for statement in statements[skip:end]],
+            "awaited": list(awaited[skip:end]),
+        }
+        return page | {"more": True} if max(len(statements), len(awaited)) > end else page
+
+    def _state_that_nothing_is_here(self, member: Participant, artifact_id: ArtifactId) -> None:
+        """A member that was to hold an ended bundle and never had any of it has nothing to erase, and its steward waits for
+        its word all the same."""
+        artifact = self._index.artifact(artifact_id)
+        if artifact is None or artifact.kind != ArtifactKind.BUNDLE or self._now() < artifact.retain_until:
+            return
+        if member.id != artifact.steward or self._org == artifact.steward:
+            return
+        if self._store.has_erased(artifact_id, self._org, Erased.COPY) or self._has_any(
+            artifact_id, artifact
+        ):
+            return
+        statement = ErasureStatement.sign(
+            self._network,
+            artifact_id,
+            self._org,
+            what=Erased.COPY,
+            blocks=0,
+            erased_at=self._now(),
+            signing_key=self._signing_key,
+        )
+        self._store.keep_erasure(statement)
+
+    def _has_any(self, artifact_id: ArtifactId, artifact: Artifact) -> bool:
+        """Whether something of a bundle is here, or is being let go of, for whatever reason; whoever has a block, as for a job,
+        has the manifest."""
+        held = any(one.artifact_id == artifact_id for one in self._store.held())
+        if held or self._holdings.cids(Purpose.HELD, artifact_id):
+            return True
+        try:
+            record = self._blocks.get(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR))
+            return any(map(self._blocks.has, read_manifest(dag.decode_map(record)).blocks))
+        except BlockMismatchError:
+            # Damaged: what it names cannot be looked up.
+            return True
+        except (BlockNotFoundError, IntegrityError):
+            return False
 
 
 def _map(value: object) -> Mapping[str, Any]:
@@ -211,3 +276,9 @@ def _id(value: object) -> ArtifactId:
     if type(value) is not bytes or len(value) != 32:
         raise ManifestError("not an id of 32 bytes")
     return ArtifactId(value)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise ManifestError("not a number of statements")
+    return value

@@ -7,12 +7,17 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from test_peers_host import NORTH, SOUTH, in_network
 
-from chain_fixture import CAST, Consortium, word
-from usufruct.content import Cid, EmbeddedBlockStore
+from bundle_fixture import SmallBundle
+from chain_fixture import CAST, FAR, Consortium, word
+from usufruct.content import Cid, Codec, EmbeddedBlockStore, dag
 from usufruct.custody import (
+    MAX_LEFT_OUT,
     Erased,
     ErasureStatement,
     PlacementNotice,
@@ -21,14 +26,16 @@ from usufruct.custody import (
     StorageProof,
     check_possession,
 )
-from usufruct.records import ArtifactId, MemberStatus, Role, label
+from usufruct.records import ArtifactId, MemberStatus, OrgId, Role, label
 from usufruct.replication import Replication
 from usufruct_node.challenge_log import ChallengeLog, Entry, Outcome
-from usufruct_node.custody_service import Allowance, CustodyService
-from usufruct_node.custody_store import CustodyStore
+from usufruct_node.custody_service import MAX_NOTICE_BYTES, MAX_NOTICES, Allowance, CustodyService
+from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Holdings, Purpose
 from usufruct_node.index import Index, catch_up
+from usufruct_node.peers.custody import PROTOCOL_ID, CustodyHandler, encode_message
 from usufruct_node.placement import Placements
+from usufruct_node.roles.custody_peers import CustodyPeers
 
 SCOPE = label("custody-study")
 BLOCKS = [hashlib.shake_256(bytes([n])).digest(8_000) for n in range(3)]
@@ -48,7 +55,7 @@ class Holder:
     log: ChallengeLog
     damage: list[ArtifactId] = field(default_factory=list)
 
-    def service(self, name: str = "holder", *, per_minute: int = 600) -> CustodyService:
+    def service(self, name: str = "holder", *, per_minute: int = 600, now: int = 1000) -> CustodyService:
         return CustodyService(
             org=self.net[name].id,
             network=self.net.network,
@@ -59,7 +66,7 @@ class Holder:
             record=self.log,
             placements=Placements(self.index, self.store),
             signing_key=self.net[name].node_key,
-            now=lambda: 1000,
+            now=lambda: now,
             on_damage=self.damage.append,
             allowance=Allowance(per_minute, now=lambda: 0.0),
         )
@@ -196,6 +203,9 @@ def test_the_ration_refills_evenly_and_does_not_pile_up() -> None:
         {"ask": "notices", "artifacts": [b"\1"]},
         {"ask": "notices", "artifacts": b"\1" * 32},
         {"ask": "erasures", "artifact": "0" * 32},
+        {"ask": "erasures", "artifact": b"\1" * 32, "skip": -1},
+        {"ask": "erasures", "artifact": b"\1" * 32, "skip": True},
+        {"ask": "erasures", "artifact": b"\1" * 32, "extra": 1},
         {"ask": "replaced", "artifact": None},
         {"ask": ["proof"]},
     ],
@@ -232,6 +242,119 @@ def test_notices_and_erasures_are_told_as_they_were_signed(holder: Holder) -> No
     }
     stranger = net["gone"].peer.peer_id
     assert service.answer(stranger, asked) == {"refused": "refused"}
+
+
+def test_what_exceeds_one_answer_is_told_in_several(holder: Holder) -> None:
+    """Between real hosts, whose messages have a bounded length."""
+    net, key = holder.net, holder.net["north"].node_key
+    left_out = tuple(word() for _ in range(MAX_LEFT_OUT))
+    bundles = [ArtifactId(word()) for _ in range(64)]
+    for artifact_id in bundles:
+        notice = PlacementNotice.sign(
+            net.network, artifact_id, sequence=2**63 - 1, left_out=left_out, signing_key=key
+        )
+        assert len(dag.encode(notice.to_record())) <= MAX_NOTICE_BYTES
+        holder.store.keep_notice(notice)
+    members = [OrgId(word()) for _ in range(300)]
+    for member in members[:290]:
+        holder.store.keep_erasure(
+            ErasureStatement.sign(
+                net.network,
+                holder.bundle,
+                member,
+                what=Erased.COPY,
+                blocks=2**63 - 1,
+                erased_at=2**63 - 1,
+                signing_key=key,
+            )
+        )
+    holder.store.designate(holder.bundle, members, 50)
+    service, asker = holder.service(), net["university"].peer.peer_id
+    told: dict[str, set[bytes]] = {}
+
+    async def scenario(network: Any) -> None:
+        server = await network.start(NORTH)
+        server.handle(PROTOCOL_ID, CustodyHandler(lambda _, question: service.answer(asker, question)).serve)
+        one = replace(
+            net.reader.participant(net["north"].id),
+            peer_id=NORTH.peer_id_bytes,
+            endpoint=server.multiaddr.split("/p2p/")[0],
+        )
+        context: Any = SimpleNamespace(
+            host=await network.start(SOUTH),
+            member=lambda org: replace(one, id=org),
+            ledger=SimpleNamespace(network=net.network),
+        )
+        peers = CustodyPeers(context, answer_s=30.0)
+        notices = await peers.notices(one.id, bundles, one.id)
+        statements, awaited = await peers.erasures(one.id, holder.bundle)
+        assert len(statements) == 290 and len(awaited) == 10
+        told["notices"] = {notice.artifact_id for notice in notices}
+        told["stated"] = {statement.holder for statement in statements}
+        told["awaited"] = set(awaited)
+
+    in_network(scenario)
+    assert told == {
+        "notices": set(bundles),
+        "stated": set(members[:290]),
+        "awaited": set(members[290:]),
+    }
+    whole = service.answer(asker, {"ask": "notices", "artifacts": bundles})
+    assert len(whole["notices"]) >= MAX_NOTICES
+    encode_message(whole)
+
+
+def test_a_member_that_never_had_any_of_a_bundle_says_so_to_its_steward_once_it_has_ended(
+    holder: Holder,
+) -> None:
+    net = holder.net
+    manifest = {"of": "a bundle"}
+    digest = dag.cid_of(manifest).digest
+    ended = net.bundle(
+        "north", net.key_domain("north"), scope=SCOPE, content_digest=digest, retain_until=FAR - 1
+    )
+    catch_up(holder.index, net.reader)
+    question = {"ask": "erasures", "artifact": ended}
+    early, late = holder.service(), holder.service(now=FAR - 1)
+
+    def said(service: CustodyService, name: str = "north") -> list[ErasureStatement]:
+        records = service.answer(net[name].peer.peer_id, question)["erasures"]
+        return [ErasureStatement.from_record(record) for record in records]
+
+    assert said(early) == [], "it is retained"
+    assert said(late, "university") == [], "only its steward waits for the word"
+    holder.store.hold(Held(artifact_id=ended, blocks=1, size_bytes=0))
+    assert said(late) == [], "it is still to let go of what it has"
+    holder.store.let_go(ended)
+    holder.holdings.add(CIDS, Purpose.HELD, ended)
+    assert said(late) == []
+    holder.holdings.drop(Purpose.HELD, ended)
+    (statement,) = said(late)
+    statement.check(net.network, net.reader.participant(net["holder"].id))
+    assert (statement.what, statement.blocks, statement.erased_at) == (Erased.COPY, 0, FAR - 1)
+    assert said(holder.service(now=FAR)) == [statement], "once"
+
+
+def test_a_member_that_has_blocks_of_an_ended_bundle_for_another_reason_does_not_say_that_it_has_none(
+    holder: Holder, bundle: SmallBundle
+) -> None:
+    net = holder.net
+    ended = net.bundle(
+        "north",
+        net.key_domain("north"),
+        scope=SCOPE,
+        content_digest=dag.cid_of(bundle.record).digest,
+        retain_until=FAR - 1,
+    )
+    catch_up(holder.index, net.reader)
+    service, question = holder.service(now=FAR - 1), {"ask": "erasures", "artifact": ended}
+    holder.blocks.put(dag.encode(bundle.record), Codec.DAG_CBOR, pin="job")
+    holder.blocks.put(bundle.blocks[1], pin="job")
+    peer = net["north"].peer.peer_id
+    assert service.answer(peer, question)["erasures"] == []
+    holder.blocks.unpin_all("job")
+    holder.blocks.gc()
+    assert len(service.answer(peer, question)["erasures"]) == 1
 
 
 def test_a_steward_calls_a_former_holder_replaced_only_when_the_present_ones_have_proved(

@@ -26,12 +26,15 @@ from usufruct.errors import (
     StorageProofError,
 )
 from usufruct.records import ArtifactId, OrgId, Participant
-from usufruct_node.custody_service import MAX_ARTIFACTS, NOT_HELD
+from usufruct_node.custody_service import MAX_NOTICES, NOT_HELD, PAGE
 from usufruct_node.peers.custody import ask
 from usufruct_node.peers.identity import peer_id_text
 from usufruct_node.roles.context import RoleContext
 
-_MAX_STATEMENTS = 256
+_MAX_LISTED = 256
+"""Longest list in one answer."""
+_MAX_STATEMENTS = 4096
+"""Statements on one bundle that are asked for, in as many questions as it takes."""
 _SLOW_SECONDS = 5.0
 """A member that has nothing to give says so sooner."""
 
@@ -130,8 +133,8 @@ class CustodyPeers:
         """
         found: list[PlacementNotice] = []
         signer = self.context.member(steward)
-        for at in range(0, len(artifact_ids), MAX_ARTIFACTS):
-            batch = list(artifact_ids[at : at + MAX_ARTIFACTS])
+        for at in range(0, len(artifact_ids), MAX_NOTICES):
+            batch = list(artifact_ids[at : at + MAX_NOTICES])
             answer = await self._ask(self.context.member(holder), {"ask": "notices", "artifacts": batch})
             if set(answer) != {"notices"}:
                 raise PeerRefusedError(f"no notices were told: {_word(answer)}")
@@ -164,8 +167,25 @@ class CustodyPeers:
         PeerError, ManifestError, VerificationError
         """
         found: list[ErasureStatement] = []
-        answer = await self._ask(self.context.member(holder), {"ask": "erasures", "artifact": artifact_id})
-        if set(answer) != {"erasures", "awaited"}:
+        awaited: list[OrgId] = []
+        for skip in range(0, _MAX_STATEMENTS, PAGE):
+            more = await self._erasures(holder, artifact_id, skip, found, awaited)
+            if not more:
+                break
+        return found, awaited
+
+    async def _erasures(
+        self,
+        holder: OrgId,
+        artifact_id: ArtifactId,
+        skip: int,
+        found: list[ErasureStatement],
+        awaited: list[OrgId],
+    ) -> bool:
+        """Add what one answer says; whether there is more to be had."""
+        question = {"ask": "erasures", "artifact": artifact_id} | ({"skip": skip} if skip else {})
+        answer = await self._ask(self.context.member(holder), question)
+        if set(answer) - {"more"} != {"erasures", "awaited"}:
             raise PeerRefusedError(f"no erasures were told: {_word(answer)}")
         for record in _list(answer["erasures"]):
             statement = ErasureStatement.from_record(_map(record))
@@ -174,10 +194,11 @@ class CustodyPeers:
             signer = self.context.member(statement.holder)
             await trio.to_thread.run_sync(statement.check, self.context.ledger.network, signer)
             found.append(statement)
-        awaited = _list(answer["awaited"])
-        if any(type(org) is not bytes or len(org) != 32 for org in awaited):
+        members = _list(answer["awaited"])
+        if any(type(org) is not bytes or len(org) != 32 for org in members):
             raise ManifestError("what is awaited is no list of members")
-        return found, [OrgId(org) for org in awaited]
+        awaited.extend(OrgId(org) for org in members)
+        return answer.get("more") is True
 
     async def _ask(self, member: Participant, question: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
@@ -188,7 +209,7 @@ class CustodyPeers:
 
 
 def _list(value: object) -> list[Any]:
-    if not isinstance(value, list) or len(value) > _MAX_STATEMENTS:
+    if not isinstance(value, list) or len(value) > _MAX_LISTED:
         raise ManifestError("not a short list")
     return value
 
