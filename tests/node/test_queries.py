@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ledger_story import HOSTILE_ENDPOINT, Story
 
 from usufruct.records import ArtifactId, GrantId, JobId, JobState, Refusal
-from usufruct_node.index import Index, catch_up
+from usufruct_node.index import Index, catch_up, database
+from usufruct_node.index.rows import event_of
 from usufruct_node.queries import Queries, UnknownRecordError
 
 
@@ -48,6 +51,38 @@ def test_every_denial_is_listed_once_with_its_reason_newest_first(story: Story, 
     assert queries.denials(1000, len(told)) == []
     by_rival = [entry for entry in told if entry["requester"] == "rival"]
     assert [entry["reason"] for entry in by_rival] == ["GRANT_REVOKED"]
+
+
+def test_a_page_of_denials_reads_no_other_events_than_it_tells(
+    queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads all pages of a long list would otherwise read it all for each."""
+    read = 0
+
+    def counted(row: sqlite3.Row) -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return event_of(row)
+
+    told = queries.denials(1000)
+    monkeypatch.setattr(database, "event_of", counted)
+    assert queries.denials(1, len(told) - 1) == told[-1:] and read == 1
+
+
+def test_jobs_on_a_bundle_are_looked_up_by_it_and_not_searched_for(story: Story, index: Index) -> None:
+    asked: list[str] = []
+    index._db.set_trace_callback(asked.append)
+    (bundle,) = {row.job.request.artifact_id for row in index.jobs() if row.job_id == story.jobs["released"]}
+    asked.clear()
+    found = index.jobs(JobState.POSTED, JobState.RELEASED, artifact_id=bundle)
+    index._db.set_trace_callback(None)
+    assert {row.job_id for row in found} >= {story.jobs["released"]}
+    assert all(row.job.request.artifact_id == bundle for row in found)
+    assert found == [
+        row for row in index.jobs(JobState.POSTED, JobState.RELEASED) if row.job.request.artifact_id == bundle
+    ]
+    plan = index._db.execute(f"EXPLAIN QUERY PLAN {asked[-1]}").fetchall()
+    assert "USING INDEX job_artifact" in str([tuple(row) for row in plan])
 
 
 def test_jobs_are_filtered_by_state_newest_first(story: Story, queries: Queries) -> None:

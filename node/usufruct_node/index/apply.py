@@ -31,10 +31,14 @@ Args = dict[str, Any]
 Handler = Callable[[Step, LedgerEvent, Args], None]
 
 _ADD_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_REFUSAL = "INSERT INTO refusal VALUES (?, ?)"
 _ADD_POLICY = "INSERT INTO policy VALUES (?, ?, ?)"
 _ADD_EPOCH = "INSERT INTO consent_epoch VALUES (?, ?, ?, ?, ?, ?, ?)"
 _ADD_PARENT = "INSERT OR IGNORE INTO parent_of VALUES (?, ?)"
 _ADD_CHILD = "INSERT OR IGNORE INTO child_of VALUES (?, ?)"
+
+_REFUSING = frozenset({"JobDenied", "UsageDenied", "JobEnded"})
+"""Events that may carry a reason to refuse."""
 
 
 def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
@@ -56,6 +60,7 @@ def apply_events(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
 def _apply(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
     step = Step(db)
     store = step.appended(_ADD_EVENT).append
+    refused = step.appended(_ADD_REFUSAL).append
     links: list[Link] = []
     for event in events:
         codec = event_codec(event.contract, event.name)
@@ -75,6 +80,8 @@ def _apply(db: sqlite3.Connection, events: Iterable[LedgerEvent]) -> None:
                 event.words,
             )
         )
+        if event.name in _REFUSING and event.args["reason"]:
+            refused((event.block_number, event.log_index))
         handler = _HANDLERS.get(event.name)
         if handler is not None:
             handler(step, event, event.args)

@@ -18,6 +18,11 @@ CREATE TABLE IF NOT EXISTS event (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS event_series ON event (contract, series) WHERE series IS NOT NULL;
 CREATE INDEX IF NOT EXISTS event_name ON event (name);
+CREATE TABLE IF NOT EXISTS refusal (
+    block_number INTEGER NOT NULL,
+    log_index INTEGER NOT NULL,
+    PRIMARY KEY (block_number, log_index)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS series (
     contract TEXT NOT NULL,
     series BLOB NOT NULL,
