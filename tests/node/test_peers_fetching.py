@@ -14,6 +14,7 @@ import psutil
 import pytest
 import trio
 from peer_network import MEMBERS, Network, in_network, made_blocks
+from trio.testing import MockClock
 
 from usufruct.content import Cid, EmbeddedBlockStore
 from usufruct.errors import (
@@ -27,7 +28,7 @@ from usufruct.errors import (
 )
 from usufruct_node.peers import Deadlines, FetchReport, Holder, PeerHost, Quota, fetch_blocks
 from usufruct_node.peers.connection import MemberStream
-from usufruct_node.peers.fetching import WINDOW, _Plan
+from usufruct_node.peers.fetching import KEEP_AFTER_SECONDS, WINDOW, _Plan
 from usufruct_node.peers.protocol import Status, encode_head
 from usufruct_node.peers.shelf import Answer
 
@@ -389,6 +390,52 @@ def test_a_refusal_costs_no_walk_over_all_that_is_open_or_queued() -> None:
     assert report.by_holder == {"full": WINDOW}
     assert seen.walks < 10
     assert queue.taken < 10 * WINDOW
+
+
+class _Drip:
+    """Lines to a holder that gives four blocks, one each time that short runs are kept, and then is silent."""
+
+    def __init__(self, blocks: dict[Cid, bytes], clock: MockClock) -> None:
+        self.blocks, self.clock = blocks, clock
+        self.owed: deque[Cid] = deque()
+        self.given: list[Cid] = []
+        self.silent = trio.Event()
+
+    async def line(self, peer_id: str, multiaddr: str) -> _Drip:
+        return self
+
+    async def ask(self, cids: Sequence[Cid]) -> None:
+        self.owed.extend(cids)
+
+    async def take(self) -> list[Answer]:
+        if len(self.given) == 4:
+            self.silent.set()
+            await trio.sleep_forever()
+        self.clock.jump(KEEP_AFTER_SECONDS)
+        self.given.append(self.owed.popleft())
+        return [Answer(self.given[-1], Status.BLOCK, self.blocks[self.given[-1]])]
+
+    async def abandon(self) -> None:
+        """Nothing to give up."""
+
+    def refuse(self, *_: object) -> None:
+        """Nobody is refused here."""
+
+
+def test_what_came_of_a_slow_fetch_that_is_given_up_stays() -> None:
+    blocks = {Cid.of(data): data for data in (n.to_bytes(4) for n in range(20))}
+    shelf, clock = Shelf(), MockClock()
+
+    async def main() -> None:
+        lines = _Drip(blocks, clock)
+        plan = _Plan(lines, [Holder("slow", "")], iter(blocks), shelf.missing, shelf.keep, 10.0, 3.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plan.run)
+            await lines.silent.wait()
+            nursery.cancel_scope.cancel()
+        assert list(shelf.kept) == lines.given
+
+    trio.run(main, clock=clock)
 
 
 def test_a_holder_killed_in_mid_transfer_is_replaced_by_the_others(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class Room:
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._planned: dict[ArtifactId, int] = {}
+        """Bytes of copies that are not whole yet."""
 
     def reserve(self, artifact_id: ArtifactId, size_bytes: int) -> None:
         """Set bytes aside for a copy that is noted as being fetched.
@@ -55,7 +56,8 @@ class Room:
             self._planned.pop(artifact_id, None)
 
     def _of_partial(self, artifact_id: ArtifactId) -> int:
-        """Of a copy that an earlier run of the node began, and this one has not gone on with, the bytes that are here."""
-        if artifact_id in self._planned:
-            return self._planned[artifact_id]
-        return sum(map(self._blocks.size, self._blocks.pinned(held_pin(artifact_id))))
+        """What it will be; of one that an earlier run began and this one has not gone on with, what is here, looked up once."""
+        if artifact_id not in self._planned:
+            blocks = self._blocks.pinned(held_pin(artifact_id))
+            self._planned[artifact_id] = sum(map(self._blocks.size, blocks))
+        return self._planned[artifact_id]
