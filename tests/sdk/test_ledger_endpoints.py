@@ -47,6 +47,7 @@ from usufruct.ledger.finality.fetch import cb58
 from usufruct.ledger.finality.witness import reaches_quorum
 from usufruct.ledger.health import ChainWatch
 from usufruct.ledger.journal import InFlight, Journal, Pending
+from usufruct.ledger.ledger import _kept_hash, _kept_number
 from usufruct.ledger.network import FinalityPin, Validator
 from usufruct.ledger.signing import sign_transaction
 
@@ -128,6 +129,94 @@ def test_an_endpoint_that_answers_with_rubbish_is_left_for_the_next(
         assert ledger.endpoint.quantity("eth_chainId") == consortium.network.chain_id
         assert ledger.endpoint.batch([("eth_chainId", ())]) == [hex(consortium.network.chain_id)]
         assert ledger.endpoint.url != doors[0].url
+
+
+def test_an_endpoint_whose_batch_has_an_answer_that_is_none_is_left_for_the_next(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    for number, rubbish in enumerate(({}, None, 7, "text", {"result": None})):
+        ledger = through(doors, consortium)
+        ledger.finalised()
+
+        def reply(calls: list[dict[str, Any]], rubbish: Any = rubbish) -> bytes | None:
+            if calls[-1]["method"] != "eth_chainId":
+                return None
+            good = {"jsonrpc": "2.0", "id": calls[0]["id"], "result": "0x1"}
+            odd = (
+                rubbish | {"jsonrpc": "2.0", "id": calls[-1]["id"]} if isinstance(rubbish, dict) else rubbish
+            )
+            return json.dumps([good, odd]).encode()
+
+        doors[0].before = reply
+        twice = ledger.endpoint.batch([("eth_chainId", ())] * 2)
+        doors[0].open()
+        left = number < 4  # An answer without a value is one.
+        assert twice == ([hex(consortium.network.chain_id)] * 2 if left else ["0x1", None])
+        assert (ledger.endpoint.url != doors[0].url) is left
+
+
+def test_more_blocks_with_events_than_an_engine_takes_calls_in_a_batch_are_read(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    """Subnet-EVM tells no time with a log and takes a thousand calls at once: each block is asked for its time."""
+    blocks, (emitter,) = 1_500, [consortium.network.contracts["ParticipantRegistry"]]
+    ledger = through(doors[:1], consortium)
+    (event, *_) = ledger.endpoint.logs(
+        [emitter], consortium.network.deployed_at_block, ledger.finalised().number
+    )
+    del event["blockTimestamp"]
+
+    def tell(call: dict[str, Any], result: Any) -> Any:
+        asked = call["params"][0] if call["params"] else None
+        if call["method"] == "eth_getLogs":
+            return [event | {"blockNumber": hex(number)} for number in range(1, blocks + 1)]
+        if call["method"] == "eth_getBlockByNumber" and asked != "finalized":
+            return {"number": asked, "hash": event["blockHash"], "timestamp": hex(10**9 + int(asked, 16))}
+        return result
+
+    def refuse_large(calls: list[dict[str, Any]]) -> bytes | None:
+        error = {
+            "jsonrpc": "2.0",
+            "id": calls[0]["id"],
+            "error": {"code": -32600, "message": "batch too large"},
+        }
+        return json.dumps([error]).encode() if len(calls) > 1_000 else None
+
+    doors[0].lie, doors[0].before = tell, refuse_large
+    events = ledger.events(1, blocks)
+    assert [(e.block_number, e.timestamp) for e in events] == [(n, 10**9 + n) for n in range(1, blocks + 1)]
+
+
+def test_all_of_a_large_batch_is_asked_for_before_its_first_failure_is_told(doors: list[Door]) -> None:
+    door = doors[0]
+    calls: list[tuple[str, tuple[object, ...]]] = [("eth_sendRawTransaction", ("0x00",))]
+    calls += [("eth_getBlockByNumber", (hex(n), False)) for n in range(450)]
+    with pytest.raises(LedgerError, match="eth_sendRawTransaction"):
+        Endpoint(door.url).batch(calls)
+    assert len(door.seen) == len(calls)
+
+
+@pytest.mark.parametrize(
+    "field", ["blockNumber", "logIndex", "blockTimestamp", "blockHash", "transactionHash", "topics"]
+)
+def test_a_log_with_a_number_or_hash_of_any_length_is_refused_and_not_kept(
+    consortium: Consortium, doors: list[Door], field: str
+) -> None:
+    ledger = through(doors[:1], consortium)
+    first, last = consortium.network.deployed_at_block, ledger.finalised().number
+    long = "0x" + "0" * 1_000_000 + "1"
+
+    def stretch(call: dict[str, Any], result: Any) -> Any:
+        if call["method"] != "eth_getLogs":
+            return result
+        return [log | {field: [long, *log["topics"][1:]] if field == "topics" else long} for log in result]
+
+    assert ledger.events(first, last)
+    kept = _kept_hash.cache_info().misses, _kept_number.cache_info().misses
+    doors[0].lie = stretch
+    with pytest.raises(MalformedAnswerError):
+        ledger.events(first, last)
+    assert (_kept_hash.cache_info().misses, _kept_number.cache_info().misses) == kept
 
 
 def test_endpoints_that_all_come_back_within_patience_go_unnoticed(

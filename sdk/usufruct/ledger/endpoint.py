@@ -29,6 +29,10 @@ from usufruct.ledger.health import ChainHealth, ChainWatch, EndpointHealth
 from usufruct.ledger.profile import PROFILES, ChainProfile
 
 _LOG_SPAN = 5_000
+_BATCH_CALLS = 200
+"""Calls of one request: engines refuse batches of more than 1,000."""
+
+_LARGEST_PRICE = (1 << 128) - 1
 _REQUEST_SECONDS = 20.0
 
 
@@ -84,18 +88,20 @@ class Endpoint:
         return self._unwrap(method, answer)
 
     def quantity(self, method: str, *params: object) -> int:
-        """One request whose result is a number; errors as in `call`."""
+        """One request whose result is a number, not negative and of at most 63 bits; errors as in `call`."""
         answer = self.call(method, *params)
         with well_formed(self.url):
-            return int(answer, 16)
+            return natural(answer)
 
     def batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
-        """Several requests in one round trip; results in order; raises for the first that failed."""
-        if not calls:
-            return []
-        for attempt in self._attempts():
-            with attempt:
-                answers = self._post_batch(calls)
+        """Many requests in few round trips; results in order; raises for the first that failed once all were made."""
+        answers: list[dict[str, Any]] = []
+        for at in range(0, len(calls), _BATCH_CALLS):
+            part = calls[at : at + _BATCH_CALLS]
+            for attempt in self._attempts():
+                with attempt:
+                    answered = self._post_batch(part)
+            answers += answered
         return [self._unwrap(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
 
     def members(self) -> list[Endpoint]:
@@ -238,17 +244,19 @@ class Endpoint:
     def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
         try:
             answers = self._transport.post_batch(calls)
-        except (TypeError, KeyError) as exc:
+        except (TypeError, KeyError, AttributeError) as exc:
             raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response") from exc
         except (requests.RequestException, OSError, ValueError) as exc:
             raise LedgerUnreachableError(f"{self.url} does not answer a batch: {_brief(exc)}") from exc
         if not isinstance(answers, list) or len(answers) != len(calls):
-            raise LedgerError(f"{self.url} refused a batch: {answers}")
+            raise LedgerError(f"{self.url} refused a batch: {str(answers)[:200]}")
+        if not all(map(is_response, answers)):
+            raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response")
         return cast(list[dict[str, Any]], answers)
 
     @staticmethod
     def _unwrap(method: str, answer: object) -> Any:
-        if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
+        if not isinstance(answer, dict) or not is_response(answer):
             raise LedgerError(f"{method}: the answer is no JSON-RPC response")
         error = answer.get("error")
         if error is None:
@@ -267,22 +275,41 @@ def well_formed(source: str) -> Iterator[None]:
     """Translate what a malformed answer of an endpoint raises when it is taken apart."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, DecodingError) as exc:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, DecodingError) as exc:
         raise MalformedAnswerError(f"{source} gave a malformed answer: {exc!r}") from exc
 
 
+def is_response(answer: object) -> bool:
+    """Whether an answer has the shape of a JSON-RPC response."""
+    return isinstance(answer, dict) and bool({"error", "result"} & answer.keys())
+
+
 def natural(text: str) -> int:
-    """A block number, a place in a block or a time from its hex digits.
+    """A block number, a place in a block, a time, a nonce or an amount of gas from its hex digits.
 
     Raises
     ------
     ValueError
-        If it does not fit 63 bits: there is none such, and a database takes no larger.
+        If it is negative or does not fit 63 bits: there is none such, and a database takes no larger.
     """
     number = int(text, 16)
     if not 0 <= number < 1 << 63:
         raise ValueError(f"{text[:20]} does not fit 63 bits")
     return number
+
+
+def price_of(text: str) -> int:
+    """Wei per gas from its hex digits.
+
+    Raises
+    ------
+    ValueError
+        If it is negative or does not fit 128 bits.
+    """
+    wei = int(text, 16)
+    if not 0 <= wei <= _LARGEST_PRICE:
+        raise ValueError(f"{text[:20]} does not fit 128 bits")
+    return wei
 
 
 def head_of(block: dict[str, Any]) -> Head:

@@ -24,7 +24,7 @@ from usufruct.errors import (
     StaleLedgerError,
     WrongChainError,
 )
-from usufruct.ledger.endpoint import Endpoint, Head, head_of, well_formed
+from usufruct.ledger.endpoint import Endpoint, Head, head_of, is_response, natural, well_formed
 from usufruct.ledger.health import ChainHealth, EndpointHealth
 from usufruct.ledger.profile import ChainProfile
 
@@ -219,7 +219,7 @@ class Endpoints(Endpoint):
                 raise
             self._drop(member, exc)
             raise LedgerUnreachableError(str(exc)) from exc
-        if not isinstance(answer, dict) or not {"error", "result"} & answer.keys():
+        if not is_response(answer):
             broken = LedgerUnreachableError(
                 f"{member.endpoint.url} answers {method} with no JSON-RPC response"
             )
@@ -388,7 +388,7 @@ class Endpoints(Endpoint):
         try:
             status = probe.call("txpool_status")
             with well_formed(probe.url):
-                self.watch.pooled(int(status["pending"], 16))
+                self.watch.pooled(natural(status["pending"]))
         except LedgerError:
             # Not every endpoint opens its pool; then only our own transactions show that a block is due.
             self.watch.pooled(0)

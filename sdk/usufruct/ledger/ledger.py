@@ -56,6 +56,8 @@ Record = TypeVar("Record")
 
 _SELECTOR_BYTES = 4
 _WORD_BYTES = 32
+_HASH_CHARACTERS = 2 + 64
+_NUMBER_CHARACTERS = 2 + 16
 
 
 class Ledger:
@@ -376,13 +378,33 @@ class Ledger:
         return self._sender
 
 
-@lru_cache(maxsize=1024)
 def _hash(text: str) -> bytes:
-    """A hash from its hex digits; logs of one block, of one transaction and of one kind repeat it."""
+    """A hash from its hex digits.
+
+    Raises
+    ------
+    ValueError
+        If it is no hash: what an endpoint answers is kept only when its length is bounded.
+    """
+    if len(text) != _HASH_CHARACTERS:
+        raise ValueError(f"{text[:20]} is no hash")
+    return _kept_hash(text)
+
+
+def _number(text: str) -> int:
+    """A number from its hex digits; what it raises is as in `_hash`."""
+    if len(text) > _NUMBER_CHARACTERS:
+        raise ValueError(f"{text[:20]} has too many digits")
+    return _kept_number(text)
+
+
+@lru_cache(maxsize=1024)
+def _kept_hash(text: str) -> bytes:
+    """Logs of one block, of one transaction and of one kind repeat it."""
     return bytes.fromhex(text[2:])
 
 
 @lru_cache(maxsize=1024)
-def _number(text: str) -> int:
-    """A number from its hex digits; logs of one block repeat it, and so do those at the same place of their blocks."""
+def _kept_number(text: str) -> int:
+    """Logs of one block repeat it, and so do those at the same place of their blocks."""
     return natural(text)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from operator import attrgetter
 from typing import Any
 
-from usufruct.ledger.endpoint import Endpoint, Head, well_formed
+from usufruct.ledger.endpoint import Endpoint, Head, natural, well_formed
 from usufruct.ledger.journal import Pending
 
 RawReceipt = dict[str, Any]
@@ -76,12 +76,12 @@ class ReceiptReader:
     def newest_block(self, receipts: Sequence[RawReceipt | None]) -> int:
         """The highest number of a block that receipts name."""
         with well_formed(self._endpoint.url):
-            return max(int(receipt["blockNumber"], 16) for receipt in receipts if receipt)
+            return max(natural(receipt["blockNumber"]) for receipt in receipts if receipt)
 
     def stand(self, receipts: Sequence[RawReceipt | None], final: Head) -> bool:
         """Whether the blocks that receipts name are the chain's, of which `final` is one."""
         with well_formed(self._endpoint.url):
-            named = {int(receipt["blockNumber"], 16): receipt["blockHash"] for receipt in receipts if receipt}
+            named = {natural(receipt["blockNumber"]): receipt["blockHash"] for receipt in receipts if receipt}
             known = {final.number: "0x" + final.hash.hex()}
             if unknown := [number for number in named if number not in known]:
                 blocks = self._endpoint.batch([("eth_getBlockByNumber", (hex(n), False)) for n in unknown])
