@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+import trio
 from chain_process import (
     CHAIN_ID,
     ChainProcess,
@@ -30,6 +31,9 @@ from usufruct.errors import LedgerUnreachableError
 from usufruct_node.chain import read_endpoint
 from usufruct_node.chain.engine import SOCKETS
 from usufruct_node.chain.journal import BlockMade, JournalWriter, read_segment
+from usufruct_node.chain.producer import Producer
+from usufruct_node.chain.settings import ChainSettings, find_anvil
+from usufruct_node.chain.store import load_record
 
 NO_ANSWER = (OSError, HTTPException)
 FAST = ("--block-interval", "0.1")
@@ -339,6 +343,44 @@ def test_a_crash_between_a_new_segment_and_the_record_of_its_checkpoint_loses_no
         chain.kill()
     with running_chain(tmp_path, *FAST):
         assert until(lambda: call(url, "eth_getTransactionReceipt", tx_hash))["status"] == "0x1"
+
+
+def test_a_chain_goes_on_where_no_second_engine_can_be_started_to_try_a_checkpoint(tmp_path: Path) -> None:
+    home, anvil, no_room, tries = (tmp_path / name for name in ("home", "anvil", "no-room", "tries"))
+    home.mkdir(mode=0o700)
+    no_room.touch()
+    anvil.write_text(
+        f"""#!/bin/sh
+case "$*" in *--load-state*)
+    echo >> {tries}
+    if [ -e {no_room} ]; then exit 1; fi ;;
+esac
+exec {find_anvil()} "$@"
+"""
+    )
+    anvil.chmod(0o700)
+    settings = ChainSettings(
+        home=home, chain_id=CHAIN_ID, block_interval_s=0.02, idle_interval_s=0.02, checkpoint_every=10
+    )
+    producer = Producer(settings, anvil)
+
+    async def height(least: int) -> None:
+        while producer._head.number < least:
+            await trio.sleep(0.02)
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(producer.run)
+            with trio.fail_after(60):
+                await height(85)
+                assert len(tries.read_text().splitlines()) == 3, "after 10, 20 and 40 more blocks"
+                no_room.unlink()
+                while (record := load_record(home)) is None or record.checkpoint is None:
+                    await trio.sleep(0.02)
+                await height(record.checkpoint.number + 5)
+            producer.stop()
+
+    trio.run(scenario)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_journal_in_force(tmp_path: Path) -> None:

@@ -367,8 +367,7 @@ class Producer:
             sha256 = await trio.to_thread.run_sync(write_state, path, dump)
             del dump
             head = self._head
-            async with await self._start_engine(path) as trial:
-                loaded = _block_made(await trial.call("eth_getBlockByNumber", ["latest", False]))
+            loaded = await self._loaded(path)
             if (loaded.number, loaded.block_hash) != (head.number, head.block_hash):
                 raise ChainDataError(f"the dump of block {head.number} loads as block {loaded.number}")
             waiting = await self._known(engine, list(self._pending))
@@ -385,6 +384,7 @@ class Producer:
             )
         except (OSError, ChainDataError) as exc:
             _log.error("no checkpoint at block %d: %s", self._head.number, exc)
+            self._weight_limit *= 2
             # A segment that exists without being written to would contradict the one that goes on.
             segment_path(settings.home, sequence).unlink(missing_ok=True)
             await trio.to_thread.run_sync(remove_superseded, settings.home, record)
@@ -401,6 +401,20 @@ class Producer:
         self._record = moved
         self._weight_limit = _weight_limit(settings, path)
         _log.info("checkpoint at block %d", head.number)
+
+    async def _loaded(self, state: Path) -> BlockMade:
+        """The newest block of an engine of its own that starts from `state`.
+
+        Raises
+        ------
+        ChainDataError
+            If there is none: the chain's own engine is well, and needs no second beside it.
+        """
+        try:
+            async with await self._start_engine(state) as trial:
+                return _block_made(await trial.call("eth_getBlockByNumber", ["latest", False]))
+        except ChainEngineError as exc:
+            raise ChainDataError(f"the dump cannot be tried: {exc}") from exc
 
     async def _start_engine(self, state: Path | None) -> Engine:
         settings, record = self._settings, self._record
