@@ -112,6 +112,23 @@ def test_a_malformed_request_is_refused(url: str, body: bytes, code: int) -> Non
     assert post(url, body)[1]["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    "value", [b"1e400", b"-1e400", b"9" * 400, rb'"\ud800"', rb'{"\udfff":1}', b'"\xed\xa0\x80"', b'"\xff"']
+)
+@pytest.mark.parametrize("form", [b"%b", b"[%b]"], ids=["alone", "in a batch"])
+def test_what_no_json_parser_but_pythons_takes_is_refused(url: str, form: bytes, value: bytes) -> None:
+    for call_id, params in ((b"1", value), (value, b"")):
+        body = b'{"jsonrpc":"2.0","id":%b,"method":"eth_chainId","params":[%b]}' % (call_id, params)
+        status, answer = post(url, form % body)
+        assert (status, answer["error"]["code"]) == (200, -32700)
+
+
+def test_large_numbers_and_escaped_characters_are_taken(url: str) -> None:
+    body = rb'{"jsonrpc":"2.0","id":"\ud83d\ude00","method":"eth_chainId","params":[]}'
+    assert post(url, body)[1] == {"jsonrpc": "2.0", "id": "\U0001f600", "result": hex(CHAIN_ID)}
+    assert post(url, [rpc("eth_chainId", 1e300), rpc("eth_chainId", 1 << 256)])[0] == 200
+
+
 def test_a_batch_that_is_too_long_is_refused(url: str) -> None:
     answer = post(url, [rpc("eth_chainId")] * (MAX_BATCH_CALLS + 1))[1]
     assert answer["error"]["code"] == -32600

@@ -9,6 +9,7 @@ Absent: filters, subscriptions, unlocked accounts, and every method that steers 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ MAX_BATCH_CALLS = 2000
 MAX_TRANSACTION_BYTES = 128 * 1024
 MAX_DEPTH = 32
 MAX_BRACKETS = 200_000
+MAX_DIGITS = 100
 BODY_TIMEOUT_S = 30.0
 
 SEND = "eth_sendRawTransaction"
@@ -122,7 +124,7 @@ class Front:
     async def _answer(self, body: bytes) -> tuple[int, bytes]:
         try:
             _check_depth(body)
-            request = json.loads(body, parse_constant=_no_constant)
+            request = _parsed(body.decode())
         except ValueError:
             return 200, _encode(_failure(None, -32700, "the request is no JSON"))
         if isinstance(request, list):
@@ -240,6 +242,28 @@ def _check_depth(body: bytes) -> None:
         depth += 1 if bracket in b"[{" else -1
         if depth > MAX_DEPTH:
             raise ValueError("nested too deeply")
+
+
+def _parsed(text: str) -> Any:
+    """Read a request; ValueError for what the engine's JSON parser would refuse, and with it a whole batch."""
+    request = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
+    if "\\u" in text:
+        # Half of a character can be escaped, and is no text.
+        json.dumps(request, ensure_ascii=False).encode()
+    return request
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number is too large")
+    return int(digits)
 
 
 def _no_constant(name: str) -> None:
