@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -746,6 +747,274 @@ def test_a_transaction_whose_nonce_something_else_took_is_reported_as_replaced(
     with pytest.raises(TransactionReplacedError, match=f"has nonce {before}"):
         sender.settle([Pending.of(never_sent)])
     assert journal_ids(tmp_path / "journal") == set()
+
+
+def test_a_receipt_that_is_shown_after_its_nonce_counts_is_waited_for(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    """A call that is taken for replaced is made again, and was included already."""
+    ledger = through(doors[:1], consortium, key=consortium["auditor"].authority_key)
+    before, hidden = count(ledger), []
+
+    def hide(call: dict[str, Any], result: Any) -> Any:
+        if call["method"] != "eth_getTransactionReceipt" or result is None or used_looks(doors[0]) >= 3:
+            return result
+        hidden.append(call)
+        return None
+
+    doors[0].lie = hide
+    receipt = say(ledger, "/late-receipt")
+    assert hidden
+    assert count(ledger) == before + 1
+    assert ledger.event_of(receipt, "ParticipantEndpointChanged").args["endpoint"] == "/late-receipt"
+
+
+def used_looks(door: Door) -> int:
+    """How often a wait asked which nonces are used in final blocks."""
+    asked = [call["params"][1] for call in door.seen if call["method"] == "eth_getTransactionCount"]
+    return asked.count("finalized")
+
+
+@pytest.mark.parametrize("fault", ["denies", "is silent"])
+def test_a_transaction_counts_as_replaced_only_when_every_endpoint_and_two_counts_say_so(
+    consortium: Consortium, doors: list[Door], tmp_path: Path, fault: str
+) -> None:
+    """The first endpoint counts a nonce that was never used, the second denies it or does not answer."""
+    member, journal = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:2], consortium, key=member.authority_key, journal=journal, patience=8.0)
+    before = count(ledger)
+
+    def swallow(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        return json.dumps(
+            [{"jsonrpc": "2.0", "id": call["id"], "result": "0x" + "00" * 32} for call in calls]
+        ).encode()
+
+    def count_too_many(call: dict[str, Any], result: Any) -> Any:
+        told = call["method"] == "eth_getTransactionCount" and call["params"][1] == "finalized"
+        return hex(before + 1) if told else result
+
+    doors[0].before, doors[0].lie = swallow, count_too_many
+    if fault == "is silent":
+        doors[1].lie = count_too_many
+        doors[1].before = lambda calls: b"" if calls[0]["method"] == "eth_getTransactionReceipt" else None
+    with pytest.raises(TransactionLostError):
+        say(ledger, "/kept")
+    (kept,) = journal_ids(journal)
+    doors[0].open()
+    doors[1].open()
+    assert say(ledger, "/kept").transaction_hash == kept
+    assert count(ledger) == before + 1
+
+
+def test_a_call_made_again_is_not_sent_twice_because_its_receipt_is_shown_late(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:1], consortium, key=member.authority_key)
+    before = count(ledger)
+    raw = sign_for(ledger, member.authority_key, nonce=before, text="/made-again")
+    ledger.endpoint.broadcast([raw])
+    until(lambda: count(ledger, "finalized") > before)
+    journal = Journal(path)
+    with journal.locked():
+        journal.add([InFlight.signed(raw)])
+    journal.release([transaction_hash(raw)])
+    again = through(doors[:1], consortium, key=member.authority_key, journal=path)
+    hidden: list[bool] = []
+
+    def hide_at_first(call: dict[str, Any], result: Any) -> Any:
+        if call["method"] != "eth_getTransactionReceipt" or len(hidden) >= 3:
+            return result
+        hidden.append(True)
+        return None
+
+    doors[0].lie = hide_at_first
+    assert say(again, "/made-again").transaction_hash == transaction_hash(raw)
+    assert hidden
+    assert count(ledger) == before + 1
+
+
+# Nonces that something made wrong.
+
+
+def test_a_count_of_transactions_that_cannot_be_leaves_the_account_usable(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, journal = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:2], consortium, key=member.authority_key, journal=journal)
+    ledger.finalised()
+    before = count(ledger)
+
+    def boast(call: dict[str, Any], result: Any) -> Any:
+        pending = call["method"] == "eth_getTransactionCount" and call["params"][1] == "pending"
+        return hex(1_000_000) if pending else result
+
+    doors[0].lie = boast
+    say(ledger, "/past-the-boaster")  # Through the other endpoint.
+    assert ledger.endpoint.url == doors[1].url
+    alone = through(doors[:1], consortium, key=member.authority_key, journal=journal)
+    with pytest.raises(MalformedAnswerError, match="counts 1000000 transactions"):
+        say(alone, "/boasted")
+    assert journal_ids(journal) == set()
+    doors[0].open()
+    say(alone, "/honest-again")
+    assert count(ledger) == before + 2
+
+
+def test_a_gap_that_a_refusal_left_in_a_batch_is_filled_by_the_next_transaction(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:1], consortium, key=member.authority_key, journal=path, patience=5.0)
+    before = count(ledger)
+
+    def refuse_the_middle(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        first, middle, last = calls
+        answers = json.loads(doors[0].forward(json.dumps([first, last]).encode()))
+        error = {"code": -32000, "message": "txpool is full"}
+        return json.dumps([*answers, {"jsonrpc": "2.0", "id": middle["id"], "error": error}]).encode()
+
+    doors[0].before = refuse_the_middle
+    calls = [ledger.call_data("ParticipantRegistry", "setEndpoint", f"/gap/{i}") for i in range(3)]
+    with pytest.raises(LedgerError, match="txpool is full"):
+        ledger.transact_many(calls)
+    doors[0].open()
+    say(ledger, "/gap/filled")
+    assert count(ledger) == before + 3
+    say(ledger, "/gap/behind")
+    assert count(ledger) == before + 4
+
+
+def test_what_somebody_waits_for_is_not_dropped_because_another_is_refused_it(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:1], consortium, key=member.authority_key, journal=path, patience=20.0)
+    before = count(ledger)
+    raw = sign_for(ledger, member.authority_key, nonce=before, text="/first")
+    journal = Journal(path)
+    with journal.locked():
+        journal.add([InFlight.signed(raw)])  # Waited for in this process, and not in the endpoint's pool.
+    refused: list[bool] = []
+
+    def refuse_it_once(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction" or calls[0]["params"][0][2:] != raw.hex():
+            return None
+        if refused:
+            return None
+        refused.append(True)
+        error = {"code": -32000, "message": "txpool is full"}
+        return json.dumps([{"jsonrpc": "2.0", "id": calls[0]["id"], "error": error}]).encode()
+
+    doors[0].before = refuse_it_once
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(say, ledger, "/second")
+        until(lambda: len(journal_ids(path)) == 2)
+        assert transaction_hash(raw) in journal_ids(path)
+        first = ledger._require_sender().settle([Pending.of(InFlight.signed(raw))])
+        second.result()
+    assert refused
+    assert first[0].transaction_hash == transaction_hash(raw)
+    assert count(ledger) == before + 2
+
+
+def test_what_nobody_waits_for_and_no_endpoint_takes_does_not_hold_up_the_account(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:2], consortium, key=member.authority_key, journal=path)
+    before = count(ledger)
+    to, data = ledger.call_data("ParticipantRegistry", "setEndpoint", "/too-dear")
+    never = sign_transaction(
+        PrivateKey(member.authority_key),
+        chain_id=ledger.network.chain_id,
+        nonce=before,
+        gas_price=10**9,  # The account holds nothing.
+        gas=300_000,
+        to=to,
+        data=data,
+    )
+    journal = Journal(path)
+    with journal.locked():
+        journal.add([InFlight.signed(never)])
+    journal.release([transaction_hash(never)])
+    say(ledger, "/goes-on")
+    assert count(ledger) == before + 1
+    assert journal_ids(path) == set()
+
+
+def test_calls_of_a_batch_whose_sending_failed_are_taken_up_again_and_not_doubled(
+    consortium: Consortium, doors: list[Door]
+) -> None:
+    ledger = through(doors[:1], consortium, key=consortium["auditor"].authority_key, patience=1.0)
+    before = count(ledger)
+    calls = [ledger.call_data("ParticipantRegistry", "setEndpoint", f"/again/{i}") for i in range(2)]
+    told = {"eth_getTransactionReceipt": None, "eth_getTransactionCount": hex(before)}
+    doors[0].lie = lambda call, result: told.get(call["method"], result)
+    with pytest.raises(TransactionLostError):
+        ledger.transact_many(calls[:1])
+    doors[0].open()
+    doors[0].before = lambda calls: b"" if calls[0]["method"] == "eth_gasPrice" else None
+    with pytest.raises(LedgerUnreachableError):
+        ledger.transact_many(calls)
+    doors[0].open()
+    assert len(ledger.transact_many(calls)) == 2
+    assert count(ledger) == before + 2
+
+
+# Prices and numbers that are none.
+
+
+@pytest.mark.parametrize(
+    ("method", "told", "said"),
+    [
+        ("eth_gasPrice", hex(10**13), "asks 10000000000000 wei"),
+        ("eth_gasPrice", hex(1 << 128), "128 bits"),
+        ("eth_gasPrice", "-0x1", "128 bits"),
+        ("eth_getTransactionCount", "-0x1", "63 bits"),
+        ("eth_getTransactionCount", hex(1 << 63), "63 bits"),
+        ("eth_estimateGas", "-0x10", "63 bits"),
+        ("eth_estimateGas", hex(1 << 2000), "63 bits"),
+    ],
+)
+def test_a_price_or_count_that_cannot_be_is_a_malformed_answer_and_nothing_is_signed(
+    consortium: Consortium, doors: list[Door], tmp_path: Path, method: str, told: str, said: str
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:1], consortium, key=member.authority_key, journal=path)
+    ledger.finalised()
+    doors[0].lie = lambda call, result: told if call["method"] == method else result
+    with pytest.raises(MalformedAnswerError, match=said):
+        say(ledger, "/odd")
+    assert broadcasts(doors[0]) == []
+    assert journal_ids(path) == set()
+
+
+def test_an_endpoint_that_asks_too_much_is_left_and_what_waits_is_not_signed_dearer(
+    consortium: Consortium, doors: list[Door], tmp_path: Path
+) -> None:
+    member, path = consortium["auditor"], tmp_path / "journal"
+    ledger = through(doors[:2], consortium, key=member.authority_key, journal=path)
+    ledger.finalised()
+    before = count(ledger)
+
+    def swallow_then_ask(calls: list[dict[str, Any]]) -> bytes | None:
+        if calls[0]["method"] != "eth_sendRawTransaction":
+            return None
+        doors[0].before = lambda calls: None
+        doors[0].lie = lambda call, result: hex(10**13) if call["method"] == "eth_gasPrice" else result
+        ids = [call["id"] for call in calls]
+        return json.dumps([{"jsonrpc": "2.0", "id": at, "result": "0x" + "00" * 32} for at in ids]).encode()
+
+    doors[0].before = swallow_then_ask
+    say(ledger, "/cheap")
+    assert ledger.endpoint.url == doors[1].url
+    assert len(set(broadcasts(doors[0]) + broadcasts(doors[1]))) == 1
+    assert count(ledger) == before + 1
 
 
 def journal_ids(path: Path) -> set[bytes]:

@@ -117,6 +117,13 @@ class Endpoint:
                     return found
         return None
 
+    def nobody(self, calls: Sequence[tuple[str, Sequence[object]]]) -> bool:
+        """Whether every member answers, and each of these calls with nothing."""
+        try:
+            return all(found is None for member in self.members() for found in member.batch(calls))
+        except LedgerError:
+            return False
+
     def catch_up(self) -> bool:
         """Wait until every final block that another endpoint shows is final here, too; False when there is no other.
 

@@ -31,7 +31,8 @@ Less than the above by what it takes validators to notice that others are gone.
 class ChainProfile:
     """One kind of chain.
 
-    Nothing here assumes that gas is free: the price is asked of the chain, and never below `minimum_gas_price`.
+    Nothing here assumes that gas is free: the price is asked of the chain, and never below `minimum_gas_price`. An endpoint
+    that asks more than `maximum_gas_price` is not believed.
     """
 
     name: str
@@ -41,6 +42,8 @@ class ChainProfile:
     """Whether blocks come when nobody sends; if not, silence alone says nothing about the chain's health."""
     minimum_gas_price: int
     """Wei per gas below which a transaction is accepted into the pool and then never mined."""
+    maximum_gas_price: int
+    """Wei per gas above which no price is paid, whatever an endpoint asks."""
     finality_tag: str
     """Block tag of the newest block that cannot be taken back."""
     header: HeaderKind
@@ -74,6 +77,7 @@ PROFILES = {
             block_interval_s=2.0,
             empty_blocks=True,
             minimum_gas_price=0,
+            maximum_gas_price=10**9,
             finality_tag="finalized",
             header="ethereum",
             proof=None,
@@ -88,6 +92,9 @@ PROFILES = {
             block_interval_s=3.0,
             empty_blocks=False,
             minimum_gas_price=2,
+            # Fees stay at their minimum whatever the load. At this price the dearest transaction costs a ten-millionth of
+            # an allowance.
+            maximum_gas_price=1_000,
             finality_tag="finalized",
             header="subnet-evm",
             proof="warp",
@@ -101,6 +108,7 @@ PROFILES = {
             block_interval_s=2.0,
             empty_blocks=True,
             minimum_gas_price=0,
+            maximum_gas_price=10**11,
             # A QBFT block is final when it is there. Besu answers "finalized" only once a consensus client has told it.
             finality_tag="latest",
             header="qbft",

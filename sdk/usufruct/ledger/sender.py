@@ -8,6 +8,7 @@ up on, by a crash or an error, and is made again, is taken up where it was left 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,12 @@ from coincurve import PrivateKey
 from usufruct.errors import (
     LedgerError,
     LedgerUnreachableError,
+    MalformedAnswerError,
     TransactionLostError,
     TransactionReplacedError,
     TransactionRevertedError,
 )
-from usufruct.ledger.endpoint import Endpoint, well_formed
+from usufruct.ledger.endpoint import Endpoint, natural, price_of, well_formed
 from usufruct.ledger.journal import InFlight, Journal, Pending
 from usufruct.ledger.receipts import FinalHead, RawReceipt, ReceiptReader
 from usufruct.ledger.signing import address_of, sign_transaction
@@ -38,6 +40,9 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 _LOOKUP_SECONDS = 3.0
 """For how long a transaction is looked for whose nonce is used."""
+
+_OTHERS_ON_THEIR_WAY = 1_024
+"""Transactions that programs with other journals may have on their way from the account: what a pool is sure to keep."""
 
 _GAS_MARGIN = 1.3
 _CHUNK = 100
@@ -131,7 +136,11 @@ class Sender:
     def submit_many(self, calls: Sequence[tuple[str | None, bytes]], *, gas: int) -> list[Pending]:
         """Send calls as one batch without waiting."""
         taken = self._take_up(calls)
-        fresh = iter(self._send([call for call, p in zip(calls, taken, strict=True) if p is None], gas))
+        try:
+            fresh = iter(self._send([call for call, p in zip(calls, taken, strict=True) if p is None], gas))
+        except BaseException:
+            self._journal.release([pending.transaction_hash for pending in taken if pending])
+            raise
         return [pending or next(fresh) for pending in taken]
 
     def settle(self, pending: Sequence[Pending]) -> list[Receipt]:
@@ -158,11 +167,11 @@ class Sender:
         with self._journal.locked():
             if all(not self._journal.is_orphan(entry) for entry in self._journal.in_flight()):
                 return [None] * len(calls)
-            self._forget_replaced()
+            self._forget_replaced(calls)
             return [Pending.of(entry) if (entry := self._journal.take_up(call)) else None for call in calls]
 
     def _send(self, calls: Sequence[tuple[str | None, bytes]], gas: int) -> list[Pending]:
-        """Sign calls under the next nonces, write them down, hand them over."""
+        """Sign calls under free nonces, write them down, hand them over."""
         if not calls:
             return []
         sent: list[Pending] = []
@@ -170,12 +179,12 @@ class Sender:
         unsent: list[InFlight] = []
         with self._journal.locked(), ThreadPoolExecutor(1) as courier:
             self._forget_unclaimed()
-            price, first = self._next_price_and_nonce()
+            price, nonces = self._price_and_free_nonces(len(calls))
+            numbered = list(zip(calls, nonces, strict=True))
             try:
-                for at in range(0, len(calls), _CHUNK):
+                for at in range(0, len(numbered), _CHUNK):
                     unsent = [
-                        self._intent(call, gas, first + at + i, price)
-                        for i, call in enumerate(calls[at : at + _CHUNK])
+                        self._intent(call, gas, nonce, price) for call, nonce in numbered[at : at + _CHUNK]
                     ]
                     self._journal.add(unsent)
                     if on_its_way is not None:
@@ -201,22 +210,75 @@ class Sender:
             self._endpoint.watch.sent(pending.transaction_hash)
         return sent
 
-    def _next_price_and_nonce(self) -> tuple[int, int]:
-        """Wei per gas, and the nonce after every transaction that may still be included; called while the journal is locked.
+    def _price_and_free_nonces(self, wanted: int) -> tuple[int, list[int]]:
+        """Wei per gas, and the lowest nonces that nothing on its way has; called while the journal is locked.
 
         An endpoint that was changed to, or that was restarted, may not know all of ours: they are handed over again,
-        since a gap would hold up everything behind it.
+        since a gap would hold up everything behind it. So one that a refusal left between them is filled first.
+        """
+        price, pending = self._price_and_pending(len(self._endpoint.members()))
+        if ahead := [entry for entry in self._journal.in_flight() if entry.nonce >= pending]:
+            self._hand_over_again(ahead)
+        taken = {entry.nonce for entry in self._journal.in_flight()}
+        free = (nonce for nonce in itertools.count(pending) if nonce not in taken)
+        return price, list(itertools.islice(free, wanted))
+
+    def _price_and_pending(self, tries: int) -> tuple[int, int]:
+        """Wei per gas and the first nonce that the chain has no transaction for; of another endpoint if one's cannot be."""
+        try:
+            return self._believable_price_and_pending()
+        except MalformedAnswerError as exc:
+            self._endpoint.leave(exc)
+            if tries <= 1:
+                raise
+        return self._price_and_pending(tries - 1)
+
+    def _believable_price_and_pending(self) -> tuple[int, int]:
+        """What the endpoint in use says.
+
+        Raises
+        ------
+        MalformedAnswerError
+            If it asks more than its kind of chain does, or counts more transactions than can be on their way: one under a
+            nonce that is too high would wait for good.
         """
         # In one round trip, for which others of this account wait.
         answers = self._endpoint.batch(
-            [("eth_gasPrice", ()), ("eth_getTransactionCount", (self.address, "pending"))]
+            [
+                ("eth_gasPrice", ()),
+                ("eth_getTransactionCount", (self.address, "pending")),
+                ("eth_getTransactionCount", (self.address, "latest")),
+            ]
         )
         with well_formed(self._endpoint.url):
-            asked, pending = (int(answer, 16) for answer in answers)
-        ahead = [entry for entry in self._journal.in_flight() if entry.nonce >= pending]
-        if ahead:
-            self._submit(ahead)
-        return self._offer(asked), max([pending, *(entry.nonce + 1 for entry in ahead)])
+            asked, pending, included = price_of(answers[0]), natural(answers[1]), natural(answers[2])
+        known = len(self._journal.in_flight())
+        if pending > included + known + _OTHERS_ON_THEIR_WAY:
+            raise MalformedAnswerError(
+                f"{self._endpoint.url} counts {pending} transactions of {self.address}, of which {included} are in blocks "
+                f"and {known} known to be on their way",
+                hint="if another program did send so many, repeat this once they are in blocks",
+            )
+        return self._offer(asked), pending
+
+    def _hand_over_again(self, ahead: Sequence[InFlight]) -> None:
+        """Hand over what the endpoint does not count.
+
+        Refused or not, what somebody waits for is theirs to drop. What nobody waits for goes if no endpoint has it: it
+        would keep its nonce, and so hold up the account, for good.
+        """
+        try:
+            self._broadcast(ahead)
+        except _Refused as exc:
+            orphans = [entry for entry in ahead if entry.id in exc.ids and self._journal.is_orphan(entry)]
+            lost = [
+                entry.id
+                for entry in orphans
+                if self._endpoint.nobody(
+                    [("eth_getTransactionByHash", ("0x" + known.hex(),)) for known in entry.hashes]
+                )
+            ]
+            self._journal.forget(lost)
 
     def _orphans_passed(self) -> list[InFlight]:
         """Intents of earlier attempts whose nonce is used in a final block, by themselves or by something else."""
@@ -227,21 +289,60 @@ class Sender:
         used = self._endpoint.quantity("eth_getTransactionCount", self.address, tag)
         return [entry for entry in orphans if entry.nonce < used]
 
-    def _forget_replaced(self) -> None:
-        """Drop what can never be included, because another transaction has its nonce in a final block."""
-        passed = self._orphans_passed()
-        pending = [Pending.of(entry) for entry in passed]
-        receipts = self._reader.anywhere(pending, self._reader.of(pending))
-        gone = [entry.id for entry, receipt in zip(passed, receipts, strict=True) if receipt is None]
-        self._journal.forget(gone)
+    def _forget_replaced(self, calls: Sequence[tuple[str | None, bytes]]) -> None:
+        """Drop intents of these calls that can never be included, because others have their nonces in final blocks."""
+        wanted = {(to and to.lower(), data) for to, data in calls}
+        missing = [Pending.of(entry) for entry in self._orphans_passed() if entry.call in wanted]
+        deadline = time.monotonic() + _LOOKUP_SECONDS
+        while missing:
+            receipts = self._reader.anywhere(missing, self._reader.of(missing))
+            missing = [item for item, receipt in zip(missing, receipts, strict=True) if receipt is None]
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS[1])
+        self._journal.forget([item.transaction_hash for item in missing if self._are_replaced([item])])
+
+    def _are_replaced(self, missing: Sequence[Pending]) -> bool:
+        """Whether other transactions have these nonces in final blocks, as every endpoint says that may be asked.
+
+        None of them has a receipt, and of several two at least show the nonces as used: one alone may be behind itself, or lie,
+        and a call that is taken for replaced is made again.
+        """
+        last = max(item.nonce for item in missing)
+        lookups = [
+            ("eth_getTransactionReceipt", ("0x" + transaction.hex(),))
+            for item in missing
+            for transaction in self._journal.hashes_of(item.transaction_hash)
+        ]
+        tag = self._endpoint.profile.finality_tag
+        with contextlib.suppress(LedgerError):
+            counts = [
+                member.quantity("eth_getTransactionCount", self.address, tag)
+                for member in self._endpoint.members()
+            ]
+            if 0 < min(2, len(counts)) <= sum(count > last for count in counts):
+                return self._endpoint.nobody(lookups)
+        return False
 
     def _forget_unclaimed(self) -> None:
         """Drop outcomes that nobody came back for: whoever makes the same call after another means it anew."""
         self._journal.forget([entry.id for entry in self._orphans_passed()])
 
     def _offer(self, asked: int) -> int:
-        """Wei per gas: what the chain asks, and never what it takes into its pool to leave there."""
-        return max(asked, self._endpoint.profile.minimum_gas_price)
+        """Wei per gas: what the chain asks, and never what it takes into its pool to leave there.
+
+        Raises
+        ------
+        MalformedAnswerError
+            If it asks more than chains of its kind do: an endpoint could have an account spend all it has.
+        """
+        profile = self._endpoint.profile
+        if asked > profile.maximum_gas_price:
+            raise MalformedAnswerError(
+                f"{self._endpoint.url} asks {asked} wei per gas, more than the {profile.maximum_gas_price} "
+                f"that a chain of profile {profile.name} may ask"
+            )
+        return max(asked, profile.minimum_gas_price)
 
     def _simulate(self, to: str | None, data: bytes) -> int:
         """Gas that a call is sent with; raises what the contract refuses it for.
@@ -279,14 +380,6 @@ class Sender:
             to=to,
             data=data,
         )
-
-    def _submit(self, entries: Sequence[InFlight]) -> None:
-        """Hand signed transactions over; those that the chain refuses are no longer in flight."""
-        try:
-            self._broadcast(entries)
-        except _Refused as exc:
-            self._journal.forget(exc.ids)
-            raise exc.reason from exc
 
     def _broadcast(self, entries: Sequence[InFlight]) -> None:
         """Hand signed transactions over; a refusal counts only when the chain does not have them already.
@@ -331,7 +424,7 @@ class Sender:
         for entry_id in ids:
             self._endpoint.watch.sent(entry_id)
         try:
-            receipts = self._reader.anywhere(pending, self._wait(pending))
+            receipts = self._wait(pending)
         except BaseException:
             self._journal.release(ids)
             raise
@@ -350,7 +443,7 @@ class Sender:
         """Wait until the highest nonce is used in a final block, and so all before it; returns the receipts.
 
         They are fetched when there are new blocks, also while the block of the last is not final yet; again if a block of
-        theirs did not stay.
+        theirs did not stay, and if an engine counts a nonce before it shows the receipt. None stands for one that was replaced.
         """
         last = max(pending, key=attrgetter("nonce"))
         begun = time.monotonic()
@@ -358,6 +451,7 @@ class Sender:
         pause = 2 * self._endpoint.profile.block_interval_s
         look_after = begun + pause
         looked_at, look_again = -1, begun
+        used_since: float | None = None
         receipts: list[RawReceipt | None] = []
         while True:
             # Asked also while nothing is missing: by the answers the watch knows whether the chain goes on.
@@ -369,9 +463,14 @@ class Sender:
                         break
                     receipts += found
             if len(receipts) == len(pending) and self._reader.newest_block(receipts) <= final.number:
-                if self._reader.stand(receipts, final):
+                stand = self._reader.stand(receipts, final)
+                if stand and None not in receipts:
                     return receipts
-                receipts, looked_at = [], -1
+                if stand:
+                    look_after = begun
+                else:
+                    looked_at = -1
+                receipts = []
             self._endpoint.watch.check()
             now = time.monotonic()
             if now - begun >= self._patience:
@@ -382,7 +481,13 @@ class Sender:
             if now >= look_after:
                 look_after = now + pause
                 if self._look_after(pending) > last.nonce:
-                    return self._reader.of(pending)
+                    look_after = now + _LOOK_AGAIN_SECONDS
+                    used_since = now if used_since is None else used_since
+                    found = self._reader.anywhere(pending, self._reader.of(pending))
+                    missing = [item for item, receipt in zip(pending, found, strict=True) if receipt is None]
+                    looked_for = now - used_since >= _LOOKUP_SECONDS
+                    if not missing or (looked_for and self._are_replaced(missing)):
+                        return found
             time.sleep(poll)
             poll = min(1.5 * poll, at_most)
 
@@ -400,7 +505,13 @@ class Sender:
         return self._endpoint.quantity("eth_getTransactionCount", self.address, tag)
 
     def _send_again(self, ids: set[bytes]) -> None:
-        price = self._offer(self._endpoint.quantity("eth_gasPrice"))
+        try:
+            answer = self._endpoint.call("eth_gasPrice")
+            with well_formed(self._endpoint.url):
+                price = self._offer(price_of(answer))
+        except MalformedAnswerError as exc:
+            self._endpoint.leave(exc)
+            price = 0  # What is signed is sent as it is.
         for entry in [entry for entry in self._journal.in_flight() if entry.id in ids]:
             if entry.gas_price < price:
                 to, data = entry.call
@@ -422,9 +533,9 @@ class Sender:
                 raise self._reason(receipt, pending.to, pending.data)
             return Receipt(
                 transaction_hash=bytes.fromhex(receipt["transactionHash"][2:]),
-                block_number=int(receipt["blockNumber"], 16),
+                block_number=natural(receipt["blockNumber"]),
                 block_hash=bytes.fromhex(receipt["blockHash"][2:]),
-                gas_used=int(receipt["gasUsed"], 16),
+                gas_used=natural(receipt["gasUsed"]),
                 contract_address=receipt.get("contractAddress"),
                 logs=receipt["logs"],
             )
