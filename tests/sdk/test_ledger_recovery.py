@@ -14,9 +14,10 @@ import solcx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chain_fixture import CAST, Consortium
-from usufruct.errors import InputError, TransactionRevertedError
+from chain_fixture import CAST, Consortium, until
+from usufruct.errors import InputError, LedgerError, TransactionRevertedError
 from usufruct.ledger import recovery
+from usufruct.ledger.code import check_counts
 from usufruct.ledger.compile import SOLC_SHIM, load_standard_input
 from usufruct.ledger.recovery import recovery_upgrade, suspension_storage
 from usufruct.ledger.subnet_evm import TRANSACTION_ALLOW_LIST
@@ -145,6 +146,38 @@ def test_members_who_are_left_after_a_recovery_decide_again_and_every_index_lear
         (org_id(name), MemberStatus.SUSPENDED) for name in LOST
     ]
     assert reader.read("ParticipantRegistry", "activeCount") == (len(LEFT),)
+
+
+def test_counts_that_a_recovery_wrote_out_of_date_are_found(bare_chain_url: str) -> None:
+    """The file was made, then a member was suspended, then the file was applied."""
+    consortium = Consortium(bare_chain_url)
+    reader, lost = consortium.reader, {org_id("north")}
+    words = suspension_storage(reader.participants(), lost)
+    check_counts(reader)
+    consortium.govern("ParticipantRegistry", "setStatus", org_id("compute"), MemberStatus.SUSPENDED)
+    check_counts(reader)
+    registry = reader.network.contracts["ParticipantRegistry"]
+
+    def write(words: dict[int, int]) -> None:
+        for slot, word in words.items():
+            reader.endpoint.call("anvil_setStorageAt", registry, f"0x{slot:064x}", f"0x{word:064x}")
+        newest = reader.endpoint.quantity("eth_blockNumber")
+        until(lambda: reader.finalised().number > newest)
+
+    write(words)
+    with pytest.raises(LedgerError, match="counts 4 active members, but 3 are"):
+        check_counts(reader)
+    write({recovery.ACTIVE_SLOT: 3})
+    with pytest.raises(LedgerError, match="counts 1 active members with the role COMPUTE, but 0 are"):
+        check_counts(reader)
+    write(suspension_storage([*before_it(reader.participants(), lost)], lost))
+    check_counts(reader)
+
+
+def before_it(members: list[Participant], lost: set[OrgId]) -> Iterator[Participant]:
+    """The members as they were before some were suspended."""
+    for member in members:
+        yield replace(member, status=MemberStatus.ACTIVE) if member.id in lost else member
 
 
 # The file, without a chain.

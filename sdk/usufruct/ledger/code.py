@@ -1,13 +1,13 @@
 """Proves that the code on the chain is the code of this package: recompiles the shipped sources and compares byte by byte.
 
-And that the chain's own lists, where it keeps any, hold what the members decided.
+And that the chain's own lists, where it keeps any, hold what the members decided, and the registry counts what its records say.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from usufruct.errors import WrongContractCodeError
+from usufruct.errors import LedgerError, WrongContractCodeError
 from usufruct.ledger.abi import CONTRACTS, load_abi
 from usufruct.ledger.compile import (
     compare_runtime,
@@ -19,6 +19,7 @@ from usufruct.ledger.compile import (
 from usufruct.ledger.deploy import contract_name_word
 from usufruct.ledger.ledger import Ledger
 from usufruct.ledger.permissions import check_lists
+from usufruct.records import MemberStatus, Role
 
 _IMMUTABLES = {
     "PARTICIPANTS": "ParticipantRegistry",
@@ -49,6 +50,8 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
         For the first contract that differs.
     ChainListError
         For the first account that a list of the chain treats otherwise than the members decided.
+    LedgerError
+        As `check_counts`.
     ConfigurationError
         If the compiler cannot be found.
     """
@@ -72,12 +75,37 @@ def verify_network(ledger: Ledger, *, node: Path, node_modules: Path) -> list[di
                     f"{name} obeys another authority than the network's AccessManager"
                 )
         rows.append({"contract": name, "address": address, "size_bytes": len(code), "outcome": "as shipped"})
+    check_counts(ledger)
     for found in check_lists(ledger):
         held = f"{found['with_role']} accounts, as the members decided"
         rows.append(
             {"contract": found["list"], "address": found["address"], "size_bytes": 0, "outcome": held}
         )
     return rows
+
+
+def check_counts(ledger: Ledger) -> None:
+    """Compare how many members the registry counts as active, in all and with each role, with what their records say.
+
+    Only a recovery writes these counts otherwise than by a change of a member (see `usufruct.ledger.recovery`).
+
+    Raises
+    ------
+    LedgerError
+        If a count is wrong.
+    """
+    active = [member for member in ledger.participants() if member.status is MemberStatus.ACTIVE]
+    due = {"": (len(active), ledger.read("ParticipantRegistry", "activeCount"))}
+    for role in Role:
+        holders = sum(role in member.roles for member in active)
+        counted = ledger.read("ParticipantRegistry", "activeCountWithRole", int(role))
+        due[f" with the role {role.name}"] = holders, counted
+    for which, (holders, (counted,)) in due.items():
+        if counted != holders:
+            raise LedgerError(
+                f"the registry counts {counted} active members{which}, but {holders} are",
+                hint="if a member changed just now, repeat this; else see docs/consortium.md, Recovery",
+            )
 
 
 def _looked_up(ledger: Ledger, name: str) -> str:
