@@ -70,13 +70,88 @@ func (c *consortium) remove(ctx context.Context, node *tmpnet.Node) error {
 	return os.Rename(node.DataDir, filepath.Join(c.directory, "removed-"+node.NodeID.String()))
 }
 
+// membership is who votes on the members' chain and who has a stake, as the platform chain has it.
+type membership struct{ votes, stakes set.Set[ids.NodeID] }
+
+// rotationStep is a part of a rotation that may be left when an earlier attempt at it was interrupted.
+type rotationStep int
+
+const (
+	makeKeys rotationStep = iota
+	dismissDeparted
+	placeStake
+	startAnew
+	giveVote
+)
+
+// rotationSteps are what is left to do until a validator has a new identity with a vote.
+//
+// An identity on the disk that has no vote was made by an attempt that did not end: it is taken up, since each new one costs
+// a stake. The keys come first, so that whatever follows is about an identity that is on the disk.
+func rotationSteps(identity ids.NodeID, validators []ids.NodeID, now membership) []rotationStep {
+	if now.votes.Contains(identity) {
+		return []rotationStep{makeKeys, dismissDeparted, placeStake, startAnew, giveVote}
+	}
+	var left []rotationStep
+	if len(departed(validators, now.votes)) > 0 {
+		left = append(left, dismissDeparted)
+	}
+	if !now.stakes.Contains(identity) {
+		left = append(left, placeStake)
+	}
+	return append(left, startAnew, giveVote)
+}
+
+// departed are the identities with a vote that no validator has any more.
+func departed(validators []ids.NodeID, votes set.Set[ids.NodeID]) []ids.NodeID {
+	gone := set.Of(votes.List()...)
+	gone.Remove(validators...)
+	return gone.List()
+}
+
 // rotate gives a validator new staking and signing keys, so a new identity, on its old data. The old identity
 // loses its vote first and the new one gets its own once it follows the chain: four of four vote in between.
 // The stake is placed before the stop, while the platform chain still has every vote.
+//
+// Repeated after an error or a kill it does what is left; it also ends an `add` that was interrupted.
 func (c *consortium) rotate(ctx context.Context, node *tmpnet.Node) error {
-	if err := c.dismiss(ctx, node.NodeID); err != nil {
+	now, err := c.membership(ctx)
+	if err != nil {
 		return err
 	}
+	for _, step := range rotationSteps(node.NodeID, c.identities(), now) {
+		if err := c.rotationStep(ctx, node, step, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *consortium) rotationStep(ctx context.Context, node *tmpnet.Node, step rotationStep, now membership) error {
+	switch step {
+	case makeKeys:
+		return newIdentity(node)
+	case dismissDeparted:
+		for _, nodeID := range departed(c.identities(), now.votes) {
+			if err := c.dismiss(ctx, nodeID); err != nil {
+				return err
+			}
+		}
+		return nil
+	case placeStake:
+		return c.stake(ctx, node)
+	case startAnew:
+		if err := c.stop(node, false); err != nil {
+			return err
+		}
+		return c.startAll(ctx, node)
+	default:
+		return c.admit(ctx, node)
+	}
+}
+
+// newIdentity makes new keys for a node and writes them down.
+func newIdentity(node *tmpnet.Node) error {
 	old := node.NodeID
 	for _, key := range []string{
 		config.StakingTLSKeyContentKey, config.StakingCertContentKey, config.StakingSignerKeyContentKey,
@@ -87,16 +162,40 @@ func (c *consortium) rotate(ctx context.Context, node *tmpnet.Node) error {
 		return err
 	}
 	say("validator %d: %s becomes %s", numberOf(node), old, node.NodeID)
-	if err := c.stake(ctx, node); err != nil {
+	return node.Write()
+}
+
+// identities are the validators' node ids.
+func (c *consortium) identities() []ids.NodeID {
+	return tmpnet.NodesToIDs(c.network.Nodes...)
+}
+
+// membership asks the platform chain; the network's file may lag behind it.
+func (c *consortium) membership(ctx context.Context) (membership, error) {
+	var now membership
+	err := c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, _ pwallet.Wallet) error {
+		var err error
+		if now.votes, err = currentValidators(ctx, client, c.subnet().SubnetID); err != nil {
+			return err
+		}
+		now.stakes, err = currentValidators(ctx, client, constants.PrimaryNetworkID)
 		return err
+	})
+	return now, err
+}
+
+func currentValidators(
+	ctx context.Context, client *platformvm.Client, subnetID ids.ID,
+) (set.Set[ids.NodeID], error) {
+	current, err := client.GetCurrentValidators(ctx, subnetID, nil)
+	if err != nil {
+		return nil, err
 	}
-	if err := c.stop(node, false); err != nil {
-		return err
+	found := set.Set[ids.NodeID]{}
+	for _, validator := range current {
+		found.Add(validator.NodeID)
 	}
-	if err := c.startAll(ctx, node); err != nil {
-		return err
-	}
-	return c.admit(ctx, node)
+	return found, nil
 }
 
 // rebuild wipes a validator's data but its keys, and has it fetch everything from its peers.
@@ -181,7 +280,7 @@ func (c *consortium) stake(ctx context.Context, node *tmpnet.Node) error {
 
 // newStake is what the next identity stakes: a founder's stake, or more where identities have left.
 func (c *consortium) newStake(current []platformvm.ClientPermissionlessValidator) uint64 {
-	staying := set.Of(c.subnet().ValidatorIDs...)
+	staying := set.Of(c.identities()...)
 	var departed, live uint64
 	for _, validator := range current {
 		if staying.Contains(validator.NodeID) {
@@ -203,7 +302,11 @@ func stakeBeside(departed, live uint64) uint64 {
 
 // admit gives a node, which has a stake, a vote on the members' chain.
 func (c *consortium) admit(ctx context.Context, node *tmpnet.Node) error {
-	err := c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, wallet pwallet.Wallet) error {
+	return c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, wallet pwallet.Wallet) error {
+		votes, err := currentValidators(ctx, client, c.subnet().SubnetID)
+		if err != nil {
+			return err
+		}
 		term, err := newTerm(ctx, client, node.NodeID, chainWeight)
 		if err != nil {
 			return err
@@ -220,28 +323,30 @@ func (c *consortium) admit(ctx context.Context, node *tmpnet.Node) error {
 		_, err = wallet.IssueAddSubnetValidatorTx(
 			&txs.SubnetValidator{Validator: *term, Subnet: c.subnet().SubnetID}, common.WithContext(ctx),
 		)
-		return err
+		if err != nil {
+			return err
+		}
+		votes.Add(node.NodeID)
+		return c.setValidators(votes)
 	})
-	if err != nil {
-		return err
-	}
-	return c.setValidators(append(c.subnet().ValidatorIDs, node.NodeID))
 }
 
-// dismiss takes a node's vote away. Its stake on the platform chain stays until its term ends.
+// dismiss takes a node's vote away, if it has one. Its stake on the platform chain stays until its term ends.
 func (c *consortium) dismiss(ctx context.Context, nodeID ids.NodeID) error {
-	if !slices.Contains(c.subnet().ValidatorIDs, nodeID) {
-		return nil
-	}
-	err := c.onPlatform(ctx, func(ctx context.Context, _ *platformvm.Client, wallet pwallet.Wallet) error {
-		_, err := wallet.IssueRemoveSubnetValidatorTx(nodeID, c.subnet().SubnetID, common.WithContext(ctx))
-		return err
+	return c.onPlatform(ctx, func(ctx context.Context, client *platformvm.Client, wallet pwallet.Wallet) error {
+		votes, err := currentValidators(ctx, client, c.subnet().SubnetID)
+		if err != nil {
+			return err
+		}
+		if votes.Contains(nodeID) {
+			_, err := wallet.IssueRemoveSubnetValidatorTx(nodeID, c.subnet().SubnetID, common.WithContext(ctx))
+			if err != nil {
+				return err
+			}
+			votes.Remove(nodeID)
+		}
+		return c.setValidators(votes)
 	})
-	if err != nil {
-		return err
-	}
-	left := slices.DeleteFunc(slices.Clone(c.subnet().ValidatorIDs), func(id ids.NodeID) bool { return id == nodeID })
-	return c.setValidators(left)
 }
 
 func newTerm(ctx context.Context, client *platformvm.Client, nodeID ids.NodeID, weight uint64) (*txs.Validator, error) {
@@ -252,7 +357,10 @@ func newTerm(ctx context.Context, client *platformvm.Client, nodeID ids.NodeID, 
 	return &txs.Validator{NodeID: nodeID, End: uint64(now.Add(stakeTerm - termMargin).Unix()), Wght: weight}, nil
 }
 
-func (c *consortium) setValidators(nodeIDs []ids.NodeID) error {
+// setValidators writes down who votes, as soon as the platform chain has it: the wait for the slowest validator may fail.
+func (c *consortium) setValidators(votes set.Set[ids.NodeID]) error {
+	nodeIDs := votes.List()
+	slices.SortFunc(nodeIDs, ids.NodeID.Compare)
 	c.subnet().ValidatorIDs = nodeIDs
 	return c.subnet().Write(c.network.GetSubnetDir())
 }

@@ -3,11 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ava-labs/avalanchego/ids"
+	"github.com/ava-labs/avalanchego/tests/fixture/tmpnet"
 	"github.com/ava-labs/avalanchego/utils/rpc"
+	"github.com/ava-labs/avalanchego/utils/set"
 )
 
 // slowFollower reports its heights one by one, then the last for ever; 0 is no answer.
@@ -77,5 +82,82 @@ func TestDepartedStakesStayATenthWhileAllRotateInTurn(t *testing.T) {
 func TestNewcomerStakesLikeAFounderWhereNobodyHasLeft(t *testing.T) {
 	if stake := stakeBeside(0, 5*founderStake); stake != founderStake {
 		t.Fatalf("got %d", stake)
+	}
+}
+
+// rotationModel is the disk and the platform chain as far as a rotation of the validator at `turning` goes.
+type rotationModel struct {
+	identities []ids.NodeID
+	now        membership
+	turning    int
+}
+
+func (m *rotationModel) do(step rotationStep) {
+	identity := m.identities[m.turning]
+	switch step {
+	case makeKeys:
+		m.identities[m.turning] = ids.GenerateTestNodeID()
+	case dismissDeparted:
+		m.now.votes.Remove(departed(m.identities, m.now.votes)...)
+	case placeStake:
+		m.now.stakes.Add(identity)
+	case giveVote:
+		m.now.votes.Add(identity)
+	}
+}
+
+func TestARotationInterruptedAnywhereIsEndedByRepeatingIt(t *testing.T) {
+	for done := range 6 {
+		model := rotationModel{now: membership{votes: set.Set[ids.NodeID]{}, stakes: set.Set[ids.NodeID]{}}, turning: 2}
+		for range 5 {
+			founder := ids.GenerateTestNodeID()
+			model.identities = append(model.identities, founder)
+			model.now.votes.Add(founder)
+			model.now.stakes.Add(founder)
+		}
+		old := model.identities[model.turning]
+		for _, step := range rotationSteps(old, model.identities, model.now)[:done] {
+			model.do(step)
+		}
+		if done < 5 {
+			for _, step := range rotationSteps(model.identities[model.turning], model.identities, model.now) {
+				model.do(step)
+			}
+		}
+		if !model.now.votes.Equals(set.Of(model.identities...)) {
+			t.Fatalf("after %d steps: not just the five vote", done)
+		}
+		if model.identities[model.turning] == old || model.now.stakes.Len() != 6 {
+			t.Fatalf("after %d steps: %d stakes", done, model.now.stakes.Len())
+		}
+	}
+}
+
+func TestAValidatorThatWasAddedAndHasNoVoteYetGetsOneWithTheKeysItHas(t *testing.T) {
+	added, founder := ids.GenerateTestNodeID(), ids.GenerateTestNodeID()
+	now := membership{votes: set.Of(founder), stakes: set.Of(founder, added)}
+	left := rotationSteps(added, []ids.NodeID{founder, added}, now)
+	if !slices.Equal(left, []rotationStep{startAnew, giveVote}) {
+		t.Fatalf("got %v", left)
+	}
+}
+
+func TestNewKeysAreOnTheDiskBeforeAnythingIsStakedOnThem(t *testing.T) {
+	node := tmpnet.NewNode()
+	node.DataDir = filepath.Join(t.TempDir(), dataDirPrefix+"3")
+	if err := node.EnsureKeys(); err != nil {
+		t.Fatal(err)
+	}
+	old := node.NodeID
+	if err := newIdentity(node); err != nil {
+		t.Fatal(err)
+	}
+	again := tmpnet.NewNode()
+	here := tmpnet.NodeRuntimeConfig{Process: &tmpnet.ProcessRuntimeConfig{}}
+	if err := again.Read(context.Background(), &tmpnet.Network{DefaultRuntimeConfig: here}, node.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if again.NodeID == old || again.NodeID != node.NodeID {
+		t.Fatalf("%s was written, %s is meant", again.NodeID, node.NodeID)
 	}
 }
