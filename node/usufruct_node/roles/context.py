@@ -16,14 +16,17 @@ from usufruct.content import BlockStore, Cid, Codec, dag
 from usufruct.errors import (
     BlockNotFoundError,
     ChainStalledError,
+    ContainerError,
     InputError,
     LedgerError,
     PeerError,
     UsufructError,
+    WrongKeyDomainError,
 )
+from usufruct.he.container import Form, block_size, check_header
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
-from usufruct.publish import read_manifest
+from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
     ArtifactId,
@@ -91,6 +94,7 @@ class RoleContext:
         *holders: OrgId,
         pin: str,
         gave_up: Callable[[OrgId, UsufructError], None] = _ignore,
+        check: Callable[[bytes], None] | None = None,
     ) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
 
@@ -100,6 +104,9 @@ class RoleContext:
             Members that may have them, asked at the same time.
         gave_up :
             Told, at the end, of each member that was given up as a source, and why.
+        check :
+            Looks at each block that arrived before any of its run is kept; what it raises ends the fetch. Called in worker
+            threads.
 
         Raises
         ------
@@ -122,7 +129,7 @@ class RoleContext:
                 list(addresses.values()),
                 cids,
                 missing=partial(self._pin_present, pin=pin),
-                keep=partial(self._keep, pin=pin),
+                keep=partial(self._keep, pin=pin, check=check),
                 report=report,
             )
         except InputError as exc:
@@ -219,10 +226,20 @@ class RoleContext:
         """Fetch the ciphertexts and run the kernel; result blocks are in the local store afterwards, given to nobody.
 
         `pin` as for `inputs`.
+
+        Raises
+        ------
+        ContainerError, WrongKeyDomainError
+            Also at the first block that cannot be one of the bundle's: a manifest may link anything. None of that is kept.
         """
         pin = pin or job_pin(row.job_id)
         needed = list(dict.fromkeys(inputs.manifest.blocks))
-        await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin)
+        check = partial(_check_sealed, manifest=inputs.manifest)
+        try:
+            await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin, check=check)
+        except (ContainerError, WrongKeyDomainError):
+            await trio.to_thread.run_sync(self._let_go, pin)
+            raise
         blocks = await trio.to_thread.run_sync(
             partial(
                 compute_result,
@@ -330,6 +347,10 @@ class RoleContext:
         for reason in self.store.reasons(_RECHECK_PIN):
             self.store.unpin_all(reason)
 
+    def _let_go(self, pin: str) -> None:
+        self.store.unpin_all(pin)
+        self.store.gc()
+
     def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
         missing: list[Cid] = []
         for cid in cids:
@@ -339,7 +360,12 @@ class RoleContext:
                 missing.append(cid)
         return missing
 
-    def _keep(self, blocks: Sequence[tuple[Cid, bytes]], pin: str) -> None:
+    def _keep(
+        self, blocks: Sequence[tuple[Cid, bytes]], pin: str, check: Callable[[bytes], None] | None
+    ) -> None:
+        if check is not None:
+            for _, data in blocks:
+                check(data)
         for codec in Codec:
             group = [data for cid, data in blocks if cid.codec == codec]
             if group:
@@ -349,6 +375,19 @@ class RoleContext:
 def _undiallable(org: OrgId, why: InputError) -> PeerError:
     """An address that cannot be dialled is its member's fault, not that of the job."""
     return PeerError(f"{unlabel(org)} cannot be dialled where it says it listens: {why}")
+
+
+def _check_sealed(data: bytes, manifest: BundleManifest) -> None:
+    """Check that a block is as long as the bundle's blocks are, and under its key; its residues are not looked at."""
+    expected = block_size(_block_form(manifest), manifest.shape.parameters)
+    if len(data) != expected:
+        raise ContainerError(f"a block of the bundle has {len(data)} bytes, not {expected}", field="length")
+    check_header(data, key_id=manifest.shape.key_id)
+
+
+def _block_form(manifest: BundleManifest) -> Form:
+    """In which form a bundle's blocks are sealed."""
+    return Form.SEEDED
 
 
 def job_pin(job_id: JobId) -> str:

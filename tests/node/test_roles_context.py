@@ -1,0 +1,85 @@
+"""What every role does with a job's inputs. Chain, peers and kernels are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from job_node import JobNode, JobStory, Task, served
+
+from bundle_fixture import ROWS, SCOPE
+from chain_fixture import Consortium
+from usufruct.content import MAX_BLOCK_BYTES, Cid
+from usufruct.errors import ContainerError, UsufructError, WrongKeyDomainError
+from usufruct.he.bfv import generate_secret_key
+from usufruct.publish import manifest_record
+from usufruct.seal import seal_features
+from usufruct_node.roles.context import job_pin
+
+
+@pytest.fixture(scope="module")
+def story(chain_url: str) -> JobStory:
+    return JobStory(Consortium(chain_url))
+
+
+@pytest.fixture
+def node(story: JobStory, tmp_path: Path) -> Iterator[JobNode]:
+    """A verifier that is not the bundles' steward."""
+    with JobNode(story, tmp_path, "south") as made:
+        yield made
+
+
+def executed(node: JobNode, task: Task) -> UsufructError | None:
+    """Let the node execute a job whose steward gives what the manifest links; the error that it ends in."""
+
+    async def run() -> UsufructError | None:
+        async with node.peered(north=served(task.ciphertexts, *task.records[:3])) as context:
+            row = node.row(task)
+            try:
+                assert await context.execute(row, await context.inputs(row)) == task.result
+            except UsufructError as exc:
+                return exc
+        return None
+
+    return trio.run(run)
+
+
+def linking(story: JobStory, blocks: list[bytes]) -> Task:
+    """A job on a bundle whose manifest links these blocks."""
+    sealed = seal_features(story.made.features, story.made.secret)
+    list(sealed)
+    links = [Cid.of(block) for block in blocks]
+    record = manifest_record(sealed.manifest, scope=SCOPE, row_subjects=range(ROWS), blocks=links)
+    artifact_id = story.bundle(record=record)
+    task = story.claimed(story.task(artifact_id=artifact_id))
+    task.ciphertexts = blocks
+    return task
+
+
+def test_blocks_of_the_bundle_are_fetched_and_computed_on(node: JobNode) -> None:
+    """Positive control."""
+    task = node.story.claimed(node.story.task())
+    node.given(task.records[3], "bundle")
+    assert executed(node, task) is None
+    assert all(job_pin(task.job_id) in node.store.pins(Cid.of(block)) for block in task.ciphertexts)
+
+
+def test_blocks_that_cannot_be_the_bundles_never_reach_the_disk(node: JobNode) -> None:
+    """A steward may link two mebibytes of anything as often as a manifest has room."""
+    sealed = node.story.made.blocks[0]
+    for blocks, error in (
+        ([bytes([n]) * MAX_BLOCK_BYTES for n in (1, 2)], ContainerError),
+        ([sealed, sealed[:-1]], ContainerError),
+        ([sealed, bytes(len(sealed))], ContainerError),
+        (
+            [block.data for block in seal_features(node.story.made.features, generate_secret_key())],
+            WrongKeyDomainError,
+        ),
+    ):
+        task = linking(node.story, blocks)
+        node.given(task.records[3], "bundle")
+        assert isinstance(executed(node, task), error)
+        assert not any(node.store.has(Cid.of(block)) for block in blocks)
+        assert node.store.reasons(job_pin(task.job_id)) == []
