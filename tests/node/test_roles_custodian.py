@@ -1,0 +1,125 @@
+"""What a custodian does when a job's executor does not give the result. Chain, peers, custodian and kernels are real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from custodian_fixture import custodian_home
+from job_node import JobNode, JobStory, Task, served
+
+from chain_fixture import Consortium, word
+from usufruct.content import Cid
+from usufruct.records import JobState, Refusal
+from usufruct_node.custodian import CustodianProcess
+from usufruct_node.holdings import Purpose
+from usufruct_node.roles import custodian as custodian_module
+from usufruct_node.roles.custodian import Custodian
+
+
+@pytest.fixture(scope="module")
+def story(chain_url: str) -> JobStory:
+    return JobStory(Consortium(chain_url))
+
+
+@pytest.fixture
+def node(story: JobStory, tmp_path: Path) -> Iterator[JobNode]:
+    with JobNode(story, tmp_path, "north") as made:
+        yield made
+
+
+@contextmanager
+def running_process(node: JobNode, root: Path) -> Iterator[CustodianProcess]:
+    process = CustodianProcess(custodian_home(root / "home", node.story.made))
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def carried_on(
+    node: JobNode, task: Task, root: Path, **others: Callable[[Cid], bytes | None]
+) -> list[JobState]:
+    """States that the custodian brings a verified job through."""
+    states = [node.row(task).job.state]
+
+    async def run() -> None:
+        async with node.peered(**others) as context:
+            custodian = Custodian(context, process=process, signing_key=node.member.node_key)
+            while states[-1] in (JobState.VERIFIED, JobState.OPENED):
+                await custodian.handle(node.row(task))
+                states.append(node.row(task).job.state)
+
+    with running_process(node, root) as process:
+        trio.run(run)
+    return states
+
+
+def nothing(cid: Cid) -> bytes | None:
+    return None
+
+
+def garbage(cid: Cid) -> bytes | None:
+    return b"garbage"
+
+
+@pytest.mark.parametrize("given", [nothing, garbage, None], ids=["nothing", "garbage", "no answer"])
+def test_a_result_that_its_executor_withholds_is_computed_by_the_custodian_and_released(
+    node: JobNode, tmp_path: Path, given: Callable[[Cid], bytes | None] | None
+) -> None:
+    task = node.story.verified(node.story.task())
+    node.has(task)
+    others = {} if given is None else {"compute": given}
+    assert carried_on(node, task, tmp_path, **others) == [
+        JobState.VERIFIED,
+        JobState.OPENED,
+        JobState.RELEASED,
+    ]
+    # It answers for its release, and gives nobody the result.
+    assert node.holdings.cids(Purpose.RELEASE, task.job_id)
+    assert node.holdings.cids(Purpose.RESULT, task.job_id) == []
+    assert node.index.job(task.job_id).job.result_digest == task.result.cid.digest
+
+
+def test_a_manifest_without_its_blocks_is_not_enough_and_the_blocks_are_computed(
+    node: JobNode, tmp_path: Path
+) -> None:
+    task = node.story.verified(node.story.task())
+    node.has(task)
+    states = carried_on(node, task, tmp_path, compute=served([], task.result.to_record()))
+    assert states[-1] == JobState.RELEASED
+
+
+def test_a_result_that_its_executor_gives_is_not_computed_again(node: JobNode, tmp_path: Path) -> None:
+    """Positive control: the custodian has no ciphertexts here."""
+    task = node.story.verified(node.story.task())
+    node.has(task, ciphertexts=False)
+    given = served(task.blocks, task.result.to_record())
+    assert carried_on(node, task, tmp_path, compute=given)[-1] == JobState.RELEASED
+
+
+def test_an_executor_that_keeps_the_custodian_waiting_has_only_a_share_of_the_time(
+    node: JobNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would give the result, and its time is over at once."""
+    monkeypatch.setattr(custodian_module, "_EXECUTORS_SHARE", 0.0)
+    task = node.story.verified(node.story.task())
+    node.has(task)
+    given = served(task.blocks, task.result.to_record())
+    assert carried_on(node, task, tmp_path, compute=given)[-1] == JobState.RELEASED
+    assert node.store.has(task.result.cid)
+
+
+def test_a_withheld_result_that_the_bundle_does_not_give_is_refused_without_cost(
+    node: JobNode, tmp_path: Path
+) -> None:
+    """Executor and all verifiers agreed on a digest of nothing."""
+    before = node.story.net.reader.budget
+    task = node.story.verified(node.story.task(), digest=word())
+    node.has(task)
+    assert carried_on(node, task, tmp_path) == [JobState.VERIFIED, JobState.REFUSED]
+    assert node.row(task).job.refusal == Refusal.RESULT_INVALID
+    assert (before(task.bundle).spent, before(task.bundle).reserved) == (0, 0)
