@@ -238,6 +238,8 @@ class Node:
     def _custodian_state(self) -> str:
         if self._custodian is None:
             return "ok"
+        if self._custodian.is_starting:
+            return "starting; without a passphrase file it asks for its passphrase at the terminal"
         if self._custodian.pid is None:
             return "not running; it is started again when a job needs it"
         return "ok"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from custodian_fixture import custodian_home
+from custodian_fixture import ASKING, custodian_home
 from job_node import JobNode, JobStory, Task, served
 
 from chain_fixture import Consortium, word
 from usufruct.content import Cid
 from usufruct.records import JobState, Refusal
 from usufruct_node.custodian import CustodianProcess
+from usufruct_node.custodian import process as process_module
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles import custodian as custodian_module
 from usufruct_node.roles.custodian import Custodian
@@ -123,3 +127,33 @@ def test_a_withheld_result_that_the_bundle_does_not_give_is_refused_without_cost
     assert carried_on(node, task, tmp_path) == [JobState.VERIFIED, JobState.REFUSED]
     assert node.row(task).job.refusal == Refusal.RESULT_INVALID
     assert (before(task.bundle).spent, before(task.bundle).reserved) == (0, 0)
+
+
+def test_a_custodian_that_waits_for_its_passphrase_keeps_neither_other_work_nor_a_stop_waiting(
+    node: JobNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_MODULE", "custodian_fixture")
+    monkeypatch.setenv("DIE", ASKING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    task = node.story.verified(node.story.task())
+    node.has(task)
+    given = served(task.blocks, task.result.to_record())
+
+    async def run() -> None:
+        async with node.peered(compute=given) as context, trio.open_nursery() as nursery:
+            custodian = Custodian(context, process=process, signing_key=node.member.node_key)
+            nursery.start_soon(custodian.handle, node.row(task))
+            while not process.is_starting:
+                await trio.sleep(0.01)
+            assert (context.asking.borrowed_tokens, context.computing.borrowed_tokens) == (1, 0)
+            assert process.pid is None, "whoever asks for its state must not wait for it either"
+            nursery.cancel_scope.cancel()
+
+    with running_process(node, tmp_path) as process:
+        # If the stop had to wait for the passphrase, it would be for good.
+        rescue = threading.Timer(60, process.close)
+        rescue.start()
+        trio.run(run)
+        still_asking = process.is_starting
+        rescue.cancel()
+    assert still_asking

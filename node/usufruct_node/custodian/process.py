@@ -64,9 +64,14 @@ class CustodianProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id, if it runs."""
+        """Process id, if it runs and is ready."""
         process = self._process
         return None if process is None or process.poll() is not None else process.pid
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it was started and is not ready: it may be asking for its passphrase."""
+        return self._starting is not None
 
     def start(self) -> None:
         """Start the process unless it runs; returns once it is unlocked and listens.
@@ -84,21 +89,24 @@ class CustodianProcess:
             words = ["--home", str(self._home.root), "--key-openings", str(self._key_openings)]
             if self._passphrase_file is not None:
                 words += ["--passphrase-file", str(self._passphrase_file)]
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=self._home.root,
             )
-            assert self._process.stdout is not None
-            self._starting = self._process
+            assert process.stdin is not None and process.stdout is not None
+            self._starting = process
             if self._closed:
-                self._process.terminate()
-            ready = self._process.stdout.readline() == b"ready\n"
+                process.terminate()
+            ready = process.stdout.readline() == b"ready\n"
             self._starting = None
             if not ready:
-                code = self._process.wait()
+                code = process.wait()
+                process.stdin.close()
+                process.stdout.close()
                 raise CustodianError(f"the custodian's process ended with code {code} before it was ready")
+            self._process = process
 
     def close(self) -> None:
         """Stop the process, also one that waits for its passphrase, and wait for it."""

@@ -59,6 +59,7 @@ _SENDING_THREADS = 16
 _STEP_GAS = 600_000
 """Enough for any step of a job, its conclusion included; see docs/gas.md."""
 _COMPUTING_THREADS = 4
+_ASKING_THREADS = 4
 
 
 def _ignore(org: OrgId, why: UsufructError) -> None:
@@ -87,6 +88,8 @@ class RoleContext:
     """Threads that wait for worker processes."""
     own_blocks: trio.Lock = field(default_factory=trio.Lock)
     """Held while ciphertexts of own bundles are fetched back, or erased: the end of retention comes before or after."""
+    asking: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_ASKING_THREADS))
+    """Threads that wait for the custodian's process, which may be waiting for somebody to type its passphrase."""
 
     async def fetch(
         self,
@@ -277,6 +280,10 @@ class RoleContext:
             partial(self.ledger.transact, "JobLedger", function, job_id, *arguments, least_gas=_STEP_GAS)
         )
         log.info("%s %s", function, job_id.hex()[:12])
+
+    async def ask(self, call: Callable[[], Result]) -> Result:
+        """Call something that waits for the custodian's process; whoever stops the node does not wait for it."""
+        return await trio.to_thread.run_sync(call, limiter=self.asking, abandon_on_cancel=True)  # type: ignore[call-arg]
 
     async def report(self, job_id: JobId, events: Sequence[SeriesEvent]) -> None:
         """Show an ended job's whole series to the contract that records faults."""

@@ -134,7 +134,7 @@ class Custodian:
         question = await self._question(row)
         while True:
             try:
-                return await trio.to_thread.run_sync(ask, question, limiter=self._context.computing)
+                return await self._context.ask(partial(ask, question))
             except ForgottenReleasesError as exc:
                 log.warning("job %s: %s", row.job_id.hex()[:12], exc)
                 for job in exc.jobs:
@@ -158,7 +158,7 @@ class Custodian:
         manifest = await self._record(case.artifact.content_digest, self._context.org, pin)
         status = await self._record(case.cited_epoch.status_digest, self._context.org, pin)
         records = Records(manifest=manifest, policy=b"", status=status, parameters=b"", result=b"")
-        await trio.to_thread.run_sync(self._process.remember, case, records)
+        await self._context.ask(partial(self._process.remember, case, records))
 
     async def _question(self, row: JobRow) -> _Question:
         """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -91,7 +92,7 @@ class Retention:
             return
         if await trio.to_thread.run_sync(self._key_is_needed, artifact.key_id):
             return
-        await trio.to_thread.run_sync(self._destroy_secret, artifact.key_id)
+        await self._context.ask(partial(self._destroy_secret, artifact.key_id))
         await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
 
     def _erase_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
