@@ -58,7 +58,7 @@ class Case:
     possessions: tuple[tuple[OrgId, bytes], ...]
     """Verifier and proof, of each that agreed."""
     under_way: tuple[JobId, ...]
-    """Jobs on the bundle that are Verified or Opened."""
+    """Jobs on bundles under the key domain that are Verified or Opened."""
     released: bytes
     """Ids of the released jobs on the bundle, 32 bytes each, one after the other."""
 

@@ -205,6 +205,7 @@ class Service:
             job_id=case.job_id,
             artifact_id=request.artifact_id,
             key_id=case.job.key_id,
+            result_digest=case.job.result_digest,
             asked=Asked.by(inputs, request.rho_micro),
             under_way=set(case.under_way),
             minimum=max(inputs.policy.min_cohort, case.grant.terms.min_cohort),

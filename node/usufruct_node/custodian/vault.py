@@ -41,9 +41,10 @@ class Entry:
     job_id: JobId
     artifact_id: ArtifactId
     key_id: KeyId
+    result_digest: bytes
     asked: Asked
     under_way: Collection[JobId]
-    """Jobs on the bundle that may still be opened."""
+    """Jobs under the key that may still be opened."""
     minimum: int
     """Fewest subjects in which cohorts may differ without being charged as one."""
     limit_rho_micro: int
@@ -69,6 +70,9 @@ class Vault:
             "CREATE TABLE IF NOT EXISTS made (job_id BLOB PRIMARY KEY, sealed BLOB NOT NULL,"
             " sigma_micro INTEGER NOT NULL) WITHOUT ROWID",
             "CREATE TABLE IF NOT EXISTS key (key_id BLOB PRIMARY KEY, opened INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS opening (key_id BLOB NOT NULL, job_id BLOB NOT NULL, result_digest BLOB NOT NULL,"
+            " blocks INTEGER NOT NULL, opened INTEGER NOT NULL, PRIMARY KEY (key_id, job_id, result_digest)) WITHOUT ROWID",
+            "CREATE INDEX IF NOT EXISTS opening_reserved ON opening (key_id) WHERE NOT opened",
         )
         self._db.isolation_level = None
 
@@ -84,7 +88,8 @@ class Vault:
             db.execute("UPDATE told SET opened = 1 WHERE job_id = ?", (job_id,))
 
     def announce(self, entry: Entry) -> None:
-        """Reserve a place among the releases of a bundle; those announced for jobs that have ended unopened go.
+        """Reserve a place among the releases of a bundle and among the openings of its key; those announced for jobs that have
+        ended unopened go.
 
         Raises
         ------
@@ -95,14 +100,21 @@ class Vault:
             self._enter(db, entry)
 
     def open(self, entry: Entry) -> None:
-        """As `announce`, and count the blocks that are about to be decrypted: they count whether or not that succeeds."""
+        """As `announce`, and count the blocks that are about to be decrypted: they count whether or not that succeeds, and
+        those of one result of one job once, however often it is begun.
+        """
         with self._step() as db:
             self._enter(db, entry)
             db.execute("UPDATE told SET opened = 1 WHERE job_id = ?", (entry.job_id,))
-            db.execute(
-                "INSERT INTO key VALUES (?1, ?2) ON CONFLICT DO UPDATE SET opened = opened + ?2",
-                (entry.key_id, entry.openings),
+            first = db.execute(
+                "UPDATE opening SET opened = 1 WHERE key_id = ? AND job_id = ? AND result_digest = ? AND NOT opened",
+                (entry.key_id, entry.job_id, entry.result_digest),
             )
+            if first.rowcount:
+                db.execute(
+                    "INSERT INTO key VALUES (?1, ?2) ON CONFLICT DO UPDATE SET opened = opened + ?2",
+                    (entry.key_id, entry.openings),
+                )
 
     def keep(self, job_id: JobId, made: Kept) -> Kept:
         """Keep a release; the first one kept for a job stands, and is returned."""
@@ -164,14 +176,33 @@ class Vault:
             minimum=entry.minimum,
             limit_rho_micro=entry.limit_rho_micro,
         )
-        count = db.execute("SELECT opened FROM key WHERE key_id = ?", (entry.key_id,)).fetchone()
-        if (count[0] if count else 0) + entry.openings > entry.most_openings:
-            raise ReleaseRefusedError(
-                Refusal.KEY_EXHAUSTED.name,
-                hint=f"key {entry.key_id.hex()[:12]} may open {entry.most_openings} blocks in all:"
-                " seal under a new key domain",
-            )
+        _reserve(db, entry)
         self._note(db, entry.job_id, entry.artifact_id, entry.asked)
+
+
+def _reserve(db: sqlite3.Connection, entry: Entry) -> None:
+    """Keep a result's blocks free among those that its key may open, unless they are counted already; a job has one result."""
+    this = (entry.key_id, entry.job_id, entry.result_digest)
+    counted = db.execute(
+        "SELECT 1 FROM opening WHERE key_id = ? AND job_id = ? AND result_digest = ? AND opened", this
+    ).fetchone()
+    if counted:
+        return
+    announced = db.execute(
+        "SELECT job_id, blocks FROM opening WHERE key_id = ? AND NOT opened", (entry.key_id,)
+    ).fetchall()
+    under_way = set(entry.under_way) - {entry.job_id}
+    gone = [(entry.key_id, job) for job, _ in announced if job not in under_way]
+    db.executemany("DELETE FROM opening WHERE key_id = ? AND job_id = ? AND NOT opened", gone)
+    reserved = sum(blocks for job, blocks in announced if job in under_way)
+    count = db.execute("SELECT opened FROM key WHERE key_id = ?", (entry.key_id,)).fetchone()
+    if (count[0] if count else 0) + reserved + entry.openings > entry.most_openings:
+        raise ReleaseRefusedError(
+            Refusal.KEY_EXHAUSTED.name,
+            hint=f"key {entry.key_id.hex()[:12]} may open {entry.most_openings} blocks in all:"
+            " seal under a new key domain",
+        )
+    db.execute("INSERT INTO opening VALUES (?, ?, ?, ?, 0)", (*this, entry.openings))
 
 
 def _earlier(db: sqlite3.Connection, entry: Entry) -> Iterator[Asked]:

@@ -163,8 +163,8 @@ class Custodian:
     async def _question(self, row: JobRow) -> _Question:
         """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""
         context, pin = self._context, job_pin(row.job_id)
-        case = await trio.to_thread.run_sync(self._case, row)
         result = await self._result(row, await context.inputs(row))
+        case = await trio.to_thread.run_sync(self._case, row)
         records = Records(
             manifest=await self._record(case.artifact.content_digest, context.org, pin),
             policy=await self._record(case.policy_digest, context.org, pin),
@@ -204,7 +204,7 @@ class Custodian:
     async def _executors(self, row: JobRow) -> ResultManifest:
         executor, pin = row.job.executor, job_pin(row.job_id)
         record = await self._record(row.job.result_digest, executor, pin)
-        result = ResultManifest.from_record(dag.decode_map(record))
+        result = await trio.to_thread.run_sync(_read_result, record)
         await self._context.fetch(result.blocks, executor, pin=pin)
         return result
 
@@ -225,7 +225,7 @@ class Custodian:
         policy_digest = index.policy_digest(request.artifact_id, request.policy_version)
         if cited is None or in_force is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
-        live = index.jobs(JobState.VERIFIED, JobState.OPENED, artifact_id=request.artifact_id)
+        live = index.jobs(JobState.VERIFIED, JobState.OPENED)
         released = index.jobs(JobState.RELEASED, artifact_id=request.artifact_id)
         return Case(
             chain_id=self._context.ledger.network.chain_id,
@@ -245,7 +245,7 @@ class Custodian:
                 for verdict in index.verdicts(row.job_id)
                 if verdict.agrees and verdict.possession is not None
             ),
-            under_way=tuple(other.job_id for other in live),
+            under_way=tuple(other.job_id for other in live if other.job.key_id == row.job.key_id),
             released=b"".join(other.job_id for other in released),
         )
 
@@ -263,3 +263,7 @@ class Custodian:
         return context.journal.keep_release(
             row.job_id, OwnRelease(envelope=cid, sigma_micro=made.sigma_micro)
         )
+
+
+def _read_result(record: bytes) -> ResultManifest:
+    return ResultManifest.from_record(dag.decode_map(record))
