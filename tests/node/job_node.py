@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from usufruct.records import ArtifactId, JobId, JobRequest
 from usufruct.verify import ResultManifest, possession
 from usufruct_node.index import JobRow
 from usufruct_node.peers import PeerHost, PeerIdentity
+from usufruct_node.peers.verdicts import PROTOCOL_ID as VERDICTS
+from usufruct_node.peers.verdicts import Question, VerdictHandler, pack_verdict
 from usufruct_node.roles.compute import Workers
 from usufruct_node.roles.context import RoleContext
 from usufruct_node.roles.journal import Journal
@@ -111,13 +114,17 @@ class JobStory(Story):
         digest = digest or task.result.cid.digest
         self.net.claim([task.job_id])
         self.net.commit({task.job_id: digest})
-        votes = [
-            Vote(verifier, task.job_id, digest, word(), possession(verifier.id, task.blocks))
-            for verifier in map(self.net.__getitem__, VERIFIERS)
-        ]
+        votes = self.votes(task, digest)
         self.net.together(vote.commit_move(self.net.network) for vote in votes)
         self.net.together(reveal_moves(votes))
         return task
+
+    def votes(self, task: Task, digest: bytes) -> list[Vote]:
+        """What all verifiers say, for this digest."""
+        return [
+            Vote(verifier, task.job_id, digest, word(), possession(verifier.id, task.blocks))
+            for verifier in map(self.net.__getitem__, VERIFIERS)
+        ]
 
 
 class JobNode(CustodyNode):
@@ -148,11 +155,16 @@ class JobNode(CustodyNode):
         return found
 
     @asynccontextmanager
-    async def peered(self, **others: Callable[[Cid], bytes | None]) -> AsyncIterator[RoleContext]:
-        """Run this node's host and those of other members, which give what these functions give."""
+    async def peered(
+        self, *voters: Vote, **others: Callable[[Cid], bytes | None]
+    ) -> AsyncIterator[RoleContext]:
+        """Run this node's host and those of other members, which give what these functions give, or their word on a job."""
         async with trio.open_nursery() as nursery:
             for name, read in others.items():
                 host = _host(self.story.net[name].peer, read)
+                for vote in voters:
+                    if vote.verifier.name == name:
+                        host.handle(VERDICTS, VerdictHandler(partial(self._word, vote)).serve)
                 await nursery.start(host.run)
                 endpoint = host.multiaddr.split("/p2p/")[0]
                 self.story.net[name].node.transact("ParticipantRegistry", "setEndpoint", endpoint)
@@ -161,6 +173,9 @@ class JobNode(CustodyNode):
             self.follow()
             yield replace(self.context, host=mine)
             nursery.cancel_scope.cancel()
+
+    def _word(self, vote: Vote, peer_id: str, question: Question, job_id: JobId) -> bytes:
+        return pack_verdict(vote.word(self.story.net.network))
 
 
 def _host(identity: PeerIdentity, read: Callable[[Cid], bytes | None]) -> PeerHost:

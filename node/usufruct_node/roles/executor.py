@@ -17,9 +17,10 @@ from usufruct.errors import (
     InputError,
     IntegrityError,
     ReleaseRefusedError,
+    TransactionRevertedError,
     WrongKeyDomainError,
 )
-from usufruct.records import ArtifactId, JobId, JobState, Role
+from usufruct.records import ArtifactId, JobId, JobState, Participant, Role
 from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
@@ -60,8 +61,8 @@ class Executor:
         """Most jobs that are claimed, or about to be, and not computed yet; others may have the rest. A claim that this
         node cannot fulfil takes its place until it lapses, since each that lapses counts against it.
         """
-        self._computed: set[JobId] = set()
-        """Jobs that wait for verifiers or for the ledger only."""
+        self._computed: dict[JobId, bytes] = {}
+        """Jobs that wait for verifiers or for the ledger only, with the digest of what was computed."""
         self._unfit: set[JobId] = set()
         self._malformed: set[ArtifactId] = set()
         """Bundles whose blocks turned out to be malformed after a claim."""
@@ -92,7 +93,8 @@ class Executor:
         revealing = [row for row in mine if row.job_id not in self._revealed and not row.overdue(now)]
         lost = self._lost()
         held = {row.job_id for row in lost}
-        self._computed &= {row.job_id for row in claimed}
+        for job_id in set(self._computed) - {row.job_id for row in claimed}:
+            self._computed.pop(job_id, None)
         room = max(0, self._room - len(open_claims) + len(self._computed))
         return claimed + lost + [row for row in revealing if row.job_id not in held] + posted[:room]
 
@@ -135,8 +137,18 @@ class Executor:
         await self._context.transact("claimJob", row.job_id)
 
     async def _execute(self, row: JobRow) -> None:
-        context = self._context
+        """Compute and commit; what was computed before something went wrong with the ledger is only committed."""
+        if row.job.state != JobState.CLAIMED:
+            await self._compute(row)
+            return
         begun = trio.current_time()
+        digest = self._computed.get(row.job_id) or await self._compute(row)
+        self._computed[row.job_id] = digest
+        await self._commit(row, digest, trio.current_time() - begun)
+
+    async def _compute(self, row: JobRow) -> bytes:
+        """Digest of a job's result manifest, which is kept with its blocks."""
+        context = self._context
         result = await context.execute(row, await context.inputs(row))
         if row.job.state != JobState.CLAIMED:
             check_result(row.job.result_digest, result)
@@ -149,14 +161,24 @@ class Executor:
         await trio.to_thread.run_sync(
             context.holdings.add, [cid, *result.blocks], Purpose.RESULT, bytes(row.job_id)
         )
-        if row.job.state == JobState.CLAIMED:
-            self._computed.add(row.job_id)
-            # Verifiers began when the job was claimed, and need about as long.
-            silent = _SILENT_SECONDS + trio.current_time() - begun
-            most = (row.job.deadline - context.now()) / 2
-            patience = Patience(min(silent, most), min(silent + _COMPUTING_SECONDS, most))
-            words = await signed_verdicts(context, row, patience)
-            await context.transact("commitResult", row.job_id, cid.digest, words)
+        return cid.digest
+
+    async def _commit(self, row: JobRow, digest: bytes, computing_s: float) -> None:
+        """Commit to a result, with the words of the verifiers that give theirs."""
+        # Verifiers began when the job was claimed, and need about as long.
+        silent = _SILENT_SECONDS + computing_s
+        most = (row.job.deadline - self._context.now()) / 2
+        patience = Patience(min(silent, most), min(silent + _COMPUTING_SECONDS, most))
+        words = await signed_verdicts(self._context, row, patience)
+        while True:
+            try:
+                await self._context.transact("commitResult", row.job_id, digest, [word for _, word in words])
+                return
+            except TransactionRevertedError as exc:
+                words, before = [word for word in words if not _names(exc, word[0])], len(words)
+                if len(words) == before:
+                    raise
+                log.info("job %s: a verifier's word is left out: %s", row.job_id.hex()[:12], exc)
 
     async def _reveal(self, row: JobRow) -> None:
         """Bring the verifiers' openings, once; who is left out reveals for itself."""
@@ -164,6 +186,12 @@ class Executor:
         found = await reveals(self._context, row, Patience(_SILENT_SECONDS, _OPENING_SECONDS))
         if found:
             await self._context.transact("revealVerdicts", row.job_id, found)
+
+
+def _names(refusal: TransactionRevertedError, member: Participant) -> bool:
+    """Whether a refusal is about a member, such as one that has been suspended since it gave its word."""
+    account = member.node_account.lower()
+    return any(value == member.id or str(value).lower() == account for value in refusal.values.values())
 
 
 def _result_cid(row: JobRow) -> Cid:

@@ -33,8 +33,10 @@ class Patience:
     """In all: those that go on answering, and have nothing to say yet. Not less than `silent_s`."""
 
 
-async def signed_verdicts(context: RoleContext, row: JobRow, patience: Patience) -> list[SignedVerdict]:
-    """Commitments of the verifiers that give theirs in time, in the order that the ledger wants."""
+async def signed_verdicts(
+    context: RoleContext, row: JobRow, patience: Patience
+) -> list[tuple[Participant, SignedVerdict]]:
+    """Verifiers that give their commitments in time, with these, in the order that the ledger wants."""
     org = context.org
     verifiers = [
         member
@@ -44,7 +46,7 @@ async def signed_verdicts(context: RoleContext, row: JobRow, patience: Patience)
         and member.id not in (org, row.job.requester)
     ]
     network = context.ledger.network
-    words: dict[int, SignedVerdict] = {}
+    words: dict[int, tuple[Participant, SignedVerdict]] = {}
     for member, answer in await _answers(context, row, Question.COMMITMENT, verifiers, patience):
         word = unpack_verdict(answer)
         with suppress(VerificationError):
@@ -55,7 +57,7 @@ async def signed_verdicts(context: RoleContext, row: JobRow, patience: Patience)
                 job_id=row.job_id,
             )
             if signer == member.node_account and word.deadline > row.job.deadline:
-                words[int(signer, 16)] = word
+                words[int(signer, 16)] = (member, word)
     own = context.member(org)
     return [words[account] for account in sorted(words)][: row.job.asked - (Role.VERIFIER in own.roles)]
 
