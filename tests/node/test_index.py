@@ -152,6 +152,8 @@ def test_index_and_contracts_agree_on_every_budget(story: Story, index: Index) -
 def test_index_and_contracts_agree_on_every_job(story: Story, index: Index) -> None:
     told = {job_id: story.net.reader.job(job_id) for job_id in story.jobs.values()}
     assert {row.job_id: row.job for row in index.jobs(limit=10_000)} == told
+    turns = {job_id: story.net.reader.progress(job_id).turns for job_id in told}
+    assert {row.job_id: row.turns for row in index.jobs(limit=10_000)} == turns
     for state in JobState:
         assert index.job_count(state) == sum(job.state == state for job in told.values())
         if state:

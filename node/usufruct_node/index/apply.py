@@ -384,6 +384,7 @@ def _insert_job(
         event.timestamp,
         event.timestamp,
         0,
+        0,
     )
 
 
@@ -440,6 +441,7 @@ def _claimed(step: Step, event: LedgerEvent, args: Args) -> None:
         executor=args["executor"],
         deadline=args["deadline"],
         suspect=job["suspect"] or job["state"] == JobState.CLAIMED,
+        turns=job["turns"] + 1,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from usufruct.ledger.abi import args_to_json
 from usufruct.ledger.series import event_codec
@@ -35,6 +35,9 @@ from usufruct.records import (
 )
 from usufruct_node.index.apply import from_signed
 
+MAX_TURNS: Final = 3
+"""Claims that a job may have; when the last of them lapses, nobody takes it over. Source: `contracts/JobLedger.sol`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
@@ -45,6 +48,8 @@ class JobRow:
     posted_at: int
     changed_at: int
     sigma_micro: int
+    turns: int
+    """Claims so far."""
 
     def overdue(self, now: int) -> bool:
         """Whether the present state's deadline has passed, in chain time."""
@@ -52,7 +57,7 @@ class JobRow:
 
     def lapsed(self, now: int) -> bool:
         """Whether the job was claimed and not delivered in time, so that another compute node may claim it."""
-        return self.job.state == JobState.CLAIMED and self.overdue(now)
+        return self.job.state == JobState.CLAIMED and self.overdue(now) and self.turns < MAX_TURNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +203,7 @@ def job_of(row: sqlite3.Row) -> JobRow:
         posted_at=row["posted_at"],
         changed_at=row["changed_at"],
         sigma_micro=from_signed(row["sigma_micro"]),
+        turns=row["turns"],
     )
 
 

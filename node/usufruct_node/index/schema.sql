@@ -140,7 +140,8 @@ CREATE TABLE IF NOT EXISTS job (
     sigma_micro INTEGER NOT NULL DEFAULT 0,
     posted_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL,
-    suspect INTEGER NOT NULL
+    suspect INTEGER NOT NULL,
+    turns INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS job_suspect ON job (job_id) WHERE suspect = 1;
 CREATE TABLE IF NOT EXISTS fault (

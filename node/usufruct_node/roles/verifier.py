@@ -26,7 +26,7 @@ from usufruct.errors import (
 from usufruct.records import JobId, JobState, Participant, Reveal, Role, SignedVerdict
 from usufruct.verify import possession, sign_verdict, verdict_commitment
 from usufruct_node.index import JobRow
-from usufruct_node.index.rows import Verdict
+from usufruct_node.index.rows import MAX_TURNS, Verdict
 from usufruct_node.peers.verdicts import Question, pack_reveal, pack_verdict
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.journal import OwnVerdict
@@ -81,7 +81,9 @@ class Verifier:
             await self._reveal(row)
 
     async def _nobody_took_over(self, row: JobRow) -> bool:
-        """Whether the time is over in which another compute node may claim what one let lapse."""
+        """Whether the time is over in which another compute node may claim what one let lapse, or none may any more."""
+        if row.turns >= MAX_TURNS:
+            return True
         timings = await trio.to_thread.run_sync(self._context.ledger.timings)
         return self._context.now() >= row.job.deadline + timings.claim
 
