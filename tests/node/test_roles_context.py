@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,8 +18,11 @@ from usufruct.content import MAX_BLOCK_BYTES, Cid
 from usufruct.errors import ContainerError, UsufructError, WrongKeyDomainError
 from usufruct.he.bfv import generate_secret_key
 from usufruct.publish import manifest_record
+from usufruct.records import JobState
 from usufruct.seal import seal_features
+from usufruct_node.roles import context as context_module
 from usufruct_node.roles.context import job_pin
+from usufruct_node.roles.executor import Executor
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +89,62 @@ def test_blocks_that_cannot_be_the_bundles_never_reach_the_disk(node: JobNode) -
         assert isinstance(executed(node, task), error)
         assert not any(node.store.has(Cid.of(block)) for block in blocks)
         assert node.store.reasons(job_pin(task.job_id)) == []
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The thread of each time that a job's inputs were decoded and checked."""
+    done, check = list[int](), context_module.check_job
+
+    def checked(*arguments: Any, **options: Any) -> Any:
+        done.append(threading.get_ident())
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(context_module, "check_job", checked)
+    return done
+
+
+def test_what_a_job_rests_on_is_decoded_once_beside_the_loop_and_few_jobs_are_remembered(
+    node: JobNode, checks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_module, "_KNOWN_JOBS", 2)
+    tasks = [node.story.task() for _ in range(3)]
+    for task in tasks:
+        node.has(task, ciphertexts=False)
+
+    async def run() -> None:
+        context = node.context
+        rows = [node.row(task) for task in tasks]
+        first = await context.inputs(rows[0])
+        assert await context.inputs(rows[0]) is first
+        assert (len(checks), list(context.known)) == (1, [tasks[0].job_id])
+        await context.inputs(rows[1])
+        await context.inputs(rows[0])
+        await context.inputs(rows[2])
+        assert (len(checks), list(context.known)) == (3, [tasks[0].job_id, tasks[2].job_id])
+
+    trio.run(run)
+    assert threading.get_ident() not in checks
+
+
+def test_consent_that_has_expired_since_its_status_was_read_is_noticed(
+    story: JobStory, tmp_path: Path, checks: list[int]
+) -> None:
+    task = story.task()
+    with JobNode(story, tmp_path, "compute") as node:
+        node.has(task, ciphertexts=False)
+        executor = Executor(node.context, room=9)
+
+        async def run() -> None:
+            row = node.row(task)
+            inputs = await node.context.inputs(row)
+            now, node.time = node.time, inputs.status.valid_until
+            await executor.handle(row)
+            node.time = now
+            assert node.row(task).job.state == JobState.POSTED
+            # Positive control.
+            await Executor(replace(node.context), room=9).handle(row)
+            assert node.row(task).job.state == JobState.CLAIMED
+
+        trio.run(run)
+    assert len(checks) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -29,8 +30,10 @@ from usufruct.ledger import Ledger
 from usufruct.publish import BundleManifest, read_manifest
 from usufruct.records import (
     FINAL_JOB_STATES,
+    Artifact,
     ArtifactId,
     JobId,
+    JobRequest,
     JobState,
     OrgId,
     Participant,
@@ -60,6 +63,8 @@ _STEP_GAS = 600_000
 """Enough for any step of a job, its conclusion included; see docs/gas.md."""
 _COMPUTING_THREADS = 4
 _ASKING_THREADS = 4
+_KNOWN_JOBS = 8
+"""Whose inputs are remembered; each may take as many megabytes as its manifest has, and some more."""
 
 
 def _ignore(org: OrgId, why: UsufructError) -> None:
@@ -90,6 +95,8 @@ class RoleContext:
     """Held while ciphertexts of own bundles are fetched back, or erased: the end of retention comes before or after."""
     asking: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_ASKING_THREADS))
     """Threads that wait for the custodian's process, which may be waiting for somebody to type its passphrase."""
+    known: OrderedDict[JobId, JobInputs] = field(default_factory=OrderedDict)
+    """Inputs of the jobs that were asked for last."""
 
     async def fetch(
         self,
@@ -175,21 +182,11 @@ class RoleContext:
         """Members that a bundle's blocks may be had from; its steward first."""
         return self.placements.sources(artifact_id, but=self.org)
 
-    async def fetch_record(self, digest: bytes, *holders: OrgId, pin: str) -> dict[str, dag.DagValue]:
-        """A DAG-CBOR record by the digest that the ledger names; errors as for `fetch`, or ManifestError."""
-        (record,) = await self.fetch_records([digest], *holders, pin=pin)
-        return record
-
-    async def fetch_records(
-        self, digests: Sequence[bytes], *holders: OrgId, pin: str
-    ) -> list[dict[str, dag.DagValue]]:
-        """Several records, asked for at once: over a link of much latency each question counts."""
-        cids = [Cid.from_digest(digest, Codec.DAG_CBOR) for digest in digests]
-        await self.fetch(cids, *holders, pin=pin)
-        return [dag.decode_map(await trio.to_thread.run_sync(self.store.get, cid)) for cid in cids]
-
     async def inputs(self, row: JobRow, *, pin: str | None = None) -> JobInputs:
         """Everything that a job depends on except the ciphertexts, fetched and checked.
+
+        All of it is fixed by the job's hashes, so that of the last few jobs it is remembered. Which consent epoch is in force,
+        and whether it still is, the caller has to look at each time.
 
         Parameters
         ----------
@@ -200,6 +197,15 @@ class RoleContext:
         ------
         ReleaseRefusedError, IntegrityError, KernelError, ContentError
         """
+        known = self.known.pop(row.job_id, None)
+        if known is None:
+            known = await self._read_inputs(row, pin or job_pin(row.job_id))
+        self.known[row.job_id] = known
+        while len(self.known) > _KNOWN_JOBS:
+            self.known.popitem(last=False)
+        return known
+
+    async def _read_inputs(self, row: JobRow, pin: str) -> JobInputs:
         request = row.job.request
         artifact = self.index.artifact(request.artifact_id)
         grant = self.index.grant(request.grant_id)
@@ -209,12 +215,22 @@ class RoleContext:
         policy_digest = self.index.policy_digest(request.artifact_id, request.policy_version)
         if epoch is None or policy_digest is None:
             raise LedgerError("the index lacks the job's consent epoch or policy")
-        pin = pin or job_pin(row.job_id)
         digests = (artifact.content_digest, policy_digest, epoch.status_digest)
-        manifest, policy, status = await self.fetch_records(
-            digests, *self.sources(request.artifact_id), pin=pin
+        shared = [Cid.from_digest(digest, Codec.DAG_CBOR) for digest in digests]
+        own = Cid.from_digest(request.parameters_digest, Codec.DAG_CBOR)
+        # At once: over a link of much latency each question counts.
+        await self.fetch(shared, *self.sources(request.artifact_id), pin=pin)
+        await self.fetch([own], row.job.requester, pin=pin)
+        check = partial(
+            self._check_inputs, [*shared, own], request, artifact, min_cohort=grant.terms.min_cohort
         )
-        parameters = await self.fetch_record(request.parameters_digest, row.job.requester, pin=pin)
+        return await trio.to_thread.run_sync(check)
+
+    def _check_inputs(
+        self, cids: Sequence[Cid], request: JobRequest, artifact: Artifact, *, min_cohort: int
+    ) -> JobInputs:
+        """Decode and check a job's records; in a worker thread, since they may be large."""
+        manifest, policy, status, parameters = (dag.decode_map(self.store.get(cid)) for cid in cids)
         return check_job(
             request,
             artifact,
@@ -222,7 +238,7 @@ class RoleContext:
             policy=Policy.from_record(policy),
             status=ConsentStatus.from_record(status),
             parameters=JobParameters.from_record(parameters),
-            min_cohort=grant.terms.min_cohort,
+            min_cohort=min_cohort,
         )
 
     async def execute(self, row: JobRow, inputs: JobInputs, *, pin: str | None = None) -> ResultManifest:
