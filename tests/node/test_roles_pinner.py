@@ -185,6 +185,30 @@ def test_a_steward_fetches_back_what_it_lost_from_a_holder(
             assert node.holdings.of(block) == [Holding(Purpose.BUNDLE, digest_of(story.records[artifact_id]))]
 
 
+def test_a_steward_whose_backup_is_older_than_a_bundle_gets_all_of_it_back(
+    story: Story, tmp_path: Path
+) -> None:
+    """Its `node.db` knows nothing of the policy either, which alone says who holds the bundle."""
+    artifact_id = story.bundle()
+    records = {
+        Cid.of(data, Codec.DAG_CBOR): data
+        for data in map(dag.encode, (story.records[artifact_id], story.policy.to_record(), story.anchor()))
+    }
+    blocks = {Cid.of(block): block for block in story.blocks[artifact_id]}
+    with CustodyNode(story, tmp_path, "north") as node:
+        node.follow()
+        trio.run(node.pinner.tend)
+        assert artifact_id.hex() in node.pinner.troubles, "nobody has it"
+        node.peers.blocks = records | blocks
+        later(node)
+        trio.run(node.pinner.tend)
+        assert artifact_id.hex() not in node.pinner.troubles
+        for cid in records:
+            assert node.holdings.of(cid) == [Holding(Purpose.CATALOGUE, b"")]
+        for cid in blocks:
+            assert node.holdings.of(cid) == [Holding(Purpose.BUNDLE, digest_of(story.records[artifact_id]))]
+
+
 def test_an_own_bundle_whose_blocks_are_of_another_key_is_given_to_nobody(
     story: Story, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from usufruct.errors import (
     UsufructError,
     WrongKeyDomainError,
 )
-from usufruct.he.container import Form, block_size, check_header
+from usufruct.he.container import block_size, check_header
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.ledger import Ledger
 from usufruct.publish import BundleManifest, read_manifest
@@ -402,15 +402,10 @@ def _undiallable(org: OrgId, why: InputError) -> PeerError:
 
 def _check_sealed(data: bytes, manifest: BundleManifest) -> None:
     """Check that a block is as long as the bundle's blocks are, and under its key; its residues are not looked at."""
-    expected = block_size(_block_form(manifest), manifest.shape.parameters)
+    expected = block_size(manifest.block_form, manifest.shape.parameters)
     if len(data) != expected:
         raise ContainerError(f"a block of the bundle has {len(data)} bytes, not {expected}", field="length")
     check_header(data, key_id=manifest.shape.key_id)
-
-
-def _block_form(manifest: BundleManifest) -> Form:
-    """In which form a bundle's blocks are sealed."""
-    return Form.SEEDED
 
 
 def job_pin(job_id: JobId) -> str:

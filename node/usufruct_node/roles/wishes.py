@@ -17,7 +17,7 @@ from usufruct.errors import (
     UsufructError,
     VerificationError,
 )
-from usufruct.records import Artifact, ArtifactId, OrgId, unlabel
+from usufruct.records import Artifact, ArtifactId, MemberStatus, OrgId, unlabel
 from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.roles.context import RoleContext, log
@@ -74,10 +74,25 @@ class Wishes:
         try:
             return await trio.to_thread.run_sync(self._context.store.get, cid)
         except (BlockNotFoundError, BlockMismatchError):
-            if steward == self._context.org or steward in self._silent:
+            if steward == self._context.org:
+                return await self._own_block(cid)
+            if steward in self._silent:
                 raise
         with self._silent.noting(steward):
             return await self._context.fetch_once(cid, steward)
+
+    async def _own_block(self, cid: Cid) -> bytes:
+        """What a steward lost itself: only the policy says who holds its bundle, so whoever has it is asked."""
+        context = self._context
+        for member in await trio.to_thread.run_sync(context.index.participants):
+            if member.status != MemberStatus.ACTIVE or member.id == context.org or member.id in self._silent:
+                continue
+            try:
+                with self._silent.noting(member.id):
+                    return await context.fetch_once(cid, member.id)
+            except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
+                log.debug("no block %s from %s: %s", cid, member.name, exc)
+        raise BlockNotFoundError(f"nobody who answers has block {cid}")
 
     async def read_notices(self, steward: OrgId, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> None:
         """Ask a steward whom it leaves out; where it is silent, those who hold its bundles repeat its words."""
