@@ -121,8 +121,9 @@ def test_a_turn_ends_where_it_is_and_the_next_begins_with_another_bundle(node: C
     begun: list[ArtifactId] = []
 
     async def hang(peer_id: str, cids: Sequence[Cid]) -> None:
-        begun.extend(by_cid[cid] for cid in cids if cid in by_cid)
-        if begun:
+        asked = [by_cid[cid] for cid in cids if cid in by_cid]
+        begun.extend(asked)
+        if asked:
             clock.jump(2 * node.pinner._turn_s)
             await trio.sleep_forever()
 
