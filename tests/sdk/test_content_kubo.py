@@ -6,10 +6,12 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kubo_fixture import Kubo
@@ -284,3 +286,78 @@ def test_a_block_that_was_never_put_is_not_looked_for_elsewhere(kubo: Kubo) -> N
     with pytest.raises(BlockNotFoundError):
         rpc.get_block(Cid.of(b"nowhere"), 100)
     rpc.close()
+
+
+def connections_to(rpc: KuboRpc) -> int:
+    """How many connections this process has to the daemon, live or left lying."""
+    port = int(rpc.address.rsplit("/", 1)[1])
+    found = psutil.Process().net_connections("tcp4")
+    return sum(1 for one in found if one.raddr and one.raddr.port == port)
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    """Do something in a new thread; what goes wrong there goes wrong here."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def test_threads_that_come_and_go_share_connections(kubo: Kubo) -> None:
+    rpc = kubo.rpc()
+
+    def ask_in_vain() -> None:
+        with pytest.raises(BlockNotFoundError):
+            rpc.get_block(Cid.of(b"nowhere"), 100)
+
+    for _ in range(10):
+        in_a_thread(rpc.check)
+        in_a_thread(ask_in_vain)
+    assert connections_to(rpc) == 1
+    rpc.close()
+    assert connections_to(rpc) == 0
+    with pytest.raises(KuboError, match="closed"):
+        rpc.check()
+
+
+def test_calls_at_the_same_time_share_no_connection(kubo: Kubo) -> None:
+    rpc = kubo.rpc()
+    cids = [Cid.of(block) for block in (b"one", b"two", b"three")]
+    rpc.put_blocks([b"one", b"two", b"three"], Codec.RAW)
+    rpc.pin(cids, "ours")
+    listed = []
+    for cid in rpc.pinned("ours"):
+        in_a_thread(rpc.check)
+        listed.append((cid, rpc.get_block(cid, 5)))
+    assert dict(listed) == dict(zip(cids, (b"one", b"two", b"three"), strict=True))
+    rpc.close()
+    assert connections_to(rpc) == 0
+
+
+def test_a_connection_that_was_in_use_when_the_store_closed_does_not_stay(kubo: Kubo) -> None:
+    rpc = kubo.rpc()
+    with rpc._stream("/version", [], {}, 100) as pieces:
+        rpc.close()
+        assert b"Version" in b"".join(pieces)
+    assert connections_to(rpc) == 0
+
+
+def test_a_connection_that_broke_is_replaced() -> None:
+    says_all = says(json.dumps({"Version": "0.39.0"}).encode())
+    calls = 0
+
+    def breaks_off(handler: BaseHTTPRequestHandler) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:
+            says_all(handler)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b"{")
+
+    with impostor(breaks_off) as rpc:
+        for _ in range(3):
+            with pytest.raises(KuboUnreachableError):
+                rpc.check()
+            assert connections_to(rpc) == 0
+            assert rpc.check() == "0.39.0"

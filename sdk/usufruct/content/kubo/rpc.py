@@ -119,18 +119,17 @@ class KuboRpc:
         self.address = address
         self._credentials = credentials
         self._deadline_s = deadline_s
-        self._local = threading.local()
-        self._clients: list[ClientSync] = []
+        self._idle: list[ClientSync] = []
         self._lock = threading.Lock()
         self._closed = False
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; one that is in use closes when its call ends."""
         with self._lock:
             self._closed = True
-            for client in self._clients:
-                client.close_session()
-            self._clients.clear()
+            idle, self._idle = self._idle, []
+        for client in idle:
+            client.close_session()
 
     def check(self) -> str:
         """Say which version answers.
@@ -258,9 +257,9 @@ class KuboRpc:
         self, path: str, args: Sequence[str], opts: dict[str, str], limit_bytes: int, **sent: Any
     ) -> Iterator[Iterator[bytes]]:
         """The body of an answer as it comes, cut off one byte after its limit and given up after the deadline."""
-        with self._translated(path):
+        with self._translated(path), self._client() as client:
             # The library's own iterators read a whole body before they give any of it.
-            closables, _ = self._client()._request(
+            closables, _ = client._request(
                 "POST",
                 path,
                 map_args_to_params(list(args), opts),
@@ -308,23 +307,38 @@ class KuboRpc:
                 f"Kubo at {self.address} does not answer {path}: {_brief(exc)}"
             ) from exc
 
-    def _client(self) -> ClientSync:
-        """One session a thread: they share no connection, and none asks proxies or `.netrc`."""
-        client = getattr(self._local, "client", None)
+    @contextmanager
+    def _client(self) -> Iterator[ClientSync]:
+        """A session that nobody else uses meanwhile; kept for any thread's next call, unless its connection failed."""
+        with self._lock:
+            if self._closed:
+                raise KuboError("this store is closed")
+            client = self._idle.pop() if self._idle else None
         if client is None:
+            client = self._open()
+        is_sound = False
+        try:
+            yield client
+            is_sound = True
+        except foreign.StatusError:
+            is_sound = True
+            raise
+        finally:
             with self._lock:
-                if self._closed:
-                    raise KuboError("this store is closed")
-                client = ClientSync(
-                    self.address, _BASE, auth=(self._credentials.user, self._credentials.secret), timeout=10
-                )
-                client.open_session()
-                client._session.trust_env = False
-                client._session.max_redirects = 0
-                self._clients.append(client)
-            self._local.client = client
-        elif self._closed:
-            raise KuboError("this store is closed")
+                is_kept = is_sound and not self._closed
+                if is_kept:
+                    self._idle.append(client)
+            if not is_kept:
+                client.close_session()
+
+    def _open(self) -> ClientSync:
+        """A session that asks neither proxies nor `.netrc`."""
+        client = ClientSync(
+            self.address, _BASE, auth=(self._credentials.user, self._credentials.secret), timeout=10
+        )
+        client.open_session()
+        client._session.trust_env = False
+        client._session.max_redirects = 0
         return client
 
 
