@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,56 @@ def test_a_question_that_became_a_want_while_it_was_looked_up_is_answered_with_t
         assert await server._next_message("peer", peer) == encode_replies([(cid, HELD[cid])], [], [])
 
     trio.run(main)
+
+
+def test_a_peer_that_asks_on_while_it_is_answered_gets_messages_within_their_bound() -> None:
+    size = MAX_ENTRIES // 2
+    questions = [
+        [
+            bytes(Cid.of(b"%d of %d" % (n, number))) if n % 2 == 0 else b"foreign %d of %d" % (n, number)
+            for n in range(size)
+        ]
+        for number in range(8)
+    ]
+    # The first of a question is looked up when all of the next question is here.
+    behind = {Cid.from_bytes(keys[0]): after[-1] for keys, after in pairwise(questions)}
+    told: dict[bytes, int] = {}
+    sizes: list[int] = []
+
+    async def listen(peer_id: str, stream: MemberStream) -> None:
+        while (size_bytes := await bitswap_messages._read_length(stream)) is not None:
+            message = Message.FromString(await read_exactly(stream, size_bytes))
+            told.update((one.cid, one.type) for one in message.blockPresences)
+            sizes.append(len(message.blockPresences))
+
+    async def scenario(network: Network) -> None:
+        def wants() -> dict[bytes, Want]:
+            peer = server._bitswap._peers.get(client.peer_id)
+            return peer.wants if peer else {}
+
+        def has_block(cid: Cid) -> bool:
+            if cid in behind:
+                trio.from_thread.run(until, lambda: behind[cid] in wants())
+            return False
+
+        server = await network.start(0, has_block=has_block)
+        client = await network.start(1)
+        client.handle(PROTOCOL_ID, listen)
+        stream = await bitswap_stream(client, server)
+        for keys in questions:
+            question = Message()
+            for key in keys:
+                question.wantlist.entries.add(block=key, wantType=Message.Wantlist.Have, sendDontHave=True)
+            await until(lambda: len(wants()) + size <= MAX_ENTRIES)
+            await stream.write(encode_varint_prefixed(question.SerializeToString()))
+            await until(lambda last=keys[-1]: last in wants() or last in told)  # type: ignore[misc]
+        await until(lambda: len(told) == len(questions) * size)
+        await stream.abandon()
+        assert set(told.values()) == {Message.DontHave}
+        assert max(sizes) <= MAX_ENTRIES
+        assert server.refusals() == []
+
+    in_network(scenario)
 
 
 def test_unsolicited_blocks_are_dropped_unhashed_and_counted() -> None:

@@ -140,13 +140,18 @@ class Bitswap:
             peer.is_served = False
 
     async def _next_message(self, peer_id: str, peer: _Peer) -> bytes:
-        """The next replies; nothing once the peer is no member any more."""
+        """The next replies, `MAX_ENTRIES` at most; nothing once the peer is no member any more."""
         blocks: list[tuple[Cid, bytes]] = []
         present: list[bytes] = []
         absent: list[bytes] = []
         size_bytes = 0
-        while peer.wants and size_bytes < MESSAGE_BYTES:
-            wants = list(islice(peer.wants.values(), 64))
+        # A peer may ask on while it is answered, and what is not here has no size.
+        while (
+            peer.wants
+            and size_bytes < MESSAGE_BYTES
+            and (room := MAX_ENTRIES - len(blocks) - len(present) - len(absent))
+        ):
+            wants = list(islice(peer.wants.values(), min(room, 64)))
             foreign = [want for want in wants if cid_of(want.key) is None]
             for want in foreign:
                 del peer.wants[want.key]
