@@ -17,6 +17,7 @@ import pytest
 from kubo_fixture import Kubo
 from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec, dag
 from usufruct.content.kubo import Credentials, KuboBlockStore, KuboRpc
+from usufruct.content.kubo.rpc import _JSON_BYTES
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
@@ -114,7 +115,10 @@ def test_an_answer_without_end_is_cut_off_at_the_blocks_length() -> None:
 
     with impostor(flood) as rpc:
         assert len(rpc.get_block(Cid.of(b""), 1000)) == 1001
-    assert sent < 64 << 20
+        assert sent < 64 << 20
+        with pytest.raises(KuboError, match="no Kubo"):
+            list(rpc.pinned("ours"))
+    assert sent < 128 << 20
 
 
 @pytest.mark.parametrize("dribbles", [False, True])
@@ -135,6 +139,8 @@ def test_an_answer_that_does_not_end_in_time_is_given_up(dribbles: bool) -> None
     with impostor(dawdle) as rpc:
         with pytest.raises(KuboUnreachableError):
             rpc.get_block(Cid.of(b""), MAX_BLOCK_BYTES)
+        with pytest.raises(KuboUnreachableError):
+            list(rpc.pinned("ours"))
         over.set()
 
 
@@ -157,6 +163,31 @@ def test_a_kubo_that_cannot_be_private_is_too_old(version: str) -> None:
 def test_something_else_than_kubo_is_told_apart(body: bytes) -> None:
     with impostor(says(body)) as rpc, pytest.raises(KuboError):
         rpc.check()
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[1, 2]\n", b"1", b'{"a": 1}{"b": 2}', b'{"Cid": "b', b"[" * 60_000]
+)
+def test_a_list_of_pins_that_is_none_is_told_apart(body: bytes) -> None:
+    with impostor(says(body)) as rpc, pytest.raises(KuboError, match="no Kubo"):
+        list(rpc.pinned("ours"))
+
+
+def test_a_list_of_pins_may_be_longer_than_any_other_answer() -> None:
+    others = json.dumps({"Cid": str(Cid.of(b"other")), "Type": "direct", "Name": "ours, nearly" * 80}) + "\n"
+    ours = json.dumps({"Cid": str(Cid.of(b"ours")), "Type": "direct", "Name": "ours"})
+    with impostor(says(others.encode() * (_JSON_BYTES // len(others) + 1) + ours.encode())) as rpc:
+        assert list(rpc.pinned("ours")) == [Cid.of(b"ours")]
+
+
+def test_an_error_in_a_list_of_pins_comes_after_what_was_listed() -> None:
+    pin = json.dumps({"Cid": str(Cid.of(b"ours")), "Type": "direct", "Name": "ours"})
+    error = json.dumps({"Message": "the datastore is closed", "Code": 0, "Type": "error"})
+    with impostor(says(f"{pin}\n{error}\n".encode())) as rpc:
+        pins = rpc.pinned("ours")
+        assert next(pins) == Cid.of(b"ours")
+        with pytest.raises(KuboError, match="the datastore is closed"):
+            next(pins)
 
 
 def test_a_full_disk_of_kubo_is_a_full_store() -> None:
@@ -263,6 +294,20 @@ def test_what_a_crash_left_in_kubo_goes_with_the_next_gc(kubo: Kubo) -> None:
         assert kubo.at_rest() == {kept}
 
 
+def test_what_a_crash_left_is_found_among_more_pins_than_another_answer_may_hold(
+    kubo: Kubo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kubo.open() as store:
+        kept = store.put_many([b"%d" % n for n in range(400)], pin="bundle")
+        rpc = kubo.rpc()
+        rpc.put_blocks([b"sent, not recorded"], Codec.RAW)
+        rpc.pin([Cid.of(b"sent, not recorded")], store._name)  # type: ignore[attr-defined]
+        rpc.close()
+        monkeypatch.setattr("usufruct.content.kubo.rpc._JSON_BYTES", 20_000)
+        assert store.gc() == 0
+    assert kubo.at_rest() == set(kept)
+
+
 def test_a_store_of_blocks_is_put_in_batches_and_read_by_threads(kubo: Kubo) -> None:
     blocks = [random.Random(n).randbytes(1 << 20) for n in range(20)]
     with kubo.open() as store:
@@ -334,9 +379,12 @@ def test_calls_at_the_same_time_share_no_connection(kubo: Kubo) -> None:
 
 def test_a_connection_that_was_in_use_when_the_store_closed_does_not_stay(kubo: Kubo) -> None:
     rpc = kubo.rpc()
-    with rpc._stream("/version", [], {}, 100) as pieces:
-        rpc.close()
-        assert b"Version" in b"".join(pieces)
+    rpc.put_blocks([b"one", b"two"], Codec.RAW)
+    rpc.pin([Cid.of(b"one"), Cid.of(b"two")], "ours")
+    pins = rpc.pinned("ours")
+    listed = {next(pins)}
+    rpc.close()
+    assert listed | set(pins) == {Cid.of(b"one"), Cid.of(b"two")}
     assert connections_to(rpc) == 0
 
 

@@ -1,12 +1,13 @@
 """Kubo's RPC, as much of it as a block store needs, through `ipfshttpclient`.
 
-Answers are measured against a limit and a deadline of ours while they come in, and Kubo's errors become ours. What a block's
-bytes are worth is for the store to check.
+Answers, or the lines of a list, are measured against a limit and a deadline of ours while they come in, and Kubo's errors
+become ours. What a block's bytes are worth is for the store to check.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import stat
 import threading
@@ -52,6 +53,7 @@ _ARGUMENTS: Final = 100
 """CIDs in one request line at most."""
 
 _JSON_BYTES: Final = 64 << 20
+_LINE_BYTES: Final = 1 << 16
 _ABSENT = re.compile(r"not found|could not find|is not pinned|not pinned or pinned indirectly")
 _KEPT = re.compile(r"already pinned recursively")
 _DAMAGED = re.compile(r"different hash than requested")
@@ -108,7 +110,7 @@ class KuboRpc:
         address :
             Multiaddr of the RPC, `/ip4/127.0.0.1/tcp/5001`; a host that is not this machine needs `/https`.
         deadline_s :
-            Seconds after which any one call is given up, whatever has come by then.
+            Seconds after which any one call is given up, whatever has come by then; of a list, any one entry.
 
         Raises
         ------
@@ -176,8 +178,8 @@ class KuboRpc:
         BlockMismatchError
             If Kubo sees for itself that they are not the block.
         """
-        with self._stream("/block/get", [str(cid)], {"offline": "true"}, limit_bytes) as pieces:
-            return b"".join(pieces)
+        with self._stream("/block/get", [str(cid)], {"offline": "true"}) as body:
+            return b"".join(self._pieces("/block/get", body, limit_bytes))
 
     def remove_blocks(self, cids: Sequence[Cid]) -> None:
         """Remove blocks; those that are not there are as removed, and those that somebody else pinned stay."""
@@ -220,9 +222,15 @@ class KuboRpc:
             self._json("/pin/rm", [str(cid) for cid in some], opts={"recursive": "false"})
 
     def pinned(self, name: str) -> Iterator[Cid]:
-        """CIDs that are pinned directly under a name; pins of others are passed over."""
+        """CIDs that are pinned directly under a name, as they come, however many; pins of others are passed over.
+
+        Raises
+        ------
+        KuboError
+            If Kubo stops answering or answers something else, maybe after some of them.
+        """
         opts = {"type": "direct", "names": "true", "stream": "true", "name": name}
-        for answer in self._json("/pin/ls", opts=opts):
+        for answer in self._entries("/pin/ls", opts):
             if answer.get("Name") == name and answer.get("Cid"):
                 yield Cid.parse(str(answer["Cid"]))
 
@@ -239,24 +247,37 @@ class KuboRpc:
         self, path: str, args: Sequence[str] = (), *, opts: dict[str, str] | None = None, **sent: Any
     ) -> list[dict[str, Any]]:
         parser = get_encoding("json")
-        found: list[Any] = []
-        with self._stream(path, args, opts or {}, _JSON_BYTES, **sent) as pieces:
-            for piece in pieces:
+        found: list[object] = []
+        with self._stream(path, args, opts or {}, **sent) as body:
+            for piece in self._pieces(path, body, _JSON_BYTES):
                 found += parser.parse_partial(piece)
             found += parser.parse_finalize()
-            if not all(isinstance(answer, dict) for answer in found):
-                raise KuboError(f"what answers {path} at {self.address} is no Kubo")
-            for answer in found:
-                # An error that came up after the status was sent.
-                if answer.get("Type") == "error":
-                    raise foreign.ErrorResponse(str(answer.get("Message")), None)
-        return found
+            return [self._checked(path, answer) for answer in found]
+
+    def _entries(self, path: str, opts: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """The JSON objects of an answer that has one a line, each given as it comes."""
+        with self._stream(path, [], opts) as body:
+            for line in self._lines(path, body):
+                try:
+                    answer = json.loads(line)
+                except (ValueError, RecursionError) as exc:
+                    raise self._no_kubo(path) from exc
+                yield self._checked(path, answer)
+
+    def _checked(self, path: str, answer: object) -> dict[str, Any]:
+        if not isinstance(answer, dict):
+            raise self._no_kubo(path)
+        # An error that came up after the status was sent.
+        if answer.get("Type") == "error":
+            raise foreign.ErrorResponse(str(answer.get("Message")), None)
+        return answer
+
+    def _no_kubo(self, path: str) -> KuboError:
+        return KuboError(f"what answers {path} at {self.address} is no Kubo")
 
     @contextmanager
-    def _stream(
-        self, path: str, args: Sequence[str], opts: dict[str, str], limit_bytes: int, **sent: Any
-    ) -> Iterator[Iterator[bytes]]:
-        """The body of an answer as it comes, cut off one byte after its limit and given up after the deadline."""
+    def _stream(self, path: str, args: Sequence[str], opts: dict[str, str], **sent: Any) -> Iterator[Any]:
+        """The body of an answer, unread; errors while it is read become ours."""
         with self._translated(path), self._client() as client:
             # The library's own iterators read a whole body before they give any of it.
             closables, _ = client._request(
@@ -270,19 +291,38 @@ class KuboRpc:
                 chunk_size=1,
             )
             try:
-                yield self._pieces(path, closables[0].raw, limit_bytes)
+                yield closables[0].raw
             finally:
                 for closable in closables:
                     closable.close()
 
     def _pieces(self, path: str, body: Any, limit_bytes: int) -> Iterator[bytes]:
+        """A body as it comes, cut off one byte after its limit and given up after the deadline."""
         ends = time.monotonic() + self._deadline_s
         left = limit_bytes + 1
         while left and (piece := body.read1(min(left, 1 << 18))):
             left -= len(piece)
             yield piece
-            if time.monotonic() > ends:
-                raise KuboUnreachableError(f"Kubo's answer to {path} took longer than {self._deadline_s:g} s")
+            self._check_time(path, ends)
+
+    def _lines(self, path: str, body: Any) -> Iterator[bytes]:
+        """The lines of a body as they come, however many: limit and deadline are each line's."""
+        begun = b""
+        ends = time.monotonic() + self._deadline_s
+        while piece := body.read1(1 << 18):
+            *lines, begun = (begun + piece).split(b"\n")
+            if max(map(len, (begun, *lines))) > _LINE_BYTES:
+                raise self._no_kubo(path)
+            if lines:
+                yield from lines
+                ends = time.monotonic() + self._deadline_s
+            self._check_time(path, ends)
+        if begun:
+            yield begun
+
+    def _check_time(self, path: str, ends: float) -> None:
+        if time.monotonic() > ends:
+            raise KuboUnreachableError(f"Kubo's answer to {path} took longer than {self._deadline_s:g} s")
 
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
