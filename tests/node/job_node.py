@@ -51,11 +51,11 @@ class JobStory(Story):
 
     nonce: int = field(default=0)
 
-    def task(self, *, artifact_id: ArtifactId | None = None) -> Task:
-        """Post a job that sums the columns; by default on a bundle of its own."""
+    def task(self, *, artifact_id: ArtifactId | None = None, asked: JobParameters | None = None) -> Task:
+        """Post a job; by default one that sums the columns, on a bundle of its own."""
         artifact_id = artifact_id or self.bundle()
         status = self.anchor()
-        asked = self.made.parameters()
+        asked = asked or self.made.parameters()
         artifact = self.net.reader.artifact(artifact_id)
         scope = artifact.consent_scope
         kernels = (asked.kernel.kernel_id,)

@@ -17,6 +17,8 @@ from chain_fixture import Consortium
 from usufruct.content import MAX_BLOCK_BYTES, Cid
 from usufruct.errors import ContainerError, UsufructError, WrongKeyDomainError
 from usufruct.he.bfv import generate_secret_key
+from usufruct.he.container import Form, encode, parse
+from usufruct.job import JobParameters
 from usufruct.publish import manifest_record
 from usufruct.records import JobState
 from usufruct.seal import seal_features
@@ -52,14 +54,14 @@ def executed(node: JobNode, task: Task) -> UsufructError | None:
     return trio.run(run)
 
 
-def linking(story: JobStory, blocks: list[bytes]) -> Task:
+def linking(story: JobStory, blocks: list[bytes], asked: JobParameters | None = None) -> Task:
     """A job on a bundle whose manifest links these blocks."""
     sealed = seal_features(story.made.features, story.made.secret)
     list(sealed)
     links = [Cid.of(block) for block in blocks]
     record = manifest_record(sealed.manifest, scope=SCOPE, row_subjects=range(ROWS), blocks=links)
     artifact_id = story.bundle(record=record)
-    task = story.claimed(story.task(artifact_id=artifact_id))
+    task = story.claimed(story.task(artifact_id=artifact_id, asked=asked))
     task.ciphertexts = blocks
     return task
 
@@ -89,6 +91,20 @@ def test_blocks_that_cannot_be_the_bundles_never_reach_the_disk(node: JobNode) -
         assert isinstance(executed(node, task), error)
         assert not any(node.store.has(Cid.of(block)) for block in blocks)
         assert node.store.reasons(job_pin(task.job_id)) == []
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_what_a_node_finds_does_not_hang_on_the_blocks_that_it_has(node: JobNode, *, is_here: bool) -> None:
+    """Else a steward could set honest verifiers against each other with one block that the job does not read."""
+    story, made = node.story, node.story.made
+    used, unused = (block.data for block in seal_features(made.features, made.secret))
+    other = encode(replace(parse(unused), form=Form.CIPHERTEXT, seed=None))
+    asked = story.made.parameters("linear", output="sum", weights=[[1, 0]], bias=[0])
+    task = linking(story, [used, other], asked)
+    node.given(task.records[3], "bundle")
+    if is_here:
+        node.store.put_many(task.ciphertexts, pin="held")
+    assert isinstance(executed(node, task), ContainerError)
 
 
 @pytest.fixture

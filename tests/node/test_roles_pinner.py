@@ -77,6 +77,7 @@ def later(node: CustodyNode) -> None:
     """As if the pause were over, and nobody had been silent lately."""
     node.pinner._pauses.clear()
     node.pinner._silent._until.clear()
+    node.pinner._wishes._lost.clear()
 
 
 @pytest.mark.parametrize("cited", ["parameters of somebody else's job", "another epoch", "another scope"])

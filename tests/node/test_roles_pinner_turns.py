@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,15 @@ from trio.testing import MockClock
 from chain_fixture import FAR, Consortium, word
 from usufruct.content import Cid, Codec, dag
 from usufruct.custody import Erased
-from usufruct.errors import BlockNotFoundError, PeerError
+from usufruct.errors import BlockNotFoundError, ContentError, PeerError
 from usufruct.publish import MAX_SUBJECTS
 from usufruct.records import ArtifactId, label
 from usufruct_node.custody_store import Held
 from usufruct_node.holdings import Purpose
-from usufruct_node.roles import custody_peers
+from usufruct_node.roles import custody_peers, pinner
 from usufruct_node.roles.custody_peers import Silent
 from usufruct_node.roles.keeper import Keeper
+from usufruct_node.roles.room import held_pin
 
 SOUTHS = label("souths-study")
 
@@ -228,3 +230,54 @@ def test_only_what_is_left_of_bundles_that_are_not_held_goes_at_the_start(node: 
     trio.run(node.pinner.tend)
     assert not node.store.has(cid) and node.holdings.of(cid) == []
     assert whole(node) == {held} and node.holdings.cids(Purpose.HELD, held)
+
+
+def test_what_a_steward_wishes_takes_up_a_part_of_its_turn_only(
+    node: CustodyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a holder that answers slowly for a steward that is away would keep its bundles from ever being looked at."""
+    artifact_id = norths(node)
+
+    async def never(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(node.pinner._wishes, "read_notices", never)
+    node.pinner._turn_s = 6.0
+    trio.run(node.pinner.tend)
+    assert whole(node) == {artifact_id}
+
+
+def test_wishes_that_end_in_an_unexpected_error_end_no_turn(
+    node: CustodyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact_id = norths(node)
+
+    async def broken(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(node.pinner._wishes, "read_policies", broken)
+    trio.run(node.pinner.tend)
+    assert whole(node) == {artifact_id}
+
+
+def test_a_letting_go_that_fails_half_way_leaves_no_copy_that_counts_as_whole(
+    node: CustodyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact_id = norths(node)
+    trio.run(node.pinner.tend)
+    blocks = {Cid.of(block): block for block in node.story.blocks[artifact_id]}
+    records = {
+        cid: node.store.get(cid) for cid in node.store.pinned(held_pin(artifact_id)) if cid not in blocks
+    }
+
+    def kept_for_a_job(*_: object) -> None:
+        raise ContentError("some are still kept for a job that is not over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pinner, "check_gone", kept_for_a_job)
+        with pytest.raises(ContentError):
+            node.pinner._let_go(artifact_id)
+    assert not any(map(node.store.has, blocks))
+    node.peers.blocks = blocks | records
+    trio.run(node.pinner.tend)
+    assert all(map(node.store.has, blocks)), "it is a holder again, and has all of it again"

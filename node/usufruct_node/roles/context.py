@@ -97,6 +97,8 @@ class RoleContext:
     """Threads that wait for the custodian's process, which may be waiting for somebody to type its passphrase."""
     known: OrderedDict[JobId, JobInputs] = field(default_factory=OrderedDict)
     """Inputs of the jobs that were asked for last."""
+    sound: set[ArtifactId] = field(default_factory=set)
+    """Bundles of which every block was found to be one of theirs."""
 
     async def fetch(
         self,
@@ -250,12 +252,17 @@ class RoleContext:
         ------
         ContainerError, WrongKeyDomainError
             Also at the first block that cannot be one of the bundle's: a manifest may link anything. None of that is kept.
+            Blocks that were here before count like those that arrive, and those that the kernel does not read like those
+            that it reads: what a node finds must not hang on what it has.
         """
-        pin = pin or job_pin(row.job_id)
+        pin, artifact_id = pin or job_pin(row.job_id), row.job.request.artifact_id
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         check = partial(_check_sealed, manifest=inputs.manifest)
         try:
-            await self.fetch(needed, *self.sources(row.job.request.artifact_id), pin=pin, check=check)
+            await self.fetch(needed, *self.sources(artifact_id), pin=pin, check=check)
+            if artifact_id not in self.sound:
+                await trio.to_thread.run_sync(self._check_all, needed, check, limiter=self.computing)
+                self.sound.add(artifact_id)
         except (ContainerError, WrongKeyDomainError):
             await trio.to_thread.run_sync(self._let_go, pin)
             raise
@@ -369,6 +376,11 @@ class RoleContext:
         """Let go of what an earlier run of the node kept for rechecks that it did not end."""
         for reason in self.store.reasons(_RECHECK_PIN):
             self.store.unpin_all(reason)
+
+    def _check_all(self, cids: Sequence[Cid], check: Callable[[bytes], None]) -> None:
+        for cid in cids:
+            _is_given_up()
+            check(self.store.get(cid))
 
     def _let_go(self, pin: str) -> None:
         self.store.unpin_all(pin)

@@ -43,6 +43,8 @@ from usufruct_node.roles.journal import OwnRelease
 
 Answer = TypeVar("Answer")
 
+_PAUSES = (0.25, 0.5, 1.0, 2.0)
+"""Seconds between asking an executor again."""
 _EXECUTORS_SHARE = 0.25
 """Of the time left, for the executor to give the result; in the rest it can still be computed here."""
 
@@ -185,7 +187,7 @@ class Custodian:
         context = self._context
         try:
             with trio.fail_after(_EXECUTORS_SHARE * max(0, row.job.deadline - context.now())):
-                return await self._executors(row)
+                return await self._executors_in_time(row)
         except (PeerError, BlockNotFoundError, BlockMismatchError, trio.TooSlowError) as exc:
             log.warning(
                 "job %s: its executor does not give the result, which is computed here: %s",
@@ -200,6 +202,16 @@ class Custodian:
         data, pin = dag.encode(result.to_record()), job_pin(row.job_id)
         await trio.to_thread.run_sync(partial(context.store.put, data, Codec.DAG_CBOR, pin=pin))
         return result
+
+    async def _executors_in_time(self, row: JobRow) -> ResultManifest:
+        """What the executor gives; it may be a block behind, or have been started again, and is asked for some seconds."""
+        for pause in _PAUSES:
+            try:
+                return await self._executors(row)
+            except (PeerError, BlockNotFoundError) as exc:
+                log.debug("job %s: nothing from its executor yet: %s", row.job_id.hex()[:12], exc)
+            await trio.sleep(pause)
+        return await self._executors(row)
 
     async def _executors(self, row: JobRow) -> ResultManifest:
         executor, pin = row.job.executor, job_pin(row.job_id)

@@ -52,6 +52,7 @@ from usufruct.records import (
 from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Purpose
+from usufruct_node.index.faults import DOUBTFUL_SECONDS
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.copier import Copier
 from usufruct_node.roles.custody_peers import CustodyPeers, Silent
@@ -65,6 +66,7 @@ _BATCH = 64
 _FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 3600.0
 _TURN_SECONDS = 30.0
+_TURNS_AT_ONCE = 32
 _LIVE = frozenset(JobState) - FINAL_JOB_STATES - {JobState.NONE}
 
 
@@ -113,6 +115,7 @@ class Pinner:
         """Bundles of which every byte is to be read again."""
         self._pauses: dict[ArtifactId, tuple[float, float]] = {}
         """Bundles that cannot be taken: seconds of the last pause, and when it ends."""
+        self._turns = trio.Semaphore(_TURNS_AT_ONCE)
         self._cut_off: dict[OrgId, ArtifactId] = {}
         """By steward, the bundle that was being fetched when its last turn ended."""
         self._is_first = True
@@ -159,22 +162,34 @@ class Pinner:
         after = self._cut_off.pop(steward, None)
         first = places[after] + 1 if after in places else 0
         left = dict([*bundles[first:], *bundles[:first]])
-        with trio.move_on_after(self._turn_s) as turn:
-            try:
-                await self._wishes.read_policies(bundles)
-                await self._wishes.read_notices(steward, bundles)
-            except (UsufructError, OSError) as exc:
-                log.warning("wishes of %s: %s", unlabel(steward), exc)
-            for artifact_id, artifact in list(left.items()):
-                await trio.lowlevel.checkpoint()
-                await self._look(artifact_id, artifact, held, troubles)
-                del left[artifact_id]
+        async with self._turns:
+            with trio.move_on_after(self._turn_s) as turn:
+                await self._learn(steward, list(left.items()))
+                for artifact_id, artifact in list(left.items()):
+                    await trio.lowlevel.checkpoint()
+                    await self._look(artifact_id, artifact, held, troubles)
+                    del left[artifact_id]
         if turn.cancelled_caught and left:
             self._cut_off[steward] = next(iter(left))
             troubles.update(
                 (one.hex(), self.troubles[one.hex()]) for one in left if one.hex() in self.troubles
             )
             log.debug("bundles of %s: %d are left for the next turn", unlabel(steward), len(left))
+
+    async def _learn(self, steward: OrgId, bundles: Sequence[Bundle]) -> None:
+        """What a steward wishes, as far as it is to be had in a part of its turn: the rest is for its bundles."""
+        with trio.move_on_after(self._turn_s / 3) as part:
+            try:
+                await self._wishes.read_policies(bundles)
+                await self._wishes.read_notices(steward, bundles)
+            except Exception as exc:
+                # Whatever one steward provokes must not end the turns of the others.
+                if not isinstance(exc, (UsufructError, OSError)):
+                    log.exception("wishes of %s: unexpected error", unlabel(steward))
+                else:
+                    log.warning("wishes of %s: %s", unlabel(steward), exc)
+        if part.cancelled_caught:
+            log.debug("wishes of %s: some are left for the next turn", unlabel(steward))
 
     async def _look(
         self,
@@ -279,10 +294,13 @@ class Pinner:
     def _drop_former_records(
         self, artifact_id: ArtifactId, artifact: Artifact, digests: Collection[bytes]
     ) -> None:
-        """Let go of policies and consent status that are neither in force nor cited by a job that still runs."""
+        """Let go of policies and consent status that are neither in force nor cited by a job that runs, or may be doubted."""
         context, index, pin = self._context, self._context.index, held_pin(artifact_id)
         needed = {artifact.content_digest, *digests}
-        for row in index.jobs(*_LIVE, artifact_id=artifact_id):
+        doubted_from = context.now() - DOUBTFUL_SECONDS
+        for row in index.jobs(*_LIVE, JobState.RELEASED, artifact_id=artifact_id):
+            if row.job.state == JobState.RELEASED and row.changed_at < doubted_from:
+                continue
             request = row.job.request
             epoch = index.consent_epoch(artifact.steward, artifact.consent_scope, request.consent_epoch)
             needed.add(index.policy_digest(artifact_id, request.policy_version) or b"")
@@ -400,6 +418,9 @@ class Pinner:
     def _let_go(self, artifact_id: ArtifactId) -> None:
         """Erase a copy and state it; a statement is made only when no block is left, for whatever reason it was kept."""
         context = self._context
+        # Before anything goes: if the rest fails, what is left is no whole copy.
+        self._whole.pop(artifact_id, None)
+        self._begun.pop(artifact_id, None)
         noted = context.holdings.cids(Purpose.HELD, artifact_id)
         context.store.unpin_all(held_pin(artifact_id))
         context.tidy()

@@ -86,8 +86,10 @@ class Retention:
 
     async def _end(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         org = self._context.org
-        async with self._context.own_blocks:
-            await trio.to_thread.run_sync(self._erase_copy, artifact_id, artifact)
+        # Most were erased long ago: they do not wait for what is being fetched back of others.
+        if await trio.to_thread.run_sync(self._has_copy, artifact_id, artifact):
+            async with self._context.own_blocks:
+                await trio.to_thread.run_sync(self._erase_copy, artifact_id, artifact)
         if await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.KEY):
             return
         if await trio.to_thread.run_sync(self._key_is_needed, artifact.key_id):
@@ -95,10 +97,15 @@ class Retention:
         await self._context.ask(partial(self._destroy_secret, artifact.key_id))
         await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
 
-    def _erase_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
-        """Erase and state it, and again should blocks be here in spite of a statement, as after a restore."""
+    def _has_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> bool:
+        """Whether blocks are here, also in spite of a statement, as after a restore; or nothing was stated yet."""
         kept = self._context.store.pinned(_bundle_pin(artifact))
-        if next(iter(kept), None) or not self._store.has_erased(artifact_id, self._context.org, Erased.COPY):
+        return next(iter(kept), None) is not None or not self._store.has_erased(
+            artifact_id, self._context.org, Erased.COPY
+        )
+
+    def _erase_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
+        if self._has_copy(artifact_id, artifact):
             self._state(artifact_id, Erased.COPY, self._erase(artifact))
 
     def _erase(self, artifact: Artifact) -> int:

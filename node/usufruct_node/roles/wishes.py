@@ -23,6 +23,8 @@ from usufruct_node.custody_store import CustodyStore
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.custody_peers import CustodyPeers, Silent
 
+_LOST_SECONDS = 300.0
+
 
 class Wishes:
     """Reads them one steward after the other, as it is asked to."""
@@ -43,6 +45,8 @@ class Wishes:
         self._silent = silent
         self._unheard = unheard
         self._unreadable: set[bytes] = set()
+        self._lost: dict[bytes, float] = {}
+        """Policies of own bundles that nobody had, and until when nobody is asked for them again."""
 
     async def read_policies(self, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> None:
         """Learn policies that are in force and not yet known, each from its steward; one that is none stops no other."""
@@ -50,7 +54,8 @@ class Wishes:
         for artifact_id, artifact in bundles:
             await trio.lowlevel.checkpoint()
             digest = artifact.policy_digest
-            if digest in self._unreadable or context.now() >= artifact.retain_until:
+            is_lost = self._silent.now() < self._lost.get(digest, 0.0)
+            if digest in self._unreadable or is_lost or context.now() >= artifact.retain_until:
                 continue
             if context.placements.replication(artifact) is None:
                 try:
@@ -92,6 +97,7 @@ class Wishes:
                     return await context.fetch_once(cid, member.id)
             except (PeerError, BlockNotFoundError, BlockMismatchError) as exc:
                 log.debug("no block %s from %s: %s", cid, member.name, exc)
+        self._lost[cid.digest] = self._silent.now() + _LOST_SECONDS
         raise BlockNotFoundError(f"nobody who answers has block {cid}")
 
     async def read_notices(self, steward: OrgId, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> None:
@@ -111,12 +117,14 @@ class Wishes:
         for source in (steward, *sorted(holders - {steward, context.org})):
             if source in self._silent or source in self._unheard:
                 continue
+            began = self._unheard.now()
             try:
                 notices = await self._peers.notices(source, asked, steward)
             except (PeerError, ManifestError, VerificationError) as exc:
                 self._unheard.add(source)
                 log.debug("no notices of %s from %s: %s", unlabel(steward), unlabel(source), exc)
                 continue
+            self._unheard.add_if_slow(source, began)
             for notice in notices:
                 await trio.to_thread.run_sync(self._store.keep_notice, notice)
             return
