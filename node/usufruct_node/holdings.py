@@ -19,6 +19,8 @@ from usufruct.records import Artifact, ArtifactId, JobId, JobState, MemberStatus
 from usufruct_node.index import Index, JobRow
 from usufruct_node.local import open_local
 
+BUNDLE_PIN = "bundle:"
+
 
 class Purpose(StrEnum):
     """Why a block is kept."""
@@ -59,6 +61,11 @@ _EXECUTION = frozenset(
 _RESULT_PUBLIC = frozenset(
     {JobState.REVEALING, JobState.DISPUTED, JobState.VERIFIED, JobState.OPENED, JobState.RELEASED}
 )
+
+
+def bundle_pin(content_digest: bytes) -> str:
+    """Pin under which the ciphertexts of an own bundle are kept; `content_digest` is its manifest's."""
+    return BUNDLE_PIN + content_digest.hex()
 
 
 class Holdings:

@@ -14,14 +14,13 @@ from usufruct.job import JobParameters
 from usufruct.keys.he_keys import check_key_domain_record
 from usufruct.publish import read_manifest
 from usufruct.register import PUBLIC_TYPE, Policy
-from usufruct_node.holdings import Holdings, Purpose
+from usufruct_node.holdings import BUNDLE_PIN, Holdings, Purpose, bundle_pin
 
 Record = Mapping[str, object]
 
 STAGED = "staged"
 """Pin of blocks that were handed over but that no record links yet."""
 
-_BUNDLE_PIN = "bundle:"
 _IDLE_SECONDS = 3600.0
 
 
@@ -92,8 +91,8 @@ def forget_unnoted(store: BlockStore, holdings: Holdings, is_registered: Callabl
         Whether a bundle with a manifest of this digest is registered: it keeps its blocks, and what is noted of them is put
         right elsewhere.
     """
-    for reason in store.reasons(_BUNDLE_PIN):
-        digest = bytes.fromhex(reason.removeprefix(_BUNDLE_PIN))
+    for reason in store.reasons(BUNDLE_PIN):
+        digest = bytes.fromhex(reason.removeprefix(BUNDLE_PIN))
         if not holdings.cids(Purpose.BUNDLE, digest) and not is_registered(digest):
             store.unpin_all(reason)
 
@@ -110,7 +109,7 @@ def _adopt_blocks(
     store: BlockStore, holdings: Holdings, bundle: Cid, blocks: tuple[Cid, ...], undo: ExitStack
 ) -> None:
     """Keep a bundle's blocks for it; `undo` gets what lets them go, unless an earlier handing over keeps them already."""
-    pin = _BUNDLE_PIN + bundle.digest.hex()
+    pin = bundle_pin(bundle.digest)
     if blocks and not holdings.cids(Purpose.BUNDLE, bundle.digest):
         undo.callback(holdings.drop, Purpose.BUNDLE, bundle.digest)
         undo.callback(store.unpin_all, pin)

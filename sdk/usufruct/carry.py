@@ -167,7 +167,7 @@ def import_bundle(
             raise CarError("a bundle's archive has one root, its manifest, and begins with it")
         record = dag.decode_map(data)
         manifest = read_manifest(record)
-        if manifest.round is not None:
+        if manifest.of_contributions:
             raise InputError(
                 "contributions of several members are not taken from an archive: nobody has checked these",
                 hint="`usufruct round close` takes the files that members handed in",

@@ -396,11 +396,7 @@ class Client:
             If an own bundle of the purpose cannot be read, so that some uses would be missing.
         """
         position = self._book.receipt(subject, scope=scope).position
-        bundles = [
-            self.bundle(entry["artifact_id"])
-            for entry in self.content.query("/bundles")
-            if (entry["steward"], entry["scope"]) == (self.name, scope)
-        ]
+        bundles = [self.bundle(entry["artifact_id"]) for entry in self._own_bundles(scope)]
         return uses_of(self.content, bundles, position, progress=progress)
 
     # 6 rights.
@@ -743,12 +739,18 @@ class Client:
         """Make the call of a proposal that has passed."""
         self.ledger.transact("MemberCouncil", "execute", proposal)
 
+    def _own_bundles(self, scope: str) -> list[dict[str, Any]]:
+        """What the own node's index has of this organisation's bundles of a purpose."""
+        return [
+            entry
+            for entry in self.content.query("/bundles")
+            if (entry["steward"], entry["scope"]) == (self.name, scope)
+        ]
+
     def _check_not_closed(self, call: Call, contributions: Sequence[Contributed]) -> None:
         """Two bundles of one call would have two budgets, and their sums would differ by whom only one of them has."""
         cids = {cid for one in contributions for cid in one.cids}
-        for entry in self.content.query("/bundles"):
-            if (entry["steward"], entry["scope"]) != (self.name, call.scope):
-                continue
+        for entry in self._own_bundles(call.scope):
             known = self.bundle(entry["artifact_id"]).manifest
             if known.round is not None and known.round.call == call.digest and set(known.blocks) != cids:
                 raise InputError(
@@ -759,9 +761,8 @@ class Client:
     def _bound_positions(self, scope: str) -> int:
         """All positions to which rows of own bundles of a purpose are bound are below this."""
         now, bound = self.ledger.finalised().timestamp, 0
-        for entry in self.content.query("/bundles"):
-            idle = entry["frozen"] != FreezeState.NONE.name or now >= entry["retain_until"]
-            if (entry["steward"], entry["scope"]) != (self.name, scope) or idle:
+        for entry in self._own_bundles(scope):
+            if entry["frozen"] != FreezeState.NONE.name or now >= entry["retain_until"]:
                 continue
             try:
                 bound = max(bound, int(self.bundle(entry["artifact_id"]).manifest.subjects.max()) + 1)

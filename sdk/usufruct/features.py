@@ -64,6 +64,15 @@ class Extractor:
         if type(self.sha256) is not str or not _DIGEST.fullmatch(self.sha256):
             raise FeatureError("the extractor's sha256 has to be 64 lower-case hex digits")
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain form for manifests."""
+        return {"name": self.name, "sha256": self.sha256}
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, object]) -> Extractor:
+        """Read the plain form; raises FeatureError for missing, unknown or malformed fields."""
+        return Extractor(**_fields(fields, ("name", "sha256"), "extractor"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSchema:
@@ -121,7 +130,7 @@ class FeatureSchema:
                 {"name": column.name, "minimum": column.minimum, "maximum": column.maximum}
                 for column in self.columns
             ],
-            "extractor": {"name": self.extractor.name, "sha256": self.extractor.sha256},
+            "extractor": self.extractor.to_dict(),
             "max_l2": self.max_l2,
             "scale": self.scale,
         }
@@ -139,7 +148,7 @@ class FeatureSchema:
             columns=tuple(
                 Column(**_fields(column, ("name", "minimum", "maximum"), "column")) for column in columns
             ),
-            extractor=Extractor(**_fields(values["extractor"], ("name", "sha256"), "extractor")),
+            extractor=Extractor.from_dict(values["extractor"]),
             max_l2=values["max_l2"],
             scale=values["scale"],
         )

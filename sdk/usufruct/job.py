@@ -109,7 +109,7 @@ class JobParameters:
         KernelParameterError, KernelBoundError
         """
         shape = manifest.shape
-        if self.kernel.of_contributions != (manifest.round is not None):
+        if self.kernel.of_contributions != manifest.of_contributions:
             raise KernelParameterError(
                 f"kernel {self.kernel.name} is for"
                 f" {'contributions of several members' if self.kernel.of_contributions else 'rows of one steward'}",
@@ -326,7 +326,7 @@ def _ruled_out(policy: Policy, parameters: JobParameters, *, rho_micro: int) -> 
 def _too_few(manifest: BundleManifest, mask: npt.NDArray[np.bool_], minimum: int) -> _RuledOut | None:
     if len(np.unique(manifest.subjects[mask])) >= minimum:
         return None
-    who = "consenting subjects" if manifest.round is None else "contributions with a weight"
+    who = "contributions with a weight" if manifest.of_contributions else "consenting subjects"
     return _RuledOut(
         Refusal.COHORT_TOO_SMALL,
         f"wants {minimum} {who}, and has fewer at present",

@@ -79,9 +79,14 @@ class BundleManifest:
         return int(np.unique(self.subjects, return_counts=True)[1].max())
 
     @property
+    def of_contributions(self) -> bool:
+        """Whether several members made the columns; only kernels that say the same of themselves take such a bundle."""
+        return self.round is not None
+
+    @property
     def block_form(self) -> Form:
         """Form of the ciphertexts: a steward's carry seeds, contributions do not."""
-        return Form.SEEDED if self.round is None else Form.CIPHERTEXT
+        return Form.CIPHERTEXT if self.of_contributions else Form.SEEDED
 
     def blocks_of(self, feature: int) -> tuple[Cid, ...]:
         """CIDs of one column's blocks, in the order of chunks."""

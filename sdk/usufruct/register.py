@@ -156,13 +156,13 @@ def register_bundle(
         If the bundle's key domain is not the caller's.
     TransactionRevertedError
     """
-    check_policy(ledger, policy, published.manifest.shape.parameters)
     manifest = published.manifest
-    check_runnable(policy, manifest.shape, of_contributions=manifest.round is not None)
-    scope = published.manifest.scope
+    check_policy(ledger, policy, manifest.shape.parameters)
+    check_runnable(policy, manifest.shape, of_contributions=manifest.of_contributions)
+    scope = manifest.scope
     if scope not in policy.purposes:
         raise InputError(f"the policy does not name the bundle's purpose {scope!r}")
-    key_id = KeyId(published.manifest.shape.key_id)
+    key_id = KeyId(manifest.shape.key_id)
     if ledger.key_domain(key_id).custodian != ledger.organisation_of(ledger.address):
         raise WrongKeyDomainError(f"key domain {key_id.hex()[:12]} is not this organisation's")
     policy_cid = node.put_record("policy", policy.to_record())
@@ -230,7 +230,7 @@ def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, po
     check_policy(ledger, policy, parameters_by_id(ledger.key_domain(artifact.key_id).parameters_id))
     content = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
     manifest = read_manifest(node.get_record(content, holder=unlabel(artifact.steward)))
-    check_runnable(policy, manifest.shape, of_contributions=manifest.round is not None)
+    check_runnable(policy, manifest.shape, of_contributions=manifest.of_contributions)
     cid = node.put_record("policy", policy.to_record())
     ledger.transact("LineageRegistry", "setPolicy", artifact_id, cid.digest)
     return cid

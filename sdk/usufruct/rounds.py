@@ -149,7 +149,7 @@ class RoundTerms:
         """Plain form for DAG-CBOR."""
         return {
             "name": self.name,
-            "extractor": {"name": self.extractor.name, "sha256": self.extractor.sha256},
+            "extractor": self.extractor.to_dict(),
             "entries": self.n_entries,
             "max_abs": self.max_abs,
             "max_l2": self.max_l2,
@@ -163,15 +163,12 @@ class RoundTerms:
         """Parse strictly; raises ManifestError."""
         if not isinstance(told, Mapping) or set(told) != _TERMS:
             raise ManifestError(f"a round's terms are {', '.join(sorted(_TERMS))}")
-        extractor = told["extractor"]
-        if not isinstance(extractor, Mapping) or set(extractor) != {"name", "sha256"}:
-            raise ManifestError("a round's extractor has a name and a sha256")
         if not isinstance(told["key_id"], bytes) or not isinstance(told["parameters_id"], bytes):
             raise ManifestError("a round's key_id and parameters_id are bytes")
         try:
             return cls(
                 name=told["name"],
-                extractor=Extractor(name=extractor["name"], sha256=extractor["sha256"]),
+                extractor=Extractor.from_dict(told["extractor"]),
                 n_entries=told["entries"],
                 max_abs=told["max_abs"],
                 max_l2=told["max_l2"],

@@ -126,7 +126,7 @@ def _counted(
 ) -> bool | None:
     subjects = bundle.manifest.subjects
     used = status.mask_of(subjects)
-    if bundle.manifest.round is not None and used[subjects == position].any():
+    if bundle.manifest.of_contributions and used[subjects == position].any():
         # Who consents to a round counts if the job gives it a weight.
         record = _record(node, job["parameters_digest"], job["requester"])
         try:

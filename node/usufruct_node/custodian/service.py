@@ -176,7 +176,7 @@ class Service:
         status = ConsentStatus.from_record(dag.decode_map(records.status))
         subjects = subjects_of(manifest.subjects, status.mask_of(manifest.subjects))
         # Of whom a sum of contributions told hangs on weights that are not known any more: it is near to every other.
-        directions = None if manifest.round is None else frozenset([CONTRIBUTIONS])
+        directions = frozenset([CONTRIBUTIONS]) if manifest.of_contributions else None
         asked = Asked(directions=directions, subjects=subjects, rho_micro=case.job.request.rho_micro)
         self._vault.remember(case.job_id, case.job.request.artifact_id, asked)
         return {"status": "ok"}

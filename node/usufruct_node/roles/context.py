@@ -259,10 +259,11 @@ class RoleContext:
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         check = partial(_check_sealed, manifest=inputs.manifest)
         try:
-            await self.fetch(needed, *self.sources(artifact_id), pin=pin, check=check)
-            if artifact_id not in self.sound:
+            report = await self.fetch(needed, *self.sources(artifact_id), pin=pin, check=check)
+            # What arrived was looked at then.
+            if report.held and artifact_id not in self.sound:
                 await trio.to_thread.run_sync(self._check_all, needed, check, limiter=self.computing)
-                self.sound.add(artifact_id)
+            self.sound.add(artifact_id)
         except (ContainerError, WrongKeyDomainError):
             await trio.to_thread.run_sync(self._let_go, pin)
             raise

@@ -51,7 +51,7 @@ from usufruct.records import (
 )
 from usufruct.register import Policy
 from usufruct_node.custody_store import CustodyStore, Held
-from usufruct_node.holdings import Purpose
+from usufruct_node.holdings import Purpose, bundle_pin
 from usufruct_node.index.faults import DOUBTFUL_SECONDS
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.copier import Copier
@@ -383,7 +383,7 @@ class Pinner:
     ) -> None:
         """Have the ciphertexts here, and given out again to those who may have them; none once retention is over."""
         context, ref = self._context, artifact.content_digest
-        pin = f"bundle:{ref.hex()}"
+        pin = bundle_pin(ref)
         blocks = list(dict.fromkeys(manifest.blocks))
         noted = set(await trio.to_thread.run_sync(context.holdings.cids, Purpose.BUNDLE, ref))
         for at in range(self._begun.get(artifact_id, (0, 0))[0], len(blocks), _BATCH):

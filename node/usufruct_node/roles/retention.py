@@ -25,7 +25,7 @@ from usufruct.errors import (
 from usufruct.publish import read_manifest
 from usufruct.records import Artifact, ArtifactId, ArtifactKind, JobState, KeyId, OrgId, unlabel
 from usufruct_node.custody_store import CustodyStore
-from usufruct_node.holdings import Purpose
+from usufruct_node.holdings import Purpose, bundle_pin
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.custody_peers import CustodyPeers, Silent
 from usufruct_node.roles.pinner import check_gone
@@ -99,7 +99,7 @@ class Retention:
 
     def _has_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> bool:
         """Whether blocks are here, also in spite of a statement, as after a restore; or nothing was stated yet."""
-        kept = self._context.store.pinned(_bundle_pin(artifact))
+        kept = self._context.store.pinned(bundle_pin(artifact.content_digest))
         return next(iter(kept), None) is not None or not self._store.has_erased(
             artifact_id, self._context.org, Erased.COPY
         )
@@ -117,7 +117,7 @@ class Retention:
         except (BlockNotFoundError, IntegrityError):
             # A manifest that is lost must not keep the key.
             blocks = context.holdings.cids(Purpose.BUNDLE, artifact.content_digest)
-        context.store.unpin_all(_bundle_pin(artifact))
+        context.store.unpin_all(bundle_pin(artifact.content_digest))
         context.tidy()
         check_gone(context.store.has, blocks)
         context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
@@ -169,8 +169,3 @@ class Retention:
             for statement in statements:
                 if statement.holder == org:
                     await trio.to_thread.run_sync(self._store.keep_erasure, statement)
-
-
-def _bundle_pin(artifact: Artifact) -> str:
-    """Pin under which an own bundle's ciphertexts are kept."""
-    return f"bundle:{artifact.content_digest.hex()}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from usufruct.carry import CarDestination, export_bundle, import_bundle
-from usufruct.cli.steward import check_cohort, checked_policy, read_features
+from usufruct.cli.steward import check_cohort, checked_policy, read_features, register
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -20,9 +18,9 @@ from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,
     PassphraseOption,
+    counted,
     custodian_keystore,
     done,
-    err,
     guarded,
     out,
     plain,
@@ -44,7 +42,6 @@ from usufruct.seal import seal_features
 bundle_app = typer.Typer(
     help="What is in a bundle; bundles as CAR files, for machines without a network.", no_args_is_help=True
 )
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 @bundle_app.command("seal")
@@ -81,14 +78,13 @@ def bundle_seal(
     secret = he_keys.find_secret(custodian_keystore(place, custodian_passphrase_file), key_domain)
     destination = CarDestination(file)
     try:
-        with Progress(*_COLUMNS, console=err, transient=True) as bar:
-            task = bar.add_task("sealing")
+        with counted("sealing") as progress:
             published = publish_bundle(
                 seal_features(features, secret),
                 destination,
                 scope=scope,
                 row_subjects=positions,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=progress,
             )
     finally:
         destination.discard()
@@ -157,13 +153,12 @@ def bundle_export(
     client = Client.open(home, passphrase_file=passphrase_file)
     artifact = client.ledger.artifact(ArtifactId(client.find_id("artifact", bundle)))
     cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
-    with Progress(*_COLUMNS, console=err, transient=True) as bar:
-        task = bar.add_task("exporting")
+    with counted("exporting") as progress:
         archive = export_bundle(
             cid,
             lambda block: client.content.get(block, holder=client.name),
             file,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     answer = {"manifest": str(cid), "size_bytes": archive.size_bytes, "archive_cid": str(archive.cid)}
     done(f"{file}: {archive.size_bytes} bytes, root {cid}\narchive {archive.cid}", answer, as_json=as_json)
@@ -206,20 +201,7 @@ def bundle_import(
         budget_rho=budget_rho,
         retain_days=retain_days,
     )
-    with Progress(*_COLUMNS, console=err, transient=True) as bar:
-        task = bar.add_task("importing")
-        published = import_bundle(
-            file,
-            client.content,
-            expected=expected,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counted("importing") as progress:
+        published = import_bundle(file, client.content, expected=expected, progress=progress)
     check_cohort(min_cohort, published.manifest.subjects.tolist())
-    policy = replace(policy, purposes=(published.manifest.scope,))
-    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
-    answer = {
-        "artifact_id": artifact_id.hex(),
-        "manifest": str(published.cid),
-        "size_bytes": published.size_bytes,
-    }
-    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
+    register(client, published, policy, retain_days=retain_days, budget_rho=budget_rho, as_json=as_json)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from usufruct.cli.steward import UNREADABLE, check_cohort, checked_policy, with_floats
+from usufruct.cli.steward import UNREADABLE, check_cohort, checked_policy, register, with_floats
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -21,9 +19,9 @@ from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,
     PassphraseOption,
+    counted,
     custodian_keystore,
     done,
-    err,
     guarded,
     read_bytes,
     read_text,
@@ -141,28 +139,17 @@ def round_close(
     check_cohort(min_cohort, range(len(contributions)))
     check_runnable(policy, shape, of_contributions=True)
     found = [_read_contribution(path, shape.n_chunks) for path in contributions]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("checking contributions")
-        published = client.publish_round(
-            asked,
-            found,
-            consent_days=retain_days,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    artifact_id = client.register(
+    with counted("checking contributions") as progress:
+        published = client.publish_round(asked, found, consent_days=retain_days, progress=progress)
+    register(
+        client,
         published,
-        policy=replace(policy, purposes=(asked.scope,)),
+        policy,
         retain_days=retain_days,
         budget_rho=budget_rho,
+        as_json=as_json,
+        members=[column.name for column in published.manifest.schema.columns],
     )
-    answer = {
-        "artifact_id": artifact_id.hex(),
-        "manifest": str(published.cid),
-        "size_bytes": published.size_bytes,
-        "members": [column.name for column in published.manifest.schema.columns],
-    }
-    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
 
 
 @round_app.command("verify")

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
@@ -23,6 +22,7 @@ from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,
     PassphraseOption,
+    counted,
     custodian_keystore,
     done,
     err,
@@ -39,6 +39,7 @@ from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
 from usufruct.privacy import MICRO
+from usufruct.publish import PublishedBundle
 from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy, check_policy, check_runnable
 from usufruct.replication import Replication
@@ -130,6 +131,28 @@ def check_cohort(min_cohort: int, row_subjects: Iterable[int]) -> None:
         raise InputError(
             f"the bundle has rows of {n_subjects} subjects, and no release may be of fewer than {min_cohort}"
         )
+
+
+def register(
+    client: Client,
+    published: PublishedBundle,
+    policy: Policy,
+    *,
+    retain_days: float,
+    budget_rho: float,
+    as_json: bool,
+    **more: object,
+) -> None:
+    """Step 4 of whatever was published, for the purpose that its manifest names; says what it was, and `more` in JSON."""
+    policy = replace(policy, purposes=(published.manifest.scope,))
+    artifact_id = client.register(published, policy=policy, retain_days=retain_days, budget_rho=budget_rho)
+    answer = {
+        "artifact_id": artifact_id.hex(),
+        "manifest": str(published.cid),
+        "size_bytes": published.size_bytes,
+        **more,
+    }
+    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
 
 
 @key_domain_app.command("create")
@@ -281,24 +304,9 @@ def publish(
     check_cohort(min_cohort, positions)
     sealed = client.seal(features, secret)
     check_runnable(policy, sealed.shape)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("sealing and publishing")
-        published = client.publish(
-            sealed,
-            scope=scope,
-            row_subjects=positions,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    artifact_id = client.register(
-        published, policy=replace(policy, purposes=(scope,)), retain_days=retain_days, budget_rho=budget_rho
-    )
-    answer = {
-        "artifact_id": artifact_id.hex(),
-        "manifest": str(published.cid),
-        "size_bytes": published.size_bytes,
-    }
-    done(f"bundle {artifact_id.hex()}\nmanifest {published.cid}", answer, as_json=as_json)
+    with counted("sealing and publishing") as progress:
+        published = client.publish(sealed, scope=scope, row_subjects=positions, progress=progress)
+    register(client, published, policy, retain_days=retain_days, budget_rho=budget_rho, as_json=as_json)
 
 
 @consent_app.command("record")

@@ -6,7 +6,8 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -14,6 +15,7 @@ from typing import Annotated, Any, TypeVar, cast
 import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -174,6 +176,15 @@ def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
     default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
     prompt = f"Passphrase of {home.custodian_keystore}: "
     return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that goes when it is done; give what this yields to whoever tells (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def read_bytes(path: Path, *, most: int = 1 << 21) -> bytes:

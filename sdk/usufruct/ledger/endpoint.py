@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import requests
 from eth_abi.exceptions import DecodingError
@@ -32,7 +32,7 @@ _LOG_SPAN = 5_000
 _BATCH_CALLS = 200
 """Calls of one request: engines refuse batches of more than 1,000."""
 
-_LARGEST_PRICE = (1 << 128) - 1
+PRICE_BITS = 128
 _REQUEST_SECONDS = 20.0
 
 
@@ -263,7 +263,7 @@ class Endpoint:
 
     @staticmethod
     def _unwrap(method: str, answer: object) -> Any:
-        if not isinstance(answer, dict) or not is_response(answer):
+        if not is_response(answer):
             raise LedgerError(f"{method}: the answer is no JSON-RPC response")
         error = answer.get("error")
         if error is None:
@@ -286,37 +286,24 @@ def well_formed(source: str) -> Iterator[None]:
         raise MalformedAnswerError(f"{source} gave a malformed answer: {exc!r}") from exc
 
 
-def is_response(answer: object) -> bool:
+def is_response(answer: object) -> TypeGuard[dict[str, Any]]:
     """Whether an answer has the shape of a JSON-RPC response."""
     return isinstance(answer, dict) and bool({"error", "result"} & answer.keys())
 
 
-def natural(text: str) -> int:
+def natural(text: str, *, bits: int = 63) -> int:
     """A block number, a place in a block, a time, a nonce or an amount of gas from its hex digits.
 
     Raises
     ------
     ValueError
-        If it is negative or does not fit 63 bits: there is none such, and a database takes no larger.
+        If it is negative or does not fit: there is none such of more than 63 bits, and a database takes no larger. Wei per gas
+        may have `PRICE_BITS`.
     """
     number = int(text, 16)
-    if not 0 <= number < 1 << 63:
-        raise ValueError(f"{text[:20]} does not fit 63 bits")
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{text[:20]} does not fit {bits} bits")
     return number
-
-
-def price_of(text: str) -> int:
-    """Wei per gas from its hex digits.
-
-    Raises
-    ------
-    ValueError
-        If it is negative or does not fit 128 bits.
-    """
-    wei = int(text, 16)
-    if not 0 <= wei <= _LARGEST_PRICE:
-        raise ValueError(f"{text[:20]} does not fit 128 bits")
-    return wei
 
 
 def head_of(block: dict[str, Any]) -> Head:

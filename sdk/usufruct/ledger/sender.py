@@ -27,7 +27,7 @@ from usufruct.errors import (
     TransactionReplacedError,
     TransactionRevertedError,
 )
-from usufruct.ledger.endpoint import Endpoint, natural, price_of, well_formed
+from usufruct.ledger.endpoint import PRICE_BITS, Endpoint, natural, well_formed
 from usufruct.ledger.journal import InFlight, Journal, Pending
 from usufruct.ledger.receipts import FinalHead, RawReceipt, ReceiptReader
 from usufruct.ledger.signing import address_of, sign_transaction
@@ -251,7 +251,8 @@ class Sender:
             ]
         )
         with well_formed(self._endpoint.url):
-            asked, pending, included = price_of(answers[0]), natural(answers[1]), natural(answers[2])
+            asked = natural(answers[0], bits=PRICE_BITS)
+            pending, included = natural(answers[1]), natural(answers[2])
         known = len(self._journal.in_flight())
         if pending > included + known + _OTHERS_ON_THEIR_WAY:
             raise MalformedAnswerError(
@@ -297,7 +298,7 @@ class Sender:
         while missing:
             receipts = self._reader.anywhere(missing, self._reader.of(missing))
             missing = [item for item, receipt in zip(missing, receipts, strict=True) if receipt is None]
-            if time.monotonic() > deadline:
+            if not missing or time.monotonic() > deadline:
                 break
             time.sleep(_POLL_SECONDS[1])
         self._journal.forget([item.transaction_hash for item in missing if self._are_replaced([item])])
@@ -508,7 +509,7 @@ class Sender:
         try:
             answer = self._endpoint.call("eth_gasPrice")
             with well_formed(self._endpoint.url):
-                price = self._offer(price_of(answer))
+                price = self._offer(natural(answer, bits=PRICE_BITS))
         except MalformedAnswerError as exc:
             self._endpoint.leave(exc)
             price = 0  # What is signed is sent as it is.
