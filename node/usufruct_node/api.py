@@ -170,6 +170,13 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Registered bundles with consent epoch and privacy account."""
         return queries.bundles()
 
+    @api.get("/consent-epochs", dependencies=private, tags=["queries"])
+    def consent_epochs(
+        steward: Annotated[str, Query()], scope: Annotated[str, Query()]
+    ) -> list[dict[str, Any]]:
+        """The events of a steward's consent epochs for a purpose, in order."""
+        return queries.consent_epochs(org_id(steward), scope)
+
     @api.get("/key-domains", dependencies=private, tags=["queries"])
     def key_domains() -> list[dict[str, Any]]:
         """Homomorphic key domains, newest first."""

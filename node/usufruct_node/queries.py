@@ -28,6 +28,7 @@ from usufruct.records import (
     Refusal,
     Role,
     UsageGrant,
+    label,
     unlabel,
 )
 from usufruct_node.index import Index, JobRow
@@ -80,6 +81,10 @@ class Queries:
     def bundles(self) -> list[dict[str, Any]]:
         """Registered bundles with consent epoch and privacy account."""
         return [self._bundle(id_, record) for id_, record in self._index.artifacts(ArtifactKind.BUNDLE)]
+
+    def consent_epochs(self, steward: OrgId, scope: str) -> list[dict[str, Any]]:
+        """The events of a steward's consent epochs for a purpose, in order."""
+        return self._index.events_of_series("ConsentRegistry", steward + label(scope))
 
     def key_domains(self) -> list[dict[str, Any]]:
         """Homomorphic key domains, newest first."""

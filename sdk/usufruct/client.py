@@ -19,6 +19,7 @@ import numpy.typing as npt
 from usufruct import consent_book, differencing, job, lineage, register, release, rights
 from usufruct.consent import ConsentReceipt, ConsentStatus
 from usufruct.consent_book import ConsentBook
+from usufruct.consent_proof import CheckedConsents, ConsentProof, check_consents, prove_consents
 from usufruct.content import Cid, Codec
 from usufruct.content.node import NodeContent
 from usufruct.errors import (
@@ -384,6 +385,20 @@ class Client:
             }
             for subject, receipt in self._book.subjects(scope)
         ]
+
+    def prove_consents(
+        self, *, scope: str, epoch: int | None = None, subject: str | None = None
+    ) -> ConsentProof:
+        """The receipts of an own epoch, or that of one subject, for others to check; see `consent_proof.prove_consents`."""
+        return prove_consents(
+            self._book, self.ledger, self.content, scope=scope, epoch=epoch, subject=subject
+        )
+
+    def check_consents(
+        self, proof: ConsentProof, *, job_id: JobId | None = None, progress: Progress | None = None
+    ) -> CheckedConsents:
+        """Check receipts of any steward against the ledger; see `consent_proof.check_consents`."""
+        return check_consents(proof, self.ledger, self.content, job_id=job_id, progress=progress)
 
     def uses(self, subject: str, *, scope: str, progress: Progress | None = None) -> list[Use]:
         """Every job that touched rows of one of the own subjects, newest first: for whom, for what, and whether it counted.

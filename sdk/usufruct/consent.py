@@ -7,11 +7,10 @@ bit and anchors the next epoch.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import eth_abi.abi
 import numpy as np
 import numpy.typing as npt
 from eth_utils.crypto import keccak
@@ -44,7 +43,8 @@ class ConsentReceipt:
     """Unix seconds; void at and after this time."""
     signature: bytes
     """EIP-712 `ConsentReceipt`, by the steward's authority."""
-    withdrawn_at: int | None
+    withdrawn_at: int | None = None
+    """When the steward noted a withdrawal; neither signed nor handed out."""
 
     def state(self, now: int) -> str:
         """`in force`, `withdrawn` or `expired` as of `now` (Unix seconds)."""
@@ -56,6 +56,7 @@ class ConsentReceipt:
         """The signed fields."""
         return {
             "steward": steward,
+            "position": self.position,
             "pseudonym": self.pseudonym,
             "scope": label(self.scope),
             "noticeDigest": self.notice_digest,
@@ -71,11 +72,13 @@ def pseudonym_of(key: bytes, subject: str, controller: OrgId, scope: str) -> byt
 
 
 def consent_leaf(receipt: ConsentReceipt, receipt_digest: bytes) -> bytes:
-    """Salted leaf of the consent tree: double Keccak-256 of (salt, pseudonym, scope, expiry, receipt digest)."""
-    words = (receipt.salt, receipt.pseudonym, label(receipt.scope), receipt.expires_at, receipt_digest)
-    return bytes(
-        keccak(keccak(eth_abi.abi.encode(["bytes32", "bytes32", "bytes32", "uint64", "bytes32"], words)))
-    )
+    """Salted leaf of the consent tree: double Keccak-256 of (salt, receipt digest), which covers all that was signed."""
+    return bytes(keccak(keccak(receipt.salt + receipt_digest)))
+
+
+def leaves_of(receipts: Iterable[ConsentReceipt], steward: OrgId, ledger: Ledger) -> list[bytes]:
+    """Leaves of an epoch that is made of these receipts, in their order."""
+    return [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in receipts]
 
 
 def merkle_levels(leaves: Sequence[bytes]) -> list[list[bytes]]:

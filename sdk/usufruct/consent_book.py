@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from usufruct.consent import (
     ConsentReceipt,
     ConsentStatus,
     cohort_floor,
-    consent_leaf,
+    leaves_of,
     merkle_levels,
     pseudonym_of,
-    receipt_digest,
     sign_receipt,
 )
 from usufruct.content import Cid, Codec, dag
@@ -41,14 +41,15 @@ _RECEIPT = """
     given_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
     signature BLOB NOT NULL,
-    withdrawn_at INTEGER"""
+    withdrawn_at INTEGER,
+    number INTEGER NOT NULL"""
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS receipt ({_RECEIPT},"
     " PRIMARY KEY (scope, position), UNIQUE (scope, subject)) WITHOUT ROWID",
     f"CREATE TABLE IF NOT EXISTS former_receipt ({_RECEIPT},"
     " PRIMARY KEY (scope, position, given_at, salt)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS anchored (scope TEXT NOT NULL, epoch INTEGER NOT NULL, status_digest BLOB NOT NULL,"
-    " PRIMARY KEY (scope, epoch, status_digest)) WITHOUT ROWID",
+    " consent_root BLOB NOT NULL, newest INTEGER, PRIMARY KEY (scope, epoch, status_digest, consent_root)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS taken (scope TEXT NOT NULL PRIMARY KEY, positions INTEGER NOT NULL) WITHOUT ROWID",
 )
 _COLUMNS = "scope, position, salt, pseudonym, notice_digest, given_at, expires_at, signature, withdrawn_at"
@@ -114,7 +115,7 @@ class ConsentBook:
         positions: dict[str, int] = {}
         with self._transaction() as db:
             free = _positions(db, scope)
-            for given, subject in order:
+            for number, (given, subject) in enumerate(order, _newest(db) + 1):
                 former = self._superseded(db, subject, scope, now)
                 position = free if former is None else former
                 free += former is None
@@ -129,10 +130,9 @@ class ConsentBook:
                     given_at=now,
                     expires_at=expires_at,
                     signature=b"",
-                    withdrawn_at=None,
                 )
                 signature = sign_receipt(receipt, self._steward, ledger, signing_key=signing_key)
-                _insert(db, subject, replace(receipt, signature=signature))
+                _insert(db, subject, number, replace(receipt, signature=signature))
                 positions[given] = position
         return positions
 
@@ -198,28 +198,73 @@ class ConsentBook:
             ).fetchall()
         return [(row[0], _receipt(row[1:])) for row in rows]
 
-    def receipts(self, scope: str) -> list[ConsentReceipt]:
-        """Every receipt of a purpose, by position."""
-        return [receipt for _, receipt in self.subjects(scope)]
-
-    def status(self, scope: str, epoch: int, *, now: int) -> tuple[ConsentStatus, list[ConsentReceipt]]:
-        """Status bitstring and the receipts in force as of `now` (Unix seconds)."""
-        live = [r for r in self.receipts(scope) if r.withdrawn_at is None and r.expires_at > now]
-        bits = np.ones(max(8, -(-self.positions(scope) // 8) * 8), dtype=np.uint8)
+    def status(self, scope: str, epoch: int, *, now: int) -> tuple[ConsentStatus, list[ConsentReceipt], int]:
+        """Status bitstring, the receipts in force as of `now` (Unix seconds), and the number of the book's newest receipt."""
+        with self._transaction() as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM receipt WHERE scope = ?", (scope,)).fetchall()  # noqa: S608
+            positions, newest = _positions(db, scope), _newest(db)
+        receipts = sorted(map(_receipt, rows), key=attrgetter("position"))
+        live = [r for r in receipts if r.state(now) == "in force"]
+        bits = np.ones(max(8, -(-positions // 8) * 8), dtype=np.uint8)
         bits[[r.position for r in live]] = 0
         until = min((r.expires_at for r in live), default=0)
         status = ConsentStatus(scope=scope, epoch=epoch, valid_until=until, bits=np.packbits(bits).tobytes())
-        return status, live
+        return status, live, newest
+
+    def receipts_of(self, epoch: ConsentEpoch, status: ConsentStatus) -> list[ConsentReceipt]:
+        """The receipts that an epoch was made of, by position, whatever has become of their consents since.
+
+        Parameters
+        ----------
+        status :
+            What the epoch's status digest stands for.
+
+        Raises
+        ------
+        InputError
+            If the epoch was not made of this book.
+        """
+        with self._transaction() as db:
+            made = db.execute(
+                "SELECT newest FROM anchored WHERE scope = ? AND epoch = ? AND status_digest = ? AND consent_root = ?",
+                (status.scope, epoch.epoch, epoch.status_digest, epoch.consent_root),
+            ).fetchone()
+            # Of each position the newest that there was then.
+            rows = db.execute(
+                f"SELECT {_COLUMNS}, max(number) FROM (SELECT * FROM receipt UNION ALL SELECT * FROM former_receipt)"  # noqa: S608
+                " WHERE scope = ? AND number <= ? GROUP BY position ORDER BY position",
+                (status.scope, made[0] if made else None),
+            ).fetchall()
+        if made is None or made[0] is None:
+            raise InputError(
+                f"epoch {epoch.epoch} of {status.scope!r} was not made of this consent book",
+                hint="its receipts are in the copy of the book that was lost",
+            )
+        consenting = status.consenting()
+        found = [_receipt(row[:-1]) for row in rows]
+        return [
+            receipt
+            for receipt in found
+            if receipt.position < consenting.size and consenting[receipt.position]
+        ]
 
     def positions(self, scope: str) -> int:
         """Positions that are spoken for; the next new subject gets this one."""
         with self._transaction() as db:
             return _positions(db, scope)
 
-    def note_epoch(self, scope: str, epoch: int, status_digest: bytes) -> None:
-        """Remember that an epoch was made of this book; to be called before it is anchored."""
+    def note_epoch(
+        self, scope: str, epoch: int, status_digest: bytes, root: bytes, *, newest: int | None
+    ) -> None:
+        """Remember that an epoch was made of this book, up to the receipt of this number; to be called before it is anchored.
+
+        `newest` is None for an epoch that may be followed although the book did not make it.
+        """
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO anchored VALUES (?, ?, ?)", (scope, epoch, status_digest))
+            db.execute(
+                "INSERT OR IGNORE INTO anchored VALUES (?, ?, ?, ?, ?)",
+                (scope, epoch, status_digest, root, newest),
+            )
 
     def note_positions(self, scope: str, positions: int) -> None:
         """Remember that an epoch tells of the positions below this: rows may be bound to them, and no new subject gets one."""
@@ -306,23 +351,22 @@ def anchor_epoch(
     current = ledger.consent_epoch(steward, label(scope))
     if supersede is not None and supersede == current.epoch:
         book.note_positions(scope, max(taken, _positions_in(current, steward, node)))
-        book.note_epoch(scope, current.epoch, current.status_digest)
+        book.note_epoch(scope, current.epoch, current.status_digest, current.consent_root, newest=None)
     book.check_made(scope, current)
     if not current.epoch and not book.positions(scope):
         raise InputError(f"no consent for {scope!r} was ever recorded", hint="is the purpose spelled right?")
     # Without empty blocks the chain's time stands still, and consents expire all the same.
     now = max(int(time.time()), ledger.finalised().timestamp)
     positions = book.positions(scope)
-    status, live = book.status(scope, current.epoch, now=now)
-    leaves = [consent_leaf(receipt, receipt_digest(receipt, steward, ledger)) for receipt in live]
-    root = merkle_levels(leaves)[-1][0]
+    status, live, newest = book.status(scope, current.epoch, now=now)
+    root = merkle_levels(leaves_of(live, steward, ledger))[-1][0]
     unchanged = dag.cid_of(status.to_record()).digest == current.status_digest
     if current.epoch and unchanged and root == current.consent_root:
         book.note_positions(scope, positions)
         return current
     epoch = current.epoch + 1
     cid = node.put_record("status", replace(status, epoch=epoch).to_record())
-    book.note_epoch(scope, epoch, cid.digest)
+    book.note_epoch(scope, epoch, cid.digest, root, newest=newest)
     ledger.transact(
         "ConsentRegistry",
         "anchorEpoch",
@@ -355,8 +399,17 @@ def _positions(db: sqlite3.Connection, scope: str) -> int:
     return int(positions)
 
 
-def _insert(db: sqlite3.Connection, subject: str, receipt: ConsentReceipt) -> None:
-    values = {name: getattr(receipt, name) for name in _COLUMNS.split(", ")} | {"subject": subject}
+def _newest(db: sqlite3.Connection) -> int:
+    """Number of the newest receipt; they are counted through all purposes, and none is ever deleted."""
+    (number,) = db.execute(
+        "SELECT coalesce(max(number), 0) FROM (SELECT number FROM receipt UNION ALL SELECT number FROM former_receipt)"
+    ).fetchone()
+    return int(number)
+
+
+def _insert(db: sqlite3.Connection, subject: str, number: int, receipt: ConsentReceipt) -> None:
+    values = {name: getattr(receipt, name) for name in _COLUMNS.split(", ")}
+    values |= {"subject": subject, "number": number}
     marks = ", ".join(f":{name}" for name in values)
     db.execute(f"INSERT INTO receipt ({', '.join(values)}) VALUES ({marks})", values)  # noqa: S608
 

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from usufruct.checked_events import CheckedEvents, registered
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.node import NodeContent
-from usufruct.errors import MissingEventError, UnknownKernelError, VerificationError
+from usufruct.errors import UnknownKernelError, VerificationError
 from usufruct.he.kernels import kernel_by_id
 from usufruct.ledger import Ledger
-from usufruct.ledger.abi import args_from_json
 from usufruct.ledger.jobs import derived_id
-from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.publish import read_manifest
 from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, OrgId, unlabel
 from usufruct.verify import ResultManifest
@@ -98,7 +97,8 @@ def lineage_of(
         If a content has another hash, or cannot be had.
     """
     answer = node.query(f"/lineage/{artifact_id.hex()}")
-    walk = _Walk(ledger, node, progress or (lambda _: None))
+    events = CheckedEvents(ledger)
+    walk = _Walk(ledger, node, progress or (lambda _: None), events)
     try:
         parents: dict[str, list[str]] = {}
         for child, parent in answer["edges"]:
@@ -110,6 +110,7 @@ def lineage_of(
         raise VerificationError(
             f"the index tells of a lineage in a form that makes no sense: {exc!r}"
         ) from exc
+    walk.checked.events, walk.checked.series = events.n_events, events.n_series
     return Lineage(root=root, checked=walk.checked)
 
 
@@ -118,15 +119,12 @@ class _Walk:
     ledger: Ledger
     node: NodeContent
     progress: Progress
+    events: CheckedEvents
     artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What the index says of each artifact, by id in hex."""
     parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
     checked: Checked = field(default_factory=Checked)
-    blocks: dict[int, list[LedgerEvent]] = field(default_factory=dict)
     contents: set[tuple[str, str]] = field(default_factory=set)
-    series: dict[tuple[str, bytes], list[LedgerEvent]] = field(default_factory=dict)
-    told: dict[tuple[str, bytes], Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """What each series was checked from; the same told again needs no second check."""
     visited: dict[str, LineageNode] = field(default_factory=dict)
 
     def visit(self, artifact: str, path: tuple[str, ...]) -> LineageNode:
@@ -142,7 +140,7 @@ class _Walk:
         self.progress(f"{entry['kind'].lower()} {artifact[:12]}")
         is_bundle = entry["kind"] == ArtifactKind.BUNDLE.name
         # A result or release has no events of its own until somebody freezes it.
-        own = self.checked_series(
+        own = self.events.series(
             "LineageRegistry", bytes.fromhex(artifact), entry["events"], may_be_empty=not is_bundle
         )
         parents = tuple(self.visit(parent, (*path, artifact)) for parent in self.parents.get(artifact, ()))
@@ -168,47 +166,11 @@ class _Walk:
         self.visited[artifact] = found
         return found
 
-    def checked_series(
-        self, contract: str, key: bytes, raw: Sequence[Mapping[str, Any]], *, may_be_empty: bool = False
-    ) -> list[LedgerEvent]:
-        """Events of the series with this key: each as it stands on the chain, none missing."""
-        if self.told.get((contract, key)) == raw:
-            return self.series[contract, key]
-        events = [self._on_chain(item) for item in raw]
-        is_missing = not events and not may_be_empty
-        if is_missing or any((event.contract, series_of(event)) != (contract, key) for event in events):
-            raise VerificationError(
-                f"the index shows no events, or those of another record, for {key.hex()[:12]}"
-            )
-        last = check_series(events)
-        length, head = self.ledger.series_head(contract, key)
-        if (length, head) != (len(events), last):
-            raise MissingEventError(
-                f"the series of {key.hex()[:12]} has {length} events on the chain, the index shows {len(events)}",
-                hint="the node may be a block behind: ask again",
-            )
-        self.checked.series += bool(events)
-        self.series[contract, key] = events
-        self.told[contract, key] = raw
-        return events
-
-    def _on_chain(self, item: Mapping[str, Any]) -> LedgerEvent:
-        number = int(item["block_number"])
-        if number not in self.blocks:
-            self.blocks[number] = self.ledger.events(number, number)
-        arguments = args_from_json(event_codec(item["contract"], item["name"]), item["args"])
-        told = (item["contract"], item["name"], item["log_index"], arguments)
-        for event in self.blocks[number]:
-            if (event.contract, event.name, event.log_index, event.args) == told:
-                self.checked.events += 1
-                return event
-        raise VerificationError(f"{item['name']} is not in block {number} as the index tells it")
-
     def _check_bundle(self, artifact: str, entry: Mapping[str, Any], events: Sequence[LedgerEvent]) -> None:
         """What the index says of a bundle must be what its events say; no job made it."""
         if {"job", "consent", "policy"} & set(entry):
             raise VerificationError(f"the index tells of a job behind bundle {artifact[:12]}")
-        steward, registration = _registered(events)
+        steward, registration = registered(events)
         _require(entry["policy_digest"], _policies(events)[-1], "policy", artifact)
         parents = {parent.hex() for parent in registration["parents"]}
         self._check_origin(artifact, entry, steward, registration["contentDigest"], parents)
@@ -242,7 +204,7 @@ class _Walk:
         """The job behind a result or release: its events, and whether the consent it used is no longer in force."""
         job = entry["job"]
         job_id = JobId(bytes.fromhex(job["job_id"]))
-        life = self.checked_series("JobLedger", job_id, job["events"])
+        life = self.events.series("JobLedger", job_id, job["events"])
         self._check_derived(artifact, entry, job_id, life)
         posted: dict[str, Any] = life[0].args
         request = posted["request"]
@@ -251,8 +213,8 @@ class _Walk:
             raise VerificationError(
                 f"artifact {artifact[:12]} does not descend from the bundle that its job names"
             )
-        origin = self.series["LineageRegistry", bundle]
-        steward, registration = _registered(origin)
+        origin = self.events.known["LineageRegistry", bundle]
+        steward, registration = registered(origin)
         verified = next(e.args for e in life if e.name == "JobVerified")
         for told, true, what in (
             (job["requester"], unlabel(posted["requester"]), "requester"),
@@ -268,9 +230,9 @@ class _Walk:
             (entry["consent"]["epoch"], request["consentEpoch"], "consent epoch"),
         ):
             _require(told, true, what, artifact)
-        self.checked_series("UsageRights", request["grantId"], entry["grant"]["events"])
+        self.events.series("UsageRights", request["grantId"], entry["grant"]["events"])
         scope = registration["consentScope"]
-        epochs = self.checked_series("ConsentRegistry", steward + scope, entry["consent"]["events"])
+        epochs = self.events.series("ConsentRegistry", steward + scope, entry["consent"]["events"])
         used = [event for event in epochs if event.args["epoch"] == request["consentEpoch"]]
         for name, field_ in (("status_digest", "statusDigest"), ("consent_root", "consentRoot")):
             digest: Any = used[0].args[field_]
@@ -330,14 +292,6 @@ def _require(told: object, true: object, what: str, artifact: str) -> None:
         raise VerificationError(f"artifact {artifact[:12]}: the index tells another {what} than the chain")
 
 
-def _registered(events: Sequence[LedgerEvent]) -> tuple[bytes, Mapping[str, Any]]:
-    """Steward and registration of a bundle, from its events."""
-    args: dict[str, Any] | None = next((e.args for e in events if e.name == "BundleRegistered"), None)
-    if args is None:
-        raise VerificationError("the index tells of a bundle that nobody registered")
-    return args["steward"], args["registration"]
-
-
 def _kernel_name(kernel_id: bytes) -> str:
     """Name of a kernel, as the index tells it; the id in hex of one that this package does not have."""
     try:
@@ -348,7 +302,7 @@ def _kernel_name(kernel_id: bytes) -> str:
 
 def _policies(events: Sequence[LedgerEvent]) -> list[str]:
     """Digests, in hex, of a bundle's policies by version, from 1."""
-    _, registration = _registered(events)
+    _, registration = registered(events)
     changed: list[Any] = [event.args["policyDigest"] for event in events if event.name == "PolicyChanged"]
     return [digest.hex() for digest in (registration["policyDigest"], *changed)]
 

@@ -64,6 +64,7 @@ def _check_report(report: dict[str, Any]) -> None:
         "equals plaintext exactly",
         "within the declared noise",
         "withdrawn row is absent",
+        "consent was signed and anchored",
         "stale",
     ):
         assert claim in claims

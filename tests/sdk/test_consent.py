@@ -250,11 +250,11 @@ def test_recording_a_subject_twice_is_refused_and_nothing_is_written(
     book: ConsentBook, consortium: Consortium
 ) -> None:
     record(book, consortium, ["ada"])
-    before = book.receipts(SCOPE)
+    before = book.subjects(SCOPE)
     for subjects in (["bob", "ada"], ["carl", "carl"]):
         with pytest.raises(InputError):
             record(book, consortium, subjects)
-    assert book.receipts(SCOPE) == before
+    assert book.subjects(SCOPE) == before
     with pytest.raises(InputError, match="no receipt"):
         book.receipt("bob", scope=SCOPE)
 
@@ -272,14 +272,14 @@ def test_withdrawn_and_expired_receipts_do_not_consent_from_the_second_on(
     book: ConsentBook, consortium: Consortium
 ) -> None:
     positions = record(book, consortium, ["ada", "bob"]) | record(book, consortium, ["eve"], expires_at=1000)
-    status, live = book.status(SCOPE, 1, now=999)
+    status, live, _ = book.status(SCOPE, 1, now=999)
     rows = np.array([positions[name] for name in ("ada", "bob", "eve")])
     assert status.mask_of(rows).tolist() == [True, True, True]
     assert len(live) == 3
-    status, live = book.status(SCOPE, 2, now=1000)
+    status, live, _ = book.status(SCOPE, 2, now=1000)
     assert status.mask_of(rows).tolist() == [True, True, False]
     book.withdraw("bob", scope=SCOPE)
-    status, live = book.status(SCOPE, 3, now=1000)
+    status, live, _ = book.status(SCOPE, 3, now=1000)
     assert status.mask_of(rows).tolist() == [True, False, False]
     assert [receipt.position for receipt in live] == [positions["ada"]]
     assert not status.consenting()[3:].any(), "positions never given out do not consent"
@@ -309,7 +309,7 @@ def test_who_withdrew_may_consent_again_and_keeps_the_position(
     again = book.receipt("ada", scope=SCOPE)
     assert again.withdrawn_at is None
     assert again.salt != former.salt
-    status, live = book.status(SCOPE, 2, now=1)
+    status, live, _ = book.status(SCOPE, 2, now=1)
     assert len(live) == 2
     assert status.mask_of(np.array([positions["ada"]])).all()
 
@@ -319,7 +319,7 @@ def test_an_epoch_is_void_from_the_second_that_its_first_consent_expires(
 ) -> None:
     record(book, consortium, ["ada"])
     record(book, consortium, ["eve"], expires_at=1000)
-    status, _ = book.status(SCOPE, 1, now=999)
+    status, *_ = book.status(SCOPE, 1, now=999)
     assert status.valid_until == 1000
     status.check_in_force(999)
     with pytest.raises(ReleaseRefusedError, match="CONSENT_EPOCH_STALE"):
@@ -338,7 +338,7 @@ def test_an_anchored_epoch_proves_each_consent_in_force_and_no_other(
     kind, published = node.records[epoch.status_digest]
     assert kind == "status"
     assert ConsentStatus.from_record(published) == book.status(SCOPE, 1, now=1)[0]
-    _, live = book.status(SCOPE, 1, now=1)
+    _, live, _ = book.status(SCOPE, 1, now=1)
     leaves = {r.position: consent_leaf(r, receipt_digest(r, NORTH, north.ledger)) for r in live}
     levels = merkle_levels(list(leaves.values()))
     for leaf in leaves.values():
@@ -391,7 +391,7 @@ def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
     assert consortium.reader.consent_epoch(NORTH, label(scope)) == current
     restored.withdraw("eve", scope=scope)
     followed = anchor_epoch(restored, north.ledger, node, scope=scope, supersede=2)
-    status, live_receipts = restored.status(scope, followed.epoch, now=1)
+    status, live_receipts, _ = restored.status(scope, followed.epoch, now=1)
     assert (
         len(live_receipts) == 1
         and not status.mask_of(np.array([restored.receipt("eve", scope=scope).position])).any()
@@ -431,7 +431,7 @@ def test_a_restored_book_gives_no_position_to_another_subject(
     assert not set(new.values()) & set(rows.tolist())
     last = anchor_epoch(restored, north.ledger, node, scope=scope)
     assert last.epoch == followed.epoch + 1
-    status, live_receipts = restored.status(scope, last.epoch, now=1)
+    status, live_receipts, _ = restored.status(scope, last.epoch, now=1)
     assert len(live_receipts) == 4 and status.mask_of(np.array(list(new.values()))).all()
     assert not status.mask_of(rows).any(), "rows of whom the book no longer knows stay out"
 
@@ -460,7 +460,7 @@ def test_a_subject_is_one_subject_however_its_name_is_spelled(
         with pytest.raises(InputError):
             record(book, consortium, subjects, scope=scope)
     book.withdraw(composed, scope=scope)
-    status, live = book.status(scope, 1, now=1)
+    status, live, _ = book.status(scope, 1, now=1)
     assert not live and not status.consenting().any()
 
 

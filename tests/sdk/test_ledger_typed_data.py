@@ -27,6 +27,7 @@ VALUES = {
 }
 RECEIPT = {
     "steward": b"\x01" * 32,
+    "position": 3,
     "pseudonym": b"\x02" * 32,
     "scope": b"\x03" * 32,
     "noticeDigest": b"\x04" * 32,

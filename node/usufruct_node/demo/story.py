@@ -227,6 +227,16 @@ class Story:
             f"{found.checked.events} events in {found.checked.series} series,"
             f" {found.checked.contents} contents, {found.checked.bytes:,} bytes"
         )
+        with self._report.step("the clinic hands out the receipts behind that job, the auditor checks them"):
+            epoch = self._auditor.content.query(f"/jobs/{job.job_id.hex()}")["consent_epoch"]
+            proof = self._clinics[job.clinic].client.prove_consents(scope=SCOPE, epoch=epoch)
+            checked = self._auditor.check_consents(proof, job_id=job.job_id)
+        consents = checked.job
+        self._report.check(
+            "every row of that job is of a subject whose consent was signed and anchored",
+            consents is not None and checked.receipts == consents.consenting_rows == consents.rows,
+            f"{checked.receipts} receipts of epoch {checked.epoch}",
+        )
         reasons = {entry["reason"] for entry in self._auditor.denials()}
         self._report.check(
             "both denials are on the ledger",

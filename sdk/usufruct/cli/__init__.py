@@ -8,6 +8,7 @@ import typer
 
 from usufruct.cli.bundle import bundle_app
 from usufruct.cli.chain import members_refuel, network_propose_validators, network_recovery
+from usufruct.cli.consent import consent_app
 from usufruct.cli.founding import network_init
 from usufruct.cli.jobs import (
     bundles,
@@ -24,7 +25,7 @@ from usufruct.cli.network import members_app, network_app
 from usufruct.cli.replication import replication_app
 from usufruct.cli.rights import rights_app
 from usufruct.cli.rounds import round_app
-from usufruct.cli.steward import consent_app, features_command, freeze, key_domain_app, publish
+from usufruct.cli.steward import features_command, freeze, key_domain_app, publish
 from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,

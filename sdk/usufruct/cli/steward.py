@@ -6,7 +6,7 @@ import csv
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Annotated, Any
@@ -25,9 +25,7 @@ from usufruct.cli.terminal import (
     counted,
     custodian_keystore,
     done,
-    err,
     guarded,
-    print_json,
     read_text,
     show,
 )
@@ -38,14 +36,12 @@ from usufruct.he.parameters import PARAMETER_SETS, Parameters
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
-from usufruct.privacy import MICRO
 from usufruct.publish import PublishedBundle
 from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy, check_policy, check_runnable
 from usufruct.replication import Replication
 
 key_domain_app = typer.Typer(help="Homomorphic key domains of a custodian.", no_args_is_help=True)
-consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
 
 UNREADABLE = (
     *(OSError, EOFError, ValueError, IndexError, OverflowError, MemoryError),
@@ -307,120 +303,3 @@ def publish(
     with counted("sealing and publishing") as progress:
         published = client.publish(sealed, scope=scope, row_subjects=positions, progress=progress)
     register(client, published, policy, retain_days=retain_days, budget_rho=budget_rho, as_json=as_json)
-
-
-@consent_app.command("record")
-@guarded
-def consent_record(
-    subjects: Annotated[Path, typer.Argument(help="One subject per line.")],
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    notice: Annotated[Path, typer.Option(help="The notice that the subjects were shown.")],
-    days: Annotated[float, typer.Option(help="Days until the consent expires.")] = 365,
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Sign one receipt per subject and anchor the next epoch."""
-    client = Client.open(home, passphrase_file=passphrase_file)
-    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
-    positions = client.record_consents(names, scope=scope, notice=read_text(notice).encode(), days=days)
-    epoch = client.anchor_consents(scope=scope)
-    answer = {"receipts": len(positions), "epoch": epoch.epoch}
-    done(f"{len(positions)} receipts, epoch {epoch.epoch}", answer, as_json=as_json)
-
-
-@consent_app.command("list")
-@guarded
-def consent_list(
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List who consented to a purpose, who withdrew, and whose consent had expired at the newest block; from the own book."""
-    rows = Client.open(home, passphrase_file=passphrase_file).consents(scope=scope)
-    columns = {
-        "subject": "subject",
-        "position": "position",
-        "state": "state",
-        "given": "given_at",
-        "expires": "expires_at",
-        "withdrawn": "withdrawn_at",
-    }
-    show("consents", rows, columns, as_json=as_json, times=("given_at", "expires_at", "withdrawn_at"))
-
-
-@consent_app.command("withdraw")
-@guarded
-def consent_withdraw(
-    subject: str,
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Process a withdrawal: the next epoch leaves the subject out of every later job and release."""
-    epoch = Client.open(home, passphrase_file=passphrase_file).withdraw_consent(subject, scope=scope)
-    done(f"withdrawn; epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
-
-
-@consent_app.command("anchor")
-@guarded
-def consent_anchor(
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    supersede: Annotated[
-        int | None,
-        typer.Option(
-            help="Epoch in force that a restored consent book lacks; enter its withdrawals again before."
-        ),
-    ] = None,
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Anchor what has changed: withdrawals and receipts whose anchoring was interrupted, and consents that expired."""
-    client = Client.open(home, passphrase_file=passphrase_file)
-    epoch = client.anchor_consents(scope=scope, supersede=supersede)
-    done(f"epoch {epoch.epoch} is in force", {"epoch": epoch.epoch}, as_json=as_json)
-
-
-@consent_app.command("uses")
-@guarded
-def consent_uses(
-    subject: str,
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List who used a subject's data: every job on own bundles with its rows, for what, and whether the subject counted."""
-    client = Client.open(home, passphrase_file=passphrase_file)
-    with err.status("looking"):
-        found = client.uses(subject, scope=scope)
-    rows = [asdict(use) | {"rho": use.rho_micro / MICRO} for use in found]
-    columns = {
-        "job": "job_id",
-        "partner": "partner",
-        "kernel": "kernel",
-        "per row": "row_level",
-        "state": "state",
-        "counted": "counted",
-        "rho": "rho",
-        "posted": "posted_at",
-        "since": "changed_at",
-    }
-    show("uses", rows, columns, as_json=as_json, times=("posted_at", "changed_at"))
-
-
-@consent_app.command("receipt")
-@guarded
-def consent_receipt(
-    subject: str,
-    scope: Annotated[str, typer.Option(help="Purpose.")],
-    home: HomeOption = DEFAULT_HOME,
-    passphrase_file: PassphraseOption = None,
-    as_json: JsonOption = True,
-) -> None:
-    """Print a subject's signed receipt, a JSON document either way."""
-    receipt = Client.open(home, passphrase_file=passphrase_file).consent_receipt(subject, scope=scope)
-    print_json({name: getattr(receipt, name) for name in receipt.__dataclass_fields__})

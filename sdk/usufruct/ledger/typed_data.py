@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CONSENT_RECEIPT = {
     "ConsentReceipt": [
         {"name": "steward", "type": "bytes32"},
+        {"name": "position", "type": "uint32"},
         {"name": "pseudonym", "type": "bytes32"},
         {"name": "scope", "type": "bytes32"},
         {"name": "noticeDigest", "type": "bytes32"},
