@@ -261,7 +261,8 @@ def _epoch(events: CheckedEvents, node: NodeContent, steward: str, scope: str, n
     anchored = events.series("ConsentRegistry", key, raw, may_be_empty=True)
     found = next((event for event in anchored if event.args["epoch"] == number), None)
     if found is None:
-        raise InputError(f"{steward} has anchored no epoch {number} of {scope!r}")
+        what = f"no epoch {number} of" if anchored else "no consents for"
+        raise InputError(f"{steward} has anchored {what} {scope!r}")
     return _epoch_of(found)
 
 

@@ -191,7 +191,7 @@ def test_a_receipt_counts_for_no_other_position_epoch_purpose_or_steward(scene: 
         scene.check(replace(proof, epoch=2))
     with pytest.raises(VerificationError, match="does not consent"):
         scene.check(replace(scene.prove(subject=WITHDRAWN, epoch=1), epoch=2))
-    with pytest.raises(InputError, match="no epoch"):
+    with pytest.raises(InputError, match="no consents"):
         scene.check(replace(proof, steward="south"))
     with pytest.raises(InputError, match="no epoch"):
         scene.check(replace(proof, epoch=9))
