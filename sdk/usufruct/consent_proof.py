@@ -212,7 +212,7 @@ def check_consents(
         else:
             check_merkle_proof(anchored.consent_root, leaves[0], proof.path)
         job = None if job_id is None else _job(events, node, proof, status, job_id)
-    except (KeyError, IndexError, TypeError, AttributeError) as exc:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
         raise VerificationError(f"the index tells of events in a form that makes no sense: {exc!r}") from exc
     return CheckedConsents(
         steward=proof.steward,

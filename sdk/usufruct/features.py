@@ -318,6 +318,12 @@ def _check_name(name: object, what: str) -> None:
 
 
 def _fields(value: object, names: tuple[str, ...], what: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or set(value) != set(names):
-        raise FeatureError(f"{what}: expected exactly the fields {', '.join(names)}")
+    if not isinstance(value, Mapping):
+        raise FeatureError(f"{what}: expected the fields {', '.join(names)}")
+    missing, unknown = [n for n in names if n not in value], [str(n) for n in value if n not in names]
+    if missing or unknown:
+        wrong = [
+            f"{word} {', '.join(some)}" for word, some in (("lacks", missing), ("knows no", unknown)) if some
+        ]
+        raise FeatureError(f"{what}: {' and '.join(wrong)}", hint=f"its fields are {', '.join(names)}")
     return dict(value)

@@ -87,7 +87,7 @@ def round_contribute(
     as_json: JsonOption = False,
 ) -> None:
     """Clip an update to the call's bounds, encrypt it, and sign it: the signature is the consent to the call's purpose."""
-    asked = Call.from_bytes(read_bytes(call))
+    asked = _read_call(call)
     values = _read_update(update)
     client = Client.open(home, passphrase_file=passphrase_file)
     made = client.contribute(asked, values)
@@ -121,7 +121,7 @@ def round_close(
     as_json: JsonOption = False,
 ) -> None:
     """Check every contribution, record its member's consent, and publish and register them as one bundle."""
-    asked = Call.from_bytes(read_bytes(call))
+    asked = _read_call(call)
     client = Client.open(home, passphrase_file=passphrase_file)
     policy = checked_policy(
         client.ledger,
@@ -166,6 +166,15 @@ def round_verify(
     members = client.check_round(found)
     answer = {"artifact_id": found.artifact_id.hex(), "members": members}
     done(f"signed by {', '.join(members)}", answer, as_json=as_json)
+
+
+def _read_call(file: Path) -> Call:
+    try:
+        return Call.from_bytes(read_bytes(file))
+    except IntegrityError as exc:
+        raise InputError(
+            f"{file} is no call for updates: {exc}", hint="`usufruct round open` makes one"
+        ) from exc
 
 
 def _read_terms(path: Path) -> dict[str, Any]:
