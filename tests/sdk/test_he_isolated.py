@@ -1,10 +1,11 @@
 """Opening in a worker process: what it answers, and that it can die without taking anybody with it."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from usufruct.errors import ContainerError, KeyStoreError, WorkerError, WrongKeyDomainError
 from usufruct.he import isolated
 from usufruct.he.bfv import encrypt_columns, generate_secret_key, open_coefficients
-from usufruct.he.isolated import IsolatedOpener
+from usufruct.he.isolated import IsolatedOpener, IsolatedWorker
 from usufruct.he.secret import SecretKey
 
 VALUES = np.arange(-20, 20).reshape(20, 2)
@@ -38,6 +39,12 @@ def opener(secret: SecretKey) -> Iterator[IsolatedOpener]:
 def gone(pid: int) -> bool:
     """Whether no process has this id."""
     return not Path(f"/proc/{pid}").exists()
+
+
+def frame(body: bytes) -> bytes:
+    stream = io.BytesIO()
+    isolated.write_frame(stream, body)
+    return stream.getvalue()
 
 
 def test_blocks_open_in_a_worker_as_they_do_here(
@@ -112,6 +119,78 @@ def test_worker_that_hangs_is_ended_at_its_deadline(secret: SecretKey, blocks: l
         with pytest.raises(WorkerError, match="more than 2 s"):
             opener.open_values(blocks[0], [0])
         assert gone(stopped)
+
+
+@pytest.mark.parametrize("interruption", [MemoryError, KeyboardInterrupt])
+def test_an_answer_that_was_not_read_is_never_that_of_the_next_request(
+    opener: IsolatedOpener,
+    blocks: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[BaseException],
+) -> None:
+    opener.open_values(blocks[0], [0])
+    assert opener.pid is not None
+    left = opener.pid
+
+    def interrupted(stream: object) -> None:
+        raise interruption
+
+    with monkeypatch.context() as patch, pytest.raises(interruption):
+        patch.setattr(isolated, "read_frame", interrupted)
+        opener.open_values(blocks[0], [19])
+    assert gone(left)
+    assert opener.open_values(blocks[0], [0]).tolist() == [-20]
+
+
+Worker = Callable[[str], str]
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Makes a module that does what a worker should not."""
+
+    def made(code: str) -> str:
+        (tmp_path / "strange_worker.py").write_text(f"import sys, time\nout = sys.stdout.buffer\n{code}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        return "strange_worker"
+
+    return made
+
+
+def test_the_deadline_covers_the_start_and_the_greeting_of_a_worker(worker: Worker) -> None:
+    """A greeting of more than a pipe holds waits for a worker that reads it."""
+    module = worker("time.sleep(600)")
+    with IsolatedWorker(module, "idles", lambda: [bytes(1 << 20)], seconds=1) as idle:
+        with pytest.raises(WorkerError, match="idles took more than 1 s"):
+            idle.ask(b"?")
+        with pytest.raises(WorkerError, match="idles took more than 1 s"):
+            idle.start()
+        assert idle.pid is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (frame(b"opened") + frame(bytes(12)), "12 bytes for 1 numbers of 8"),
+        (frame(b"opened") + frame(bytes(16)), "16 bytes for 1 numbers of 8"),
+        (frame(b"opened") + b"\xff" * 4, "4294967295 bytes"),
+        (b"\xff" * 4, "4294967295 bytes"),
+        (frame(b"maybe") + frame(bytes(8)), "neither one nor a refusal"),
+        (frame(b"refused") + frame(b"{}"), "neither one nor a refusal"),
+        (frame(b"refused") + frame(b"[" * 100_000), "neither one nor a refusal"),
+    ],
+)
+def test_an_answer_that_is_none_is_a_typed_error_and_ends_the_worker(
+    worker: Worker, answer: bytes, told: str
+) -> None:
+    module = worker(f"out.write({answer!r})\nout.flush()\ntime.sleep(600)")
+    with IsolatedWorker(module, "lies", lambda: []) as liar:
+        liar.start()
+        assert liar.pid is not None
+        ended = liar.pid
+        with pytest.raises(WorkerError, match=told):
+            liar.ask_numbers(isolated.VALUES, 1, b"?")
+        assert liar.pid is None and gone(ended)
 
 
 def test_secret_reaches_the_worker_through_its_pipe_only(

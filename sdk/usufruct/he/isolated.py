@@ -1,8 +1,8 @@
 """Opens blocks in a worker process, so that whatever a ciphertext provokes in SEAL ends there.
 
-The worker has a limit on its address space and a deadline for every block. If it crashes, or reaches one of them,
-that block fails with `WorkerError` and the next one gets a new worker; the caller hands SEAL nothing. The
-secret crosses a pipe, never an argument, a file or the environment.
+The worker has a limit on its address space and a deadline for every block. If it crashes, reaches one of them, or
+answers what no worker answers, that block fails with `WorkerError` and the next one gets a new worker; the caller hands
+SEAL nothing. The secret crosses a pipe, never an argument, a file or the environment.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -37,7 +37,10 @@ MEMORY_BYTES: Final = 1 << 29
 """Address space of a worker: several times what opening the largest block takes (`docs/engine.md`)."""
 
 SECONDS: Final = 60.0
-"""Deadline of one block; opening takes milliseconds, starting a worker about a second."""
+"""Deadline of one block, with the start of its worker; opening takes milliseconds, starting about a second."""
+
+MAX_FRAME_BYTES: Final = 1 << 24
+"""Several times the largest frame, an evaluation key of CKKS."""
 
 OPENED, REFUSED = b"opened", b"refused"
 """First frame of an answer; values follow, or the error as JSON."""
@@ -102,9 +105,11 @@ class IsolatedWorker:
         return None if self._worker is None else self._worker.pid
 
     def start(self) -> None:
-        """Start the worker if none runs, so that the first request need not wait for it."""
-        if self._worker is None:
-            self._start()
+        """Start the worker if none runs, so that the first request need not wait for it; raises WorkerError if it is late."""
+        with self._in_step() as (_, late):
+            pass
+        if late.is_set():
+            raise self._failure(late=True)
 
     def ask(self, *frames: bytes) -> bytes:
         """Send one request; return the answer.
@@ -114,22 +119,47 @@ class IsolatedWorker:
         UsufructError
             What the worker refused the request with.
         WorkerError
-            If the worker died, or reached its memory limit or the deadline.
+            If the worker died, reached its memory limit or the deadline, or its answer is none.
         """
-        late = threading.Event()
-        worker = self._worker or self._start()
-        watchdog = threading.Timer(self._seconds, _end, (worker, late))
-        watchdog.start()
-        try:
+        with self._in_step() as (worker, late):
             answer = _ask(worker, frames)
-        finally:
-            watchdog.cancel()
         if answer is None:
             raise self._failure(late.is_set())
-        status, body = answer
-        if status != OPENED:
-            raise _refusal(json.loads(body))
-        return body
+        if isinstance(answer, UsufructError):
+            raise answer
+        return answer
+
+    def ask_numbers(self, numbers: np.dtype[Any], count: int, *frames: bytes) -> NDArray[Any]:
+        """As `ask`, where the answer is so many numbers of a type."""
+        answer = self.ask(*frames)
+        if len(answer) != count * numbers.itemsize:
+            self._stop(kill=True)
+            raise WorkerError(
+                f"the worker that {self._task} answered {len(answer)} bytes for {count} numbers of {numbers.itemsize}"
+            )
+        return np.frombuffer(answer, dtype=numbers)
+
+    @contextmanager
+    def _in_step(self) -> Iterator[tuple[subprocess.Popen[bytes], threading.Event]]:
+        """The worker, greeted, until the deadline, and whether that has passed.
+
+        A worker that its caller breaks off with is killed: the next request would be answered with what this one left unread.
+        """
+        late = threading.Event()
+        try:
+            worker, fresh = self._worker or self._start(), self._worker is None
+            self._worker = worker
+            watchdog = threading.Timer(self._seconds, _end, (worker, late))
+            watchdog.start()
+            try:
+                if fresh:
+                    self._greet(worker)
+                yield worker, late
+            finally:
+                watchdog.cancel()
+        except BaseException:
+            self._stop(kill=True)
+            raise
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Nothing of the caller's environment is inherited but where to find the code.
@@ -137,7 +167,7 @@ class IsolatedWorker:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OPENBLAS_NUM_THREADS": "1",
         }
-        worker = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", self._module, str(self._memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -145,13 +175,13 @@ class IsolatedWorker:
             env=environment,
             cwd="/",
         )
-        self._worker = worker
+
+    def _greet(self, worker: subprocess.Popen[bytes]) -> None:
         assert worker.stdin is not None
         # A worker that is gone already is noticed when it does not answer.
         with suppress(BrokenPipeError):
             for frame in self._greeting():
                 write_frame(worker.stdin, frame)
-        return worker
 
     def _failure(self, late: bool) -> WorkerError:
         worker = self._worker
@@ -165,12 +195,14 @@ class IsolatedWorker:
         pid = "" if worker is None else f" (process {worker.pid})"
         return WorkerError(f"the worker that {self._task} {reason}{pid}")
 
-    def _stop(self) -> int:
-        """End the worker and wait for it; returns its exit code."""
+    def _stop(self, *, kill: bool = False) -> int:
+        """End the worker and wait for it; returns its exit code. Killed, it has no time to end by itself."""
         worker, self._worker = self._worker, None
         if worker is None:
             return 0
         assert worker.stdin is not None and worker.stdout is not None
+        if kill:
+            worker.kill()
         with suppress(BrokenPipeError):
             worker.stdin.close()
         try:
@@ -217,11 +249,7 @@ class IsolatedOpener(IsolatedWorker):
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= 1 << 31):
             raise KeyStoreError("a row number that no block has")
-        opened = np.frombuffer(self.ask(wanted.astype(ROWS).tobytes(), block), dtype=VALUES)
-        if opened.size != wanted.size:
-            self._stop()
-            raise WorkerError("the worker that opens blocks answered another question")
-        return opened.astype(np.int64)
+        return self.ask_numbers(VALUES, wanted.size, wanted.astype(ROWS).tobytes(), block).astype(np.int64)
 
 
 def _end(worker: subprocess.Popen[bytes], late: threading.Event) -> None:
@@ -230,11 +258,16 @@ def _end(worker: subprocess.Popen[bytes], late: threading.Event) -> None:
 
 
 def read_frame(stream: IO[bytes]) -> bytes | None:
-    """Read 4 bytes of length, little-endian, and that many bytes; None where the stream ends too early."""
+    """Read 4 bytes of length, little-endian, and that many bytes; None where the stream ends too early.
+
+    Raises WorkerError if the length is above `MAX_FRAME_BYTES`.
+    """
     head = stream.read(_LENGTH_BYTES)
     if len(head) < _LENGTH_BYTES:
         return None
     length = int.from_bytes(head, "little")
+    if length > MAX_FRAME_BYTES:
+        raise WorkerError(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are read")
     body = stream.read(length)
     return body if len(body) == length else None
 
@@ -278,8 +311,8 @@ def run_limited(serve: Callable[[IO[bytes], IO[bytes]], None]) -> None:
         os._exit(OUT_OF_MEMORY)
 
 
-def _ask(worker: subprocess.Popen[bytes], frames: Sequence[bytes]) -> tuple[bytes, bytes] | None:
-    """One request; None if the worker did not answer it."""
+def _ask(worker: subprocess.Popen[bytes], frames: Sequence[bytes]) -> bytes | UsufructError | None:
+    """One request: the answer, the refusal, or None if the worker gave neither."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
         for frame in frames:
@@ -288,11 +321,15 @@ def _ask(worker: subprocess.Popen[bytes], frames: Sequence[bytes]) -> tuple[byte
         return None
     status = read_frame(worker.stdout)
     body = None if status is None else read_frame(worker.stdout)
-    return None if status is None or body is None else (status, body)
+    if body is None or status == OPENED:
+        return body
+    return _refusal(body)
 
 
-def _refusal(told: dict[str, Any]) -> UsufructError:
-    message = str(told["message"])
-    if told["error"] in _REFUSALS:
-        return _REFUSALS[told["error"]](message)
-    return ContainerError(message, field=str(told["field"]))
+def _refusal(body: bytes) -> UsufructError:
+    try:
+        told = json.loads(body)
+        error, message, field = (str(told[name]) for name in ("error", "message", "field"))
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise WorkerError("a worker's answer is neither one nor a refusal") from exc
+    return _REFUSALS[error](message) if error in _REFUSALS else ContainerError(message, field=field)

@@ -128,6 +128,7 @@ class CkksOpener(IsolatedWorker):
         # Counted before: an answer that gets lost here may have been seen elsewhere.
         self._opened += 1
         opening = OPENING.pack(max_abs, self._flooding.openings, self._flooding.security_bits)
-        answer = self.ask(opening, wanted.astype(ROWS).tobytes(), model, block)
-        opened: list[float] = np.frombuffer(answer, dtype=REALS).tolist()
+        opened: list[float] = self.ask_numbers(
+            REALS, wanted.size, opening, wanted.astype(ROWS).tobytes(), model, block
+        ).tolist()
         return opened
