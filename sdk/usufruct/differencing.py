@@ -1,8 +1,9 @@
 """Differencing: what two releases over nearly the same people would tell of the few in whom they differ.
 
 The difference of two sums over cohorts that differ by three subjects is a sum over these three. So releases of one question
-over cohorts that differ by fewer subjects than the policy's minimum cohort are charged as one: together they may cost what the
-policy lets one job cost. Cohorts that are equal, or differ by enough subjects, are charged to the bundle's budget alone.
+over cohorts that differ by fewer subjects than the policy's minimum cohort are charged as one, with whatever else was told of
+the same over either of them: all of that together may cost what the policy lets one job cost, in whatever order it is asked.
+Cohorts that differ by enough subjects, and one cohort asked again with none near it, are charged to the bundle's budget alone.
 
 A question is asked again when any output has the same direction: the same weights up to a factor, whatever the bias. New
 questions that are sums of old ones are not recognised; against those stands the budget. Sums of contributions that weigh them
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,31 @@ def near(one: Asked, other: Asked, minimum: int) -> bool:
     return 0 < np.setxor1d(one.subjects, other.subjects, assume_unique=True).size < minimum
 
 
+def repeated(one: Asked, other: Asked) -> bool:
+    """Whether both ask the same of one cohort."""
+    if one.directions is not None and other.directions is not None:
+        common = one.directions & other.directions
+        if not common or common == {CONTRIBUTIONS}:
+            return False
+    return np.array_equal(one.subjects, other.subjects)
+
+
+def charged_as_one(asked: Asked, earlier: Iterable[Asked], minimum: int) -> int:
+    """What a release costs with the earlier ones that count as one with it, millionths of rho.
+
+    Those are the ones near it and, if there are any, those that asked the same of its own cohort, since they are as near to
+    these. Under a limit, all that is told of one question over two cohorts that are near each other then keeps to it, in any
+    order.
+    """
+    close = again = 0
+    for one in earlier:
+        if near(asked, one, minimum):
+            close += one.rho_micro
+        elif repeated(asked, one):
+            again += one.rho_micro
+    return asked.rho_micro + (close + again if close else 0)
+
+
 def check_differencing(asked: Asked, earlier: Iterable[Asked], *, minimum: int, limit_rho_micro: int) -> None:
     """Refuse a release that would, with earlier ones, tell more of a few subjects than one job may.
 
@@ -108,12 +134,12 @@ def check_differencing(asked: Asked, earlier: Iterable[Asked], *, minimum: int, 
     ReleaseRefusedError
         With the reason `COHORTS_TOO_CLOSE`.
     """
-    joint = asked.rho_micro + sum(one.rho_micro for one in earlier if near(asked, one, minimum))
+    joint = charged_as_one(asked, earlier, minimum)
     if joint > limit_rho_micro:
         raise ReleaseRefusedError(
             Refusal.COHORTS_TOO_CLOSE.name,
-            hint=f"with earlier releases over cohorts that differ by fewer than {minimum} subjects it would cost"
-            f" {joint} millionths of rho; {limit_rho_micro} are allowed",
+            hint=f"with earlier releases over this cohort and those that differ by fewer than {minimum} subjects it would"
+            f" cost {joint} millionths of rho; {limit_rho_micro} are allowed",
         )
 
 
@@ -156,14 +182,15 @@ def joint_cost(
     now = of(
         parameters, ledger.consent_epoch(artifact.steward, artifact.consent_scope).status_digest, rho_micro
     )
-    total = rho_micro
-    for job in node.query_all("/jobs", key="job_id", state=JobState.RELEASED.name):
-        if job["requester"] == requester and job["artifact_id"] == bundle.artifact_id.hex():
-            cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
-            earlier = JobParameters.from_record(node.get_record(cid, holder=requester))
-            before = of(earlier, bytes.fromhex(job["status_digest"]), job["rho_micro"])
-            total += before.rho_micro if near(now, before, minimum) else 0
-    return total
+
+    def earlier() -> Iterator[Asked]:
+        for job in node.query_all("/jobs", key="job_id", state=JobState.RELEASED.name):
+            if job["requester"] == requester and job["artifact_id"] == bundle.artifact_id.hex():
+                cid = Cid.from_digest(bytes.fromhex(job["parameters_digest"]), Codec.DAG_CBOR)
+                told = JobParameters.from_record(node.get_record(cid, holder=requester))
+                yield of(told, bytes.fromhex(job["status_digest"]), job["rho_micro"])
+
+    return charged_as_one(now, earlier(), minimum)
 
 
 def _column(feature: int, shape: BundleShape) -> bytes:

@@ -382,7 +382,8 @@ class Estimate:
 
     joint_rho_micro: int
     """What the custodian charges as one with this job, millionths of rho: its own cost, and that of the organisation's earlier
-    releases of the same question over nearly the same subjects. Above the policy's `max_rho_micro_per_job` it is refused."""
+    releases of the same question over nearly the same subjects, as `differencing.charged_as_one`. Above the policy's
+    `max_rho_micro_per_job` it is refused."""
 
     gas: int
     """From posting to release, all parties together, with `VERIFIERS` verifiers."""

@@ -406,15 +406,18 @@ def test_query_differencing_cohorts_that_differ_by_fewer_than_the_minimum_are_ch
         assert reason_of(lambda q=near: q.examine(own)) == "COHORTS_TOO_CLOSE"
         # Nor if the node claims that the ledger opened it.
         assert reason_of(lambda q=near: q.opened().release(own)) == "COHORTS_TOO_CLOSE"
-    # What fits into one job's bound together, what is asked of the same people again, and another question are released.
+    # What fits into one job's bound together, what is asked of others again and again, and another question are released.
+    others = {"rho_micro": 6 * 10**11, "withdrawn": tuple(range(3, 15))}
     for job, changes in (
         (b"\x11" * 32, {"rho_micro": 10**11, "withdrawn": (3, 20)}),
-        (b"\x12" * 32, {"rho_micro": 6 * 10**11, "withdrawn": (3,), "max_rho_micro_per_job": 8 * 10**11}),
-        (b"\x13" * 32, {"rho_micro": 6 * 10**11, "withdrawn": tuple(range(3, 15))}),
+        (b"\x12" * 32, others),
+        (b"\x13" * 32, others),
     ):
         asked = question(bundle, job_id=job, **(DEAR | changes))
         asked.examine(own)
         asked.opened().release(own)
+    again = question(bundle, job_id=b"\x15" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
+    assert reason_of(lambda: again.examine(own)) == "COHORTS_TOO_CLOSE", "now that there is one near it"
     other = bundle.parameters("linear", output="sum", weights=[[2, 3]], bias=[0])
     asked = question(bundle, other, job_id=b"\x14" * 32, rho_micro=6 * 10**11, withdrawn=(3, 20), **DEAR)
     asked.examine(own)

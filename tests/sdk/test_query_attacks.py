@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle_fixture import ROWS, SmallBundle
 from chain_fixture import Consortium, word
 from usufruct.client import Client
 from usufruct.content import Cid, dag
-from usufruct.differencing import Asked, check_differencing, directions, near
+from usufruct.differencing import CONTRIBUTIONS, DIRECTION_BYTES, Asked, check_differencing, directions, near
 from usufruct.errors import PrivacyError, ReleaseRefusedError
 from usufruct.he.kernels import BundleShape, kernel_by_name
 from usufruct.he.parameters import BFV_LINEAR
@@ -109,6 +113,73 @@ def test_query_differencing_charges_all_near_releases_together() -> None:
     assert refused.value.reason == "COHORTS_TOO_CLOSE"
     # Off: cohorts that differ by anybody count as different.
     check_differencing(asked("sum", {}, 2), earlier, minimum=1, limit_rho_micro=MICRO)
+
+
+def told(stream: Iterable[Asked], limit: int, minimum: int = 10) -> list[Asked]:
+    """What the guard lets through, in order."""
+    released: list[Asked] = []
+    for one in stream:
+        with suppress(ReleaseRefusedError):
+            check_differencing(one, released, minimum=minimum, limit_rho_micro=limit)
+            released.append(one)
+    return released
+
+
+def test_query_differencing_a_cohort_asked_again_counts_with_the_near_one_in_either_order() -> None:
+    """Else the averages of one cohort and of the other are each as exact as the whole budget makes them."""
+    everybody, fewer = asked("sum", {}, 0, 10), asked("sum", {}, 1, 90)
+    assert told([everybody] * 50, 100) == [everybody] * 50, "one cohort alone: the budget's matter"
+    assert told([fewer] + [everybody] * 50, 100) == [fewer, everybody]
+    assert told([everybody] * 5 + [fewer], 100) == [everybody] * 5
+    # Neither another question over the cohort, nor the same over one that is far, is charged along.
+    others = [asked("linear", linear([1, 2, 3, 4]), 1, 90), asked("sum", {}, 20, 90)]
+    assert told([fewer, *others, everybody], 100) == [fewer, *others, everybody]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 60)), min_size=1, max_size=8).flatmap(
+        lambda stream: st.tuples(st.just(stream), st.permutations(stream))
+    )
+)
+def test_query_differencing_over_cohorts_that_are_all_near_goes_by_the_total_in_any_order(
+    orders: tuple[list[tuple[int, int]], list[tuple[int, int]]],
+) -> None:
+    for order in orders:
+        stream = [Asked(directions=None, subjects=PEOPLE[without:], rho_micro=rho) for without, rho in order]
+        fits = len({without for without, _ in order}) == 1 or sum(rho for _, rho in order) <= 100
+        assert (told(stream, 100) == stream) == fits
+
+
+QUESTIONS = [bytes([n]) * DIRECTION_BYTES for n in range(3)]
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda directions, subjects, rho: Asked(
+                directions=directions, subjects=np.array(sorted(subjects), dtype=np.int64), rho_micro=rho
+            ),
+            st.none() | st.frozensets(st.sampled_from([*QUESTIONS, CONTRIBUTIONS]), min_size=1),
+            st.frozensets(st.integers(0, 3)),
+            st.integers(1, 10),
+        ),
+        max_size=12,
+    )
+)
+def test_query_differencing_all_that_is_told_of_a_question_over_two_near_cohorts_keeps_to_the_limit(
+    stream: list[Asked],
+) -> None:
+    def is_of(question: bytes, one: Asked, *pair: Asked) -> bool:
+        here = one.directions is None or question in one.directions
+        return here and any(np.array_equal(one.subjects, other.subjects) for other in pair)
+
+    released = told(stream, 20, minimum=2)
+    for one, other in combinations(released, 2):
+        for question in QUESTIONS:
+            if np.setxor1d(one.subjects, other.subjects).size == 1 and all(
+                is_of(question, each, each) for each in (one, other)
+            ):
+                assert sum(each.rho_micro for each in released if is_of(question, each, one, other)) <= 20
 
 
 @dataclass
