@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -77,10 +78,14 @@ def test_match_oracle_hill_climbing_on_scores_stays_below_the_budget(queries: in
     assert np.median([likeness(climb(noised, queries), target) for _ in range(5)]) < 0.4
 
 
-def asked(kernel: str, record: dict[str, object], without: int = 0, rho: int = MICRO) -> Asked:
+def job_parameters(kernel: str, record: dict[str, object]) -> JobParameters:
     found = kernel_by_name(kernel)
-    parameters = JobParameters(kernel=found, parameters=found.parse(record), result_scale=1.0)
-    return Asked(directions=directions(parameters, SHAPE), subjects=PEOPLE[without:], rho_micro=rho)
+    return JobParameters(kernel=found, parameters=found.parse(record), result_scale=1.0)
+
+
+def asked(kernel: str, record: dict[str, object], without: int = 0, rho: int = MICRO) -> Asked:
+    told = directions(job_parameters(kernel, record), SHAPE)
+    return Asked(directions=told, subjects=PEOPLE[without:], rho_micro=rho)
 
 
 def linear(*weights: list[int], bias: int = 0) -> dict[str, object]:
@@ -103,6 +108,23 @@ def test_query_differencing_sees_through_factors_biases_and_other_kernels() -> N
         asked("linear", linear([1, 2, 3, 4]), 3),
     ):
         assert not near(total, harmless, 20)
+
+
+def test_query_differencing_knows_a_column_of_a_sum_by_the_hash_of_its_weights() -> None:
+    """As the custodian remembers it: a hash that changed would let the same be asked again."""
+    for n_features in (1, 2, 5, 64):
+        shape = replace(SHAPE, n_features=n_features)
+        columns = np.eye(n_features, dtype=int).tolist()
+        alone = [directions(job_parameters("linear", linear(column)), shape) for column in columns]
+        assert directions(job_parameters("sum", {}), shape) == frozenset().union(*alone)
+    (told,) = directions(job_parameters("sum", {}), replace(SHAPE, n_features=1)) or ()
+    assert told.hex() == "2f4a9790108d87e12f409fec3a6f5195"
+
+
+def test_query_differencing_directions_of_a_wide_sum_are_quick_to_tell() -> None:
+    started = time.process_time()
+    assert len(directions(job_parameters("sum", {}), replace(SHAPE, n_features=4096)) or ()) == 4096
+    assert time.process_time() - started < 1
 
 
 def test_query_differencing_charges_all_near_releases_together() -> None:
