@@ -3,17 +3,18 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, reject, settings
 from hypothesis import strategies as st
 from test_he_conformance import CASES, EVERY_CASE, Case, opened, results_of, sealed, secret_of
 
 from usufruct.errors import KernelBoundError, KernelParameterError
 from usufruct.he import cost
 from usufruct.he.cost import cost_of
-from usufruct.he.kernels import LINEAR, BlindParameters, FedsumParameters, LinearParameters, plan
+from usufruct.he.kernels import LINEAR, BlindParameters, BundleShape, FedsumParameters, LinearParameters, plan
 from usufruct.he.quantise import quantise_model, rounding_bound
 from usufruct.ledger.gas import JOB_GAS, job_gas
 
@@ -103,19 +104,40 @@ def test_rounding_bound_is_reached_by_half_a_unit_in_every_feature() -> None:
     assert rounding_bound(FedsumParameters(weights=(1, 1, 1, 1)), shape) == 1, "a whole unit: towards zero"
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_a_quantised_models_scores_stay_within_its_error_bound(data: st.DataObject) -> None:
-    numbers = st.floats(-3, 3, allow_nan=False)
-    weights = np.array(data.draw(st.lists(numbers, min_size=4, max_size=4)))
-    bias = data.draw(numbers)
-    rows = np.array(data.draw(st.lists(st.integers(-15, 15), min_size=4, max_size=4)))
-    if np.abs(weights).max() < 1e-3:
-        return
-    model = quantise_model(weights, bias, shape=CASES[0].shape(KEY), feature_scale=10, output="rows")
+NUMBERS = st.lists(st.floats(-3, 3, allow_nan=False), min_size=4, max_size=4)
+FINE = CASES[0].shape(KEY)
+COARSE = replace(FINE, n_rows=60_000, max_abs=1, max_l2=2)
+"""A sum of so many rows leaves a weight few steps."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=NUMBERS,
+    bias=st.floats(-3, 3, allow_nan=False),
+    rows=st.lists(st.floats(-1, 1), min_size=4, max_size=4),
+)
+@example(weights=[1, 0.0586, 0, 0], bias=0, rows=[1, 1, 0, 0])
+@pytest.mark.parametrize(("shape", "output", "scale"), [(FINE, "rows", 10), (COARSE, "sum", 1)])
+def test_a_quantised_models_scores_stay_within_its_error_bounds(
+    shape: BundleShape,
+    output: Literal["rows", "sum"],
+    scale: int,
+    weights: list[float],
+    bias: float,
+    rows: list[float],
+) -> None:
+    """Of real rows: one that is rounded to the largest integer is up to half a unit larger."""
+    assume(max(map(abs, weights)) >= 1e-3)
+    try:
+        model = quantise_model(np.array(weights), bias, shape=shape, feature_scale=scale, output=output)
+    except KernelBoundError:
+        reject()
     (integers,), (offset,) = model.parameters.weights, model.parameters.bias
-    score = (rows @ np.array(integers) + offset) / model.result_scale
-    assert abs(score - (rows / 10 @ weights + bias)) <= model.error_bound * (1 + 1e-9) + 1e-12
+    units = np.array(rows) * (shape.max_abs + 0.49)
+    for seen, others in ((np.rint(units), 0.0), (units, rounding_bound(model.parameters, shape))):
+        score = (np.rint(units) @ np.array(integers) + offset) / model.result_scale
+        bound = model.error_bound + others / model.result_scale
+        assert abs(score - (seen / scale @ weights + bias)) <= bound * (1 + 1e-9) + 1e-12
 
 
 def test_sample_of_a_job_has_one_chunk_of_its_rows_whatever_its_length() -> None:

@@ -32,8 +32,8 @@ class QuantisedModel:
     """Integer units per 1.0 of a score; a real score is `opened / result_scale`."""
 
     error_bound: float
-    """How far rounding the model can move the score of one row within its declared range, in natural units; that the
-    features are rounded too is `rounding_bound`."""
+    """How far rounding the model can move the score of one real row within its declared range, in natural units; that the
+    features are rounded too is `rounding_bound`, and the two add up."""
 
 
 def quantise_model(
@@ -113,7 +113,9 @@ def quantise_model(
         raise KernelBoundError(f"no weight scale fits the plaintext modulus: {exc}") from exc
     scale = low / 65536
     result_scale = scale * feature_scale
-    moved = np.abs(np.array(parameters.weights) / scale - matrix).sum(axis=1) * shape.max_abs / feature_scale
+    # A real feature can be half a unit beyond what it is rounded to.
+    highest = (shape.max_abs + 0.5) / feature_scale
+    moved = np.abs(np.array(parameters.weights) / scale - matrix).sum(axis=1) * highest
     moved += np.abs(np.array(parameters.bias) / result_scale - offsets)
     return QuantisedModel(
         parameters=parameters,
