@@ -259,6 +259,23 @@ def test_update_that_is_not_clipped_is_refused_by_both_sides(party: Round) -> No
             check_contribution(cheating, party.public_key, CLIP)
 
 
+def test_squares_that_pass_64_bits_are_counted_in_full_by_both_sides() -> None:
+    """Sixteen entries next to 2^30 have a squared 2-norm next to 2^64, which a signed word takes for less than 0."""
+    _, public_key = small_round()
+    update = np.full(16, -(1 << 30) + (1 << 18), dtype=np.int64)
+    tight = Clip(n_entries=16, max_abs=BGV_MOMENTS.value_limit, max_l2=(1 << 32) - (1 << 20) - 1)
+    roomy = replace(tight, max_l2=tight.max_l2 + 1)
+    assert int(update @ update) < tight.max_l2**2 < 16 * int(update[0]) ** 2 == roomy.max_l2**2
+    with pytest.raises(FeatureRangeError, match="2-norm"):
+        encrypt_contribution(update, public_key, tight)
+    cheating = encrypt_contribution(update, public_key, roomy)
+    check_contribution(cheating, public_key, roomy)
+    with pytest.raises(ContributionRefusedError, match="2-norm"):
+        check_contribution(cheating, public_key, tight)
+    with pytest.raises(FeatureRangeError, match="magnitude 9223372036854775808"):
+        encrypt_contribution(np.full(16, -(1 << 63)), public_key, roomy)
+
+
 def test_entries_after_the_last_one_are_refused(party: Round) -> None:
     longer = encrypt_contribution(
         np.ones(N_ENTRIES + 1, dtype=np.int64), party.public_key, replace(CLIP, n_entries=N_ENTRIES + 1)

@@ -50,11 +50,13 @@ class Clip:
         """Raise FeatureRangeError if an update is longer, larger or of another shape."""
         if update.shape != (self.n_entries,):
             raise FeatureRangeError(f"an update of shape {update.shape}, expected ({self.n_entries},)")
-        largest = int(np.abs(update).max())
+        largest = max(int(update.max()), -int(update.min()))
         if largest > self.max_abs:
             raise FeatureRangeError(f"an entry of magnitude {largest}, at most {self.max_abs} is allowed")
-        # Python integers: the squares of 2^24 entries could pass 64 bits.
-        squared = sum(int(part @ part) for part in np.array_split(update, len(update) // 4096 + 1))
+        # Python integers add up what could pass 64 bits: so few squares at a time as cannot.
+        length = ((1 << 63) - 1) // max(1, largest**2)
+        parts = (update[first : first + length] for first in range(0, len(update), length))
+        squared = sum(int(part @ part) for part in parts)
         if squared > self.max_l2**2:
             raise FeatureRangeError(f"a squared 2-norm of {squared}, at most {self.max_l2**2} is allowed")
 
@@ -123,8 +125,8 @@ def encrypt_contribution(
         If this is no public key of the BGV scheme, or entries of this size do not fit it.
     """
     values = update.astype(np.int64)
-    clip.check(values)
     key = _parse_key(public_key, clip)
+    clip.check(values)
     randomness = secrets.token_bytes(RANDOMNESS_BYTES)
     degree = key.parameters.poly_modulus_degree
     blocks = []
