@@ -2,8 +2,9 @@
 
 Costs are in zero-concentrated differential privacy (zCDP), counted in integer micro-rho (1_000_000 is rho
 = 1) and always rounded up, since the ledger adds integers and must never undercount. Neighbouring inputs
-differ by one row added or removed. Noise is OpenDP's discrete Gaussian, sampled exactly from the operating
-system's randomness. Keeps no budget and no memory of what was released.
+differ in that all rows of one subject are zero rows in one of them; sensitivities here are those of one row, and
+the caller multiplies them by the most rows that one subject has. Noise is OpenDP's discrete Gaussian, sampled exactly
+from the operating system's randomness. Keeps no budget and no memory of what was released.
 
 Source: Bun and Steinke, arXiv 1605.02065; Canonne, Kamath and Steinke, arXiv 2004.00010.
 """
@@ -21,12 +22,15 @@ from opendp.combinators import make_zCDP_to_approxDP
 from opendp.domains import atom_domain, vector_domain
 from opendp.measurements import make_gaussian
 from opendp.metrics import l2_distance
-from opendp.mod import enable_features
+from opendp.mod import OpenDPException, enable_features
 
 from usufruct.errors import PrivacyError
 
 MICRO: Final = 1_000_000
 """Micro-rho per rho."""
+
+MAX_SCALE: Final = 1 << 58
+"""OpenDP cuts what passes 63 bits; from a value below 2^62 that is 16 deviations away at least."""
 
 _MAX_INTEGER = 1 << 62
 
@@ -140,9 +144,11 @@ def discrete_gaussian(values: Sequence[int], scale: float) -> list[int]:
     Raises
     ------
     PrivacyError
-        If the scale is not positive and finite, or a value is out of range.
+        If the scale is not positive and below `MAX_SCALE`, or a value is out of range.
     """
     _check_positive(scale=scale)
+    if scale >= MAX_SCALE:
+        raise PrivacyError(f"noise of scale {scale:g} does not fit 64 bits")
     if any(type(value) is not int or abs(value) >= _MAX_INTEGER for value in values):
         raise PrivacyError("noise can be added to integers below 2^62 only")
     noisy = _mechanism(float(scale))(list(values))
@@ -184,7 +190,7 @@ def epsilon(rho_micro: int, delta: float) -> float:
     Parameters
     ----------
     rho_micro :
-        Total spent, non-negative.
+        Total spent, 0 to 2^64 - 1.
     delta :
         In (0, 1).
 
@@ -192,17 +198,27 @@ def epsilon(rho_micro: int, delta: float) -> float:
     ------
     PrivacyError
         If either is out of range.
+
+    Source
+    ------
+    OpenDP's conversion; beyond its range, from a rho of 70,000 on, Bun and Steinke, arXiv 1605.02065, proposition 1.3.
     """
-    if type(rho_micro) is not int or rho_micro < 0 or not 0 < delta < 1:
+    if type(rho_micro) is not int or not 0 <= rho_micro < 1 << 64 or not 0 < delta < 1:
         raise PrivacyError(
-            f"rho_micro {rho_micro!r} has to be at least 0 and delta {delta!r} between 0 and 1"
+            f"rho_micro {rho_micro!r} has to be from 0 to 2^64 - 1 and delta {delta!r} between 0 and 1"
         )
     if rho_micro == 0:
         return 0.0
     # At scale 1, a distance d costs rho = d^2 / 2; the distance is rounded up.
     distance = math.nextafter(math.sqrt(2 * rho_micro / MICRO), math.inf)
     converted = make_zCDP_to_approxDP(_mechanism(1.0))
-    return float(converted.map(distance).epsilon(delta))
+    try:
+        return float(converted.map(distance).epsilon(delta))
+    except OpenDPException as exc:
+        if exc.variant != "Overflow":
+            raise
+    rho = rho_micro / MICRO
+    return math.ceil(rho + 2 * math.sqrt(rho * -math.log(delta)))
 
 
 def noise_bound(sigma: float, failure_probability: float) -> int:
@@ -241,8 +257,8 @@ def linear_sensitivity(
 ) -> int:
     """2-norm by which one row moves the vector of summed scores of a linear model, rounded up.
 
-    It is also the bound on one row's own score vector, so where neighbours differ by a changed row instead
-    of a missing one, twice this value holds.
+    It is the bound on one row's own score vector, bias included, so it holds as well where the row is missing instead
+    of zero; where it is changed to another, twice this value does.
 
     Parameters
     ----------

@@ -42,6 +42,7 @@ from usufruct.he.ckks.owner import CkksSecret, generate_secret, open_slots, reli
 from usufruct.he.ckks.parameters import CKKS_CUBIC
 from usufruct.he.parameters import MAX_COEFF_MODULUS_BITS
 from usufruct.he.sampling import ERROR_BOUND
+from usufruct.privacy import MAX_SCALE
 
 N, SLOTS = CKKS_CUBIC.poly_modulus_degree, CKKS_CUBIC.slots
 WEIGHTS = (0.5, -1.25, 0.3, 0.01)
@@ -520,6 +521,16 @@ def test_sigma_is_that_of_the_published_formula_and_weaker_flooding_is_refused()
     for value in (float("nan"), float("inf"), 1e30):
         with pytest.raises(KeyStoreError, match="no score"):
             flood([value], 1.0, 1e-8)
+
+
+def test_noise_that_64_bits_do_not_hold_is_refused_and_never_cut(result: bytes, secret: CkksSecret) -> None:
+    """Cut, it was the same for every opening: at 2^70 steps of the grid nothing but zeros."""
+    for sigma in (float(MAX_SCALE), 2.0**70, float("inf")):
+        with pytest.raises(KeyStoreError, match="64 bits"):
+            flood([1.0, -2.0], sigma, 1.0)
+    assert 0 < np.std(flood([0.0] * 100, MAX_SCALE / 2, 1.0)) / MAX_SCALE < 1
+    with pytest.raises(KeyStoreError, match="64 bits"):
+        open_slots(result, secret, [0], model=MODEL, max_abs=RANGE, flooding=Flooding(security_bits=128))
 
 
 def test_secret_comes_back_from_its_bytes_and_is_neither_shown_nor_copied(secret: CkksSecret) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from usufruct.errors import PrivacyError
 from usufruct.privacy import (
+    MAX_SCALE,
     MICRO,
     discrete_gaussian,
     epsilon,
@@ -74,6 +75,13 @@ def test_epsilon_keeps_below_the_closed_form_bound(rho_micro: int, delta: float)
     assert 0 <= epsilon(rho_micro, delta) <= rho + 2 * math.sqrt(rho * math.log(1 / delta)) + 1e-9
 
 
+def test_epsilon_of_a_cost_that_promises_nothing_is_still_a_number() -> None:
+    """OpenDP's conversion overflows from a rho of 70,000 on; the ledger and `job post --rho` take more."""
+    for delta in (1e-12, 1e-6, 0.999):
+        series = [epsilon(rho, delta) for rho in (7 * 10**10, 71 * 10**9, 10**12, 1 << 63, (1 << 64) - 1)]
+        assert series == sorted(series) and math.isfinite(series[-1]) and series[-1] > 1.8e13
+
+
 @pytest.mark.parametrize("sigma", [0.7, 4.0, 250.0])
 def test_noise_has_the_stated_scale_and_no_bias(sigma: float) -> None:
     n = 20_000
@@ -122,12 +130,14 @@ def test_scales_and_sensitivities_that_are_not_positive_numbers_are_refused(wron
 def test_other_inputs_out_of_range_are_refused() -> None:
     for refused in (
         lambda: epsilon(-1, 1e-6),
+        lambda: epsilon(1 << 64, 1e-6),
         lambda: epsilon(1, 0.0),
         lambda: epsilon(1, 1.0),
         lambda: epsilon(1, math.nan),
         lambda: noise_bound(1.0, 0.0),
         lambda: noise_bound(1.0, 1.0),
         lambda: discrete_gaussian([1 << 62], 1.0),
+        lambda: discrete_gaussian([0], float(MAX_SCALE)),
         lambda: discrete_gaussian([1.5], 1.0),  # type: ignore[list-item]
         lambda: linear_sensitivity([[0]], [0], 1, 1),
         lambda: linear_sensitivity([[1]], [], 1, 1),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from usufruct.errors import KeyStoreError
-from usufruct.privacy import discrete_gaussian
+from usufruct.privacy import MAX_SCALE, discrete_gaussian
 
 MIN_SECURITY_BITS: Final = 30
 TAIL: Final = 6.0
@@ -84,9 +84,15 @@ def flood(values: Sequence[float], sigma: float, noise_deviation: float) -> list
     Raises
     ------
     KeyStoreError
-        If a value is not finite or too large for the grid: nothing that the kernel made.
+        If the noise does not fit 64 bits on the fine grid, or if a value is not finite or too large for it: nothing that
+        the kernel made.
     """
     fine, coarse = grid_of(noise_deviation), grid_of(sigma / 4)
+    if sigma / fine >= MAX_SCALE:
+        raise KeyStoreError(
+            f"flooding needs noise of {sigma / fine:.3g} steps of the grid, which does not fit 64 bits",
+            hint="flood for fewer openings or fewer bits",
+        )
     if any(not math.isfinite(value) or abs(value / fine) >= 1 << 52 for value in values):
         raise KeyStoreError("a block opens to numbers that no score has")
     noisy = discrete_gaussian([round(value / fine) for value in values], sigma / fine)
