@@ -193,6 +193,22 @@ def test_passphrase_comes_from_a_private_file_or_a_prompt(
         read_passphrase(None)
 
 
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r"])
+def test_only_a_line_feed_ends_the_line_of_a_passphrase(tmp_path: Path, character: str) -> None:
+    """Else what is behind the character protects nothing, and typing the whole does not open the keystore."""
+    whole = f"before{character}after"
+    for number, end in enumerate(("", "\n", "\r\n", "\nnext", "\r\nnext\r\n")):
+        path = write(tmp_path / str(number), (whole + end).encode())
+        assert read_passphrase(path) == whole
+
+
+def test_passphrase_that_is_no_text_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyStoreError, match="UTF-8") as refused:
+        KeyStore.create(tmp_path / "k", "typed\udce4")
+    assert refused.value.__suppress_context__, "what Python says shows characters of the passphrase"
+    assert not (tmp_path / "k").exists()
+
+
 def test_empty_passphrase_makes_no_keystore(tmp_path: Path) -> None:
     with pytest.raises(KeyStoreError, match="empty"):
         KeyStore.create(tmp_path / "k", "")

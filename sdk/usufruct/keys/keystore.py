@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import stat
 import threading
@@ -38,6 +39,8 @@ LANES: Final = 4
 MAX_FILE_BYTES: Final = 4 << 20
 
 KDF: Final = {"name": "argon2id", "memory_kib": MEMORY_KIB, "iterations": ITERATIONS, "lanes": LANES}
+_LINE_END = re.compile("\r?\n")
+"""Not `str.splitlines`, which ends a line at characters that a passphrase may well hold."""
 _HEADER_FIELDS = {"version", "kdf", "salt", "check", "nonce"}
 
 
@@ -208,7 +211,7 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
     Parameters
     ----------
     file :
-        Readable by its owner only; its first line is the passphrase.
+        Readable by its owner only; its first line, up to a line feed or a carriage return and one, is the passphrase.
     prompt :
         Shown at the terminal.
     confirm :
@@ -221,10 +224,10 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
     """
     if file is not None:
         try:
-            lines = _read_private(file, 4096).decode("utf-8").splitlines()
+            text = _read_private(file, 4096).decode("utf-8")
         except UnicodeDecodeError as exc:
             raise KeyStoreError(f"{file} is not UTF-8 text") from exc
-        passphrase = lines[0] if lines else ""
+        passphrase = _LINE_END.split(text, maxsplit=1)[0]
     else:
         try:
             passphrase = getpass.getpass(prompt)
@@ -245,12 +248,21 @@ _DERIVING = threading.Lock()
 
 
 def derive(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
-    """Encryption key and the value that tells a wrong passphrase from a damaged file, 32 bytes each, by the costs of `KDF`."""
+    """Encryption key and the value that tells a wrong passphrase from a damaged file, 32 bytes each, by the costs of `KDF`.
+
+    Raises KeyStoreError if the passphrase is empty or no text, as what is typed at a terminal of another encoding.
+    """
     if not passphrase:
         raise KeyStoreError("the passphrase is empty")
+    try:
+        encoded = passphrase.encode("utf-8")
+    except UnicodeEncodeError:
+        raise KeyStoreError(
+            "the passphrase holds bytes that are no UTF-8 text", hint="type it in a UTF-8 terminal"
+        ) from None
     kdf = Argon2id(salt=salt, length=64, iterations=ITERATIONS, lanes=LANES, memory_cost=MEMORY_KIB)
     with _DERIVING:
-        derived = kdf.derive(passphrase.encode("utf-8"))
+        derived = kdf.derive(encoded)
     return derived[:32], hashlib.sha256(b"usufruct/keystore-check/1\0" + derived[32:]).digest()
 
 
