@@ -131,8 +131,7 @@ def publish_bundle(
     """
     if len(row_subjects) != sealed.shape.n_rows:
         raise InputError(f"{len(row_subjects)} subjects for {sealed.shape.n_rows} rows")
-    if any(not 0 <= index < MAX_SUBJECTS for index in row_subjects):
-        raise InputError("a subject's position is negative or too large")
+    _check_positions(row_subjects)
     needed = len(row_subjects) * _SUBJECT.itemsize + sealed.n_blocks * _LINK_BYTES
     if needed > _ROOM_BYTES:
         raise InputError(
@@ -176,6 +175,7 @@ def publish_round(
     """
     if not contributions or len(set(positions)) != len(contributions):
         raise InputError(f"{len(set(positions))} positions for {len(contributions)} contributions")
+    _check_positions(positions)
     shape = call.terms.shape(len(contributions))
     blocks = [one.blocks[chunk] for chunk in range(shape.n_chunks) for one in contributions]
     if len(blocks) * _LINK_BYTES > _ROOM_BYTES:
@@ -276,6 +276,12 @@ def _read_round(record: Mapping[str, object]) -> BundleManifest:
             signatures=tuple(words),
         ),
     )
+
+
+def _check_positions(subjects: Sequence[int]) -> None:
+    found = np.asarray(subjects)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= MAX_SUBJECTS:
+        raise InputError(f"a subject's position is not a whole number from 0 to {MAX_SUBJECTS - 1}")
 
 
 def _read_subjects(told: object, count: int) -> npt.NDArray[np.int64]:

@@ -51,11 +51,17 @@ def test_published_manifest_names_every_block_and_its_cid_is_the_bundles(bundle:
 
 @pytest.mark.parametrize(
     "subjects",
-    [range(ROWS - 1), range(ROWS + 1), [*range(ROWS - 1), -1], [*range(ROWS - 1), MAX_SUBJECTS], []],
+    [
+        range(ROWS - 1),
+        range(ROWS + 1),
+        [],
+        *([*range(ROWS - 1), wrong] for wrong in (-1, MAX_SUBJECTS, 1 << 70, 0.5, 1.0, "1")),
+    ],
 )
 def test_subjects_that_do_not_fit_the_rows_are_refused_before_anything_is_sent(
     bundle: SmallBundle, subjects: Iterable[int]
 ) -> None:
+    """Half a position was rounded down: the row became another subject's."""
     node = Kept()
     with pytest.raises(InputError):
         publish_bundle(

@@ -448,7 +448,7 @@ def test_a_malformed_manifest_of_a_round_is_refused(party: Round, change: dict[s
 
 
 def test_positions_have_to_fit_the_contributions(party: Round) -> None:
-    for positions in ([0, 1, 2], [0, 1, 2, 2]):
+    for positions in ([0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 2.5], [0, 1, 2, -1]):
         with pytest.raises(InputError):
             publish_round(party.call, party.gathered(), Kept(), positions=positions)
     with pytest.raises(InputError):
