@@ -1,9 +1,10 @@
 """The tasks of a job on a Dask cluster give the blocks of one process."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, Security
 from test_compute import CIDS, JOBS, BlockFiles, files, in_this_process, job, leases, own_temporary_files  # noqa: F401
 
 from usufruct.compute.cluster import ClusterExecutor
@@ -57,6 +58,30 @@ def test_a_cluster_beyond_this_machine_has_to_be_reached_through_tls() -> None:
     ):
         with pytest.raises(ConfigurationError, match="unprotected"):
             ClusterExecutor(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "tls://", "tls://host", "tls://host:x", "tls://[::1:88", "tls://:8786", "tcp://127.0.0.1:99999"],
+)
+def test_an_address_that_is_none_is_a_typed_error(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="of a scheduler"):
+        ClusterExecutor(address)
+
+
+def test_tls_without_certificates_that_can_be_loaded_is_a_typed_error(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.pem")
+    broken = tmp_path / "broken.pem"
+    broken.write_text("no certificate")
+    for security, told in (
+        (None, "needs a certificate"),
+        (Security(), "needs a certificate"),
+        (Security(tls_ca_file=absent), "needs a certificate"),
+        (Security(tls_ca_file=absent, tls_client_cert=absent), "cannot be loaded"),
+        (Security(tls_ca_file=str(broken), tls_client_cert=str(broken)), "cannot be loaded"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            ClusterExecutor("tls://127.0.0.1:8786", security=security)
 
 
 def test_a_scheduler_that_does_not_answer_is_a_typed_error() -> None:

@@ -41,15 +41,17 @@ class ClusterExecutor:
         Raises
         ------
         ConfigurationError
-            If the address is not one of these.
+            If the address is not one of these, or there are no certificates for `tls` that can be loaded.
         WorkerError
             If no scheduler answers within `timeout_s`.
         """
-        scheme, location = parse_address(address)
-        if scheme != "tls" and not (scheme == "tcp" and _is_loopback(location)):
+        scheme, host = _parsed(address)
+        if scheme != "tls" and not (scheme == "tcp" and _is_loopback(host)):
             raise ConfigurationError(
                 f"{address} would carry tasks unprotected", hint="use tls:// with certificates on both sides"
             )
+        if scheme == "tls":
+            _check_certificates(security)
         try:
             self._client = Client(address, security=security, timeout=timeout_s, set_as_default=False)
         except OSError as exc:
@@ -89,9 +91,30 @@ class ClusterExecutor:
         self.close()
 
 
-def _is_loopback(location: str) -> bool:
-    host, _ = parse_host_port(location, 0)
+def _parsed(address: str) -> tuple[str, str]:
+    """Scheme and host; raises ConfigurationError."""
+    scheme, location = parse_address(address)
+    try:
+        host, port = parse_host_port(location, 0)
+    except ValueError as exc:
+        raise ConfigurationError(f"{address!r} is no address of a scheduler: {exc}") from exc
+    if not host or not 0 < port < 1 << 16:
+        raise ConfigurationError(f"{address!r} names no host or no port of a scheduler")
+    return scheme, host
+
+
+def _check_certificates(security: Security | None) -> None:
+    hint = "name CA, certificate and key: distributed.Security(tls_ca_file, tls_client_cert, tls_client_key)"
+    try:
+        context = security and security.get_connection_args("client")["ssl_context"]
+    except OSError as exc:
+        raise ConfigurationError(f"the certificates for tls:// cannot be loaded: {exc}", hint=hint) from exc
+    if not context:
+        raise ConfigurationError("tls:// needs a certificate of one's own and a CA", hint=hint)
+
+
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return bool(host == "localhost")
+        return host == "localhost"
