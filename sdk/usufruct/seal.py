@@ -1,8 +1,8 @@
 """Step 2, seal: encrypt a feature matrix under a key domain.
 
-Every chunk of 4096 rows of every column becomes one block. Blocks are made while they are iterated over,
-so a bundle never stands in memory as a whole. `publish` accepts nothing but `SealedFeatures`. Stores
-nothing.
+Every chunk of every column, as many rows as the ring's degree, becomes one block. Blocks are made while they are
+iterated over, so a bundle never stands in memory as a whole. `publish` accepts nothing but `SealedFeatures`.
+Stores nothing.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ class SealedFeatures:
 
 
 def seal_features(features: Features, secret: SecretKey) -> SealedFeatures:
-    """Encrypt each feature column under BFV.
+    """Encrypt each feature column under the scheme of the key domain, BFV or BGV.
 
     Parameters
     ----------
     features :
         int32, shape (n_rows, n_features), already quantised; `features.schema.scale` units per 1.0.
     secret :
-        Of one key domain; ring degree N = 4096 gives N rows per block.
+        Of one key domain; its ring degree N gives N rows per block.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def seal_features(features: Features, secret: SecretKey) -> SealedFeatures:
 
     Source
     ------
-    Fan and Vercauteren, ePrint 2012/144.
+    Fan and Vercauteren, ePrint 2012/144; Brakerski, Gentry and Vaikuntanathan, ePrint 2011/277.
     """
     try:
         shape = BundleShape(

@@ -2,8 +2,8 @@
 
 The authority's keystore belongs to the people who sign consents, grants and key rotations. The node's
 keystore is unlocked by a process that runs day and night, so it holds only what that process needs: its
-own ledger key and its peer identity (and, on a custodian, secrets of key domains: see `he_keys`). Signs
-nothing.
+own ledger key and its peer identity. Secrets of key domains are in a third, which the node never opens: that
+of the custodian's process (`he_keys`, `Home.custodian_keystore`). Signs nothing.
 """
 
 from __future__ import annotations
