@@ -25,6 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from usufruct.compute import CacheSettings
 from usufruct.content import Cid
+from usufruct.durable import write_private
 from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
@@ -35,7 +36,7 @@ from usufruct.errors import (
     PortTakenError,
     UsufructError,
 )
-from usufruct.home import Home, NodeAddress, write_private
+from usufruct.home import Home, NodeAddress
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore
 from usufruct.ledger import Ledger, Network

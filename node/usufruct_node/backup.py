@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 from usufruct.content import Cid, EmbeddedBlockStore, dag
 from usufruct.content.blockstore import MAX_BLOCK_BYTES
-from usufruct.content.durable import new_file, sync_directory
+from usufruct.durable import new_file, sync_directory
 from usufruct.errors import (
     BackupError,
     BlockNotFoundError,

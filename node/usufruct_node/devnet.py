@@ -20,9 +20,10 @@ from typing import Any, Literal, cast, get_args
 
 import httpx
 
+from usufruct.durable import write_private
 from usufruct.errors import ConfigurationError, NodeUnreachableError, UsufructError
 from usufruct.he.parameters import ALLOWED
-from usufruct.home import Home, ParticipantFile, write_private
+from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Network

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from usufruct.content.durable import sync_directory
+from usufruct.durable import sync_directory, write_private
 from usufruct.errors import ConfigurationError
-from usufruct.home import Home, Organisation, ParticipantFile, write_private
+from usufruct.home import Home, Organisation, ParticipantFile
 from usufruct.keys import identity
 from usufruct.keys.keystore import KeyStore, locked
 from usufruct.ledger import Network

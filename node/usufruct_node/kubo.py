@@ -14,8 +14,9 @@ from pathlib import Path
 
 from usufruct.content.kubo import Credentials, KuboRpc, deviations, hardened
 from usufruct.content.kubo.rpc import check_address
+from usufruct.durable import write_private
 from usufruct.errors import ConfigurationError, KuboRefusedError
-from usufruct.home import Home, write_private
+from usufruct.home import Home
 from usufruct_node.config import NodeSettings
 from usufruct_node.storage import open_rpc
 

@@ -18,8 +18,8 @@ from typing import BinaryIO, Final
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.content.durable import new_file, translated
 from usufruct.content.unixfs import FileCid, FileHasher
+from usufruct.durable import new_file, translated
 from usufruct.errors import ArchiveMismatchError, CarError, InputError
 from usufruct.publish import Destination, Progress, PublishedBundle, read_manifest
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from usufruct.durable import write_private
 from usufruct.errors import ConfigurationError, NodeUnreachableError
 from usufruct.records import MemberStatus, OrgId, Participant, Role, org_id
 
@@ -251,23 +251,8 @@ class Home:
         return False
 
     def write(self, name: str, model: BaseModel) -> None:
-        """Write a small JSON file atomically, mode 0600."""
+        """Write a small JSON file durably, mode 0600."""
         write_private(self.root / name, (json.dumps(model.model_dump(mode="json"), indent=2) + "\n").encode())
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600: unique temporary name, fsync, atomic rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _load(model: type[Model], path: Path) -> Model:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.content.durable import new_file, translated
+from usufruct.durable import new_file, translated
 from usufruct.errors import (
     CarError,
     ConfigurationError,

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from kubo_fixture import Kubo, new_kubo
 from usufruct.content.kubo import deviations, hardened
+from usufruct.durable import write_private
 from usufruct.errors import ConfigurationError
-from usufruct.home import Home, write_private
+from usufruct.home import Home
 from usufruct_node import kubo as kubo_module
 from usufruct_node.cli import app
 from usufruct_node.config import NodeSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import stat
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from bundle_fixture import SmallBundle
 from usufruct.client import Client, micro, seconds
+from usufruct.durable import write_private
 from usufruct.errors import (
     ConfigurationError,
     InputError,
@@ -18,7 +20,7 @@ from usufruct.errors import (
     UsufructError,
     WrongPassphraseError,
 )
-from usufruct.home import Home, Organisation, write_private
+from usufruct.home import Home, Organisation
 from usufruct.records import ArtifactId, GrantId, Role
 
 
@@ -82,6 +84,22 @@ def test_private_files_are_written_whole_and_readable_by_the_owner_only(tmp_path
     with pytest.raises(OSError, match="taken"):
         write_private(tmp_path / "taken", b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["secret", "taken"], "no temporary file is left"
+
+
+def test_a_private_file_is_on_disk_before_it_has_its_name_and_its_name_before_anybody_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves the old file, or none, behind what its writer went on to do: a token, a passphrase."""
+    path, synced, real = tmp_path / "secret", [], os.fsync
+    path.write_bytes(b"old")
+
+    def fsync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.read_bytes()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_private(path, b"new")
+    assert synced == [(False, b"old"), (True, b"new")]
 
 
 # Opening a client.

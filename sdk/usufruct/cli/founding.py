@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from usufruct.cli.terminal import JsonOption, done, guarded
-from usufruct.content.durable import new_file
+from usufruct.durable import new_file
 from usufruct.errors import ConfigurationError, InputError
 from usufruct.home import ParticipantFile
 from usufruct.ledger.subnet_evm import GenesisMember, genesis

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from usufruct.content.durable import new_file, translated
+from usufruct.durable import new_file, translated
 from usufruct.errors import InputError, UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase

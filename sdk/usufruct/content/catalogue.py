@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from usufruct.content.cid import Cid
-from usufruct.content.durable import make_directory, sync_directory, translated
+from usufruct.durable import make_directory, sync_directory, translated
 from usufruct.errors import BlockNotFoundError, ContentError, InputError, StoreFullError
 
 _SCHEMA_VERSION: Final = 2

@@ -21,8 +21,8 @@ from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
 from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
-from usufruct.content.durable import for_each, make_directory, sync_directory, translated
 from usufruct.content.files import BlockFiles
+from usufruct.durable import for_each, make_directory, sync_directory, translated
 from usufruct.errors import BlockNotFoundError, CidError, ContentError
 
 _UNLINKED_AT_ONCE: Final = 100

@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from usufruct.durable import write_private
 from usufruct.errors import KeyStoreError, WrongPassphraseError
 
 FORMAT_VERSION: Final = 1
@@ -189,20 +190,7 @@ class KeyStore:
         data = line + b"\n" + AESGCM(self._key).encrypt(header.nonce, plain, line)
         if len(data) > MAX_FILE_BYTES:
             raise KeyStoreError(f"{self.path} would grow over {MAX_FILE_BYTES} bytes")
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync_directory(self.path.parent)
+        write_private(self.path, data)
 
 
 def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm: bool = False) -> str:
@@ -310,13 +298,5 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -15,8 +15,8 @@ from usufruct.content.blockstore import check_blocks
 from usufruct.content.catalogue import Catalogue, check_reason
 from usufruct.content.catalogued import CataloguedStore
 from usufruct.content.cid import Cid, Codec
-from usufruct.content.durable import translated
 from usufruct.content.kubo.rpc import KuboRpc
+from usufruct.durable import translated
 from usufruct.errors import BlockMismatchError, BlockNotFoundError, KuboError
 
 _BATCH_BYTES: Final = 8 << 20

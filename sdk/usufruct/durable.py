@@ -1,4 +1,4 @@
-"""Directories and errors of what must survive a crash: what the block stores' files and catalogues share."""
+"""Files and directories that must survive a crash, and their errors: what homes, keystores and block stores share."""
 
 from __future__ import annotations
 
@@ -83,17 +83,37 @@ def new_file(target: Path, taken: UsufructError) -> Iterator[BinaryIO]:
     """
     if os.path.lexists(target):
         raise taken
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with _temporary(target) as (file, temporary):
+        yield file
+        _sync(file)
         try:
             target.hardlink_to(temporary)
         except FileExistsError:
             raise taken from None
         sync_directory(target.parent)
+
+
+def write_private(target: Path, data: bytes) -> None:
+    """Put a whole file of mode 0600 in the place of one that may be there; it survives a crash once this returns."""
+    with _temporary(target) as (file, temporary):
+        file.write(data)
+        _sync(file)
+        temporary.replace(target)
+        sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file of mode 0600 beside the target; under this name it is gone afterwards."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
