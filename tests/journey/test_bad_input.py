@@ -266,6 +266,28 @@ def test_a_bundle_shows_its_columns_in_order_and_what_its_policy_allows(shared_n
     assert "f-00" in run_cli("usufruct", *words).stdout
 
 
+def test_receipts_behind_a_job_are_handed_out_and_an_altered_one_is_found_out(
+    shared_network: Consortium, tmp_path: Path
+) -> None:
+    network, north = shared_network, shared_network.clinics[NORTH]
+    subject = next(name for row, name in enumerate(north.subjects) if row not in north.withdrawn)
+    scope = north.bundle.manifest.scope
+    clinic, auditor = ("--home", _home(network, NORTH)), ("--home", _home(network, "auditor"))
+    for what in (("receipt", subject), ("export",)):
+        given = run_cli("usufruct", "consent", *what, "--scope", scope, *clinic)
+        (tmp_path / "proof").write_text(given.stdout)
+        told = run_cli("usufruct", "consent", "check", str(tmp_path / "proof"), *auditor)
+        assert told.returncode == 0, told.stderr
+        assert f"signed by {NORTH}" in told.stdout
+        proof = json.loads(given.stdout)
+        proof["receipts"][0]["expires_at"] += 1
+        (tmp_path / "altered").write_text(json.dumps(proof))
+        told = run_cli("usufruct", "consent", "check", str(tmp_path / "altered"), *auditor)
+        _said(told, 8, "signed by")
+    _said(run_cli("usufruct", "consent", "export", "--scope", scope, *auditor), 2, "has anchored no consents")
+    _said(run_cli("usufruct", "consent", "receipt", subject, *clinic), 2, "which purpose")
+
+
 # Records and blocks handed to a node.
 
 
