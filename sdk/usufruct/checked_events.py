@@ -66,7 +66,9 @@ class CheckedEvents:
         return events
 
     def _on_chain(self, item: Mapping[str, Any]) -> LedgerEvent:
-        number = int(item["block_number"])
+        number = item["block_number"]
+        if type(number) is not int:
+            raise VerificationError("the index tells of an event in a block that has no number")
         if number not in self._blocks:
             self._blocks[number] = self._ledger.events(number, number)
         arguments = args_from_json(event_codec(item["contract"], item["name"]), item["args"])

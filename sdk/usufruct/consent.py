@@ -21,7 +21,7 @@ from usufruct.errors import (
     VerificationError,
 )
 from usufruct.ledger import Ledger, typed_data
-from usufruct.records import OrgId, Refusal, label
+from usufruct.records import OrgId, Participant, Refusal, label
 
 STATUS_TYPE = "usufruct/status/1"
 MAX_STATUS_BITS = 1 << 23
@@ -209,18 +209,18 @@ def receipt_digest(receipt: ConsentReceipt, steward: OrgId, ledger: Ledger) -> b
     return typed_data.digest(typed_data.CONSENT_RECEIPT, receipt.values(steward), **_domain(ledger))
 
 
-def check_receipt(receipt: ConsentReceipt, steward: OrgId, ledger: Ledger) -> None:
-    """Check that the steward's authority signed a receipt.
+def check_receipt(receipt: ConsentReceipt, steward: Participant, ledger: Ledger) -> None:
+    """Check that the steward's authority signed a receipt, for the network that `ledger` is on.
 
     Raises
     ------
     VerificationError
     """
     typed_data.check_signature(
-        ledger.participant(steward).account,
+        steward.account,
         receipt.signature,
         typed_data.CONSENT_RECEIPT,
-        receipt.values(steward),
+        receipt.values(steward.id),
         **_domain(ledger),
     )
 

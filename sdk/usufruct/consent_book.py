@@ -262,7 +262,8 @@ class ConsentBook:
         """
         with self._transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO anchored VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO anchored VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET newest = coalesce(newest, excluded.newest)",
                 (scope, epoch, status_digest, root, newest),
             )
 
@@ -362,6 +363,8 @@ def anchor_epoch(
     root = merkle_levels(leaves_of(live, steward, ledger))[-1][0]
     unchanged = dag.cid_of(status.to_record()).digest == current.status_digest
     if current.epoch and unchanged and root == current.consent_root:
+        # A restored book may have come to say what its lost self anchored.
+        book.note_epoch(scope, current.epoch, current.status_digest, root, newest=newest)
         book.note_positions(scope, positions)
         return current
     epoch = current.epoch + 1

@@ -31,7 +31,7 @@ from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, VerificationError
 from usufruct.ledger import Ledger
 from usufruct.publish import read_manifest
-from usufruct.records import ConsentEpoch, JobId, LedgerEvent, label, org_id, unlabel
+from usufruct.records import ConsentEpoch, JobId, LedgerEvent, Participant, label, org_id, unlabel
 
 PROOF_TYPE: Final = "usufruct/consent-proof/1"
 _MAX_PATH: Final = MAX_STATUS_BITS.bit_length()
@@ -123,6 +123,8 @@ class CheckedConsents:
     """Unix seconds of the epoch's block."""
     in_force: bool
     """Whether no later epoch has replaced it."""
+    first_expires_at: int
+    """Unix seconds at which the first of the consents expires; 0 where there is none."""
     receipts: int
     whole: bool
     """Whether these are all consents of the epoch, rather than that of one subject."""
@@ -187,9 +189,9 @@ def check_consents(
 ) -> CheckedConsents:
     """Check receipts against what the ledger says of their epoch, and of a job that cites it.
 
-    Every receipt was signed by the steward's authority (the one that the registry names now), holds for as long as jobs may
-    run under the epoch, and belongs to a position that the bitstring says consents. One receipt is under the epoch's root; all
-    of an epoch make up that root, one for each consenting position, each of another subject.
+    Every receipt was signed by the steward's authority, does not expire before the epoch says that it does, and belongs to a
+    position that the bitstring says consents. One receipt is under the epoch's root; all of an epoch make up that root, one for
+    each consenting position, each of another subject. When a job whose result was opened was posted, none had expired.
 
     Raises
     ------
@@ -199,19 +201,19 @@ def check_consents(
         If there is no such epoch, or the job cites another.
     """
     events = CheckedEvents(ledger)
-    steward = org_id(proof.steward)
+    steward = ledger.participant(org_id(proof.steward))
     try:
         anchored = _epoch(events, node, proof.steward, proof.scope, proof.epoch)
         status = _status(node, anchored, proof.steward, proof.scope)
-        _check_receipts(proof, ledger, status, progress)
-        leaves = leaves_of(proof.receipts, steward, ledger)
+        _check_receipts(proof, steward, ledger, status, progress)
+        leaves = leaves_of(proof.receipts, steward.id, ledger)
         if proof.path is None:
             _check_whole(proof, status)
             if merkle_levels(leaves)[-1][0] != anchored.consent_root:
                 raise VerificationError("the receipts do not make up the anchored root")
         else:
             check_merkle_proof(anchored.consent_root, leaves[0], proof.path)
-        job = None if job_id is None else _job(events, node, proof, status, job_id)
+        job = None if job_id is None else _job(events, ledger, node, proof, status, job_id)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
         raise VerificationError(f"the index tells of events in a form that makes no sense: {exc!r}") from exc
     return CheckedConsents(
@@ -219,7 +221,8 @@ def check_consents(
         scope=proof.scope,
         epoch=proof.epoch,
         anchored_at=anchored.anchored_at,
-        in_force=ledger.consent_epoch(steward, label(proof.scope)).epoch == proof.epoch,
+        in_force=ledger.consent_epoch(steward.id, label(proof.scope)).epoch == proof.epoch,
+        first_expires_at=min((receipt.expires_at for receipt in proof.receipts), default=0),
         receipts=len(proof.receipts),
         whole=proof.path is None,
         job=job,
@@ -228,6 +231,7 @@ def check_consents(
 
 def _check_receipts(
     proof: ConsentProof,
+    steward: Participant,
     ledger: Ledger,
     status: ConsentStatus,
     progress: Callable[[int, int], None] | None,
@@ -237,10 +241,10 @@ def _check_receipts(
         position = receipt.position
         if position >= consenting.size or not consenting[position]:
             raise VerificationError(f"position {position} does not consent in epoch {proof.epoch}")
-        # No job runs under an epoch at and after `valid_until`.
+        # So that honest members have ended their jobs under the epoch by then.
         if receipt.expires_at < status.valid_until:
             raise VerificationError(f"the consent of position {position} expires while the epoch is in force")
-        check_receipt(receipt, org_id(proof.steward), ledger)
+        check_receipt(receipt, steward, ledger)
         if progress is not None:
             progress(done, len(proof.receipts))
 
@@ -286,10 +290,16 @@ def _status(node: NodeContent, anchored: ConsentEpoch, steward: str, scope: str)
 
 
 def _job(
-    events: CheckedEvents, node: NodeContent, proof: ConsentProof, status: ConsentStatus, job_id: JobId
+    events: CheckedEvents,
+    ledger: Ledger,
+    node: NodeContent,
+    proof: ConsentProof,
+    status: ConsentStatus,
+    job_id: JobId,
 ) -> JobConsents:
     told = node.query(f"/jobs/{job_id.hex()}")
-    posted: dict[str, Any] = events.series("JobLedger", job_id, told["events"])[0].args
+    life = events.series("JobLedger", job_id, told["events"])
+    posted: dict[str, Any] = life[0].args
     bundle, epoch = posted["request"]["artifactId"], posted["request"]["consentEpoch"]
     entry = node.query(f"/artifacts/{bundle.hex()}")
     steward, registration = registered(events.series("LineageRegistry", bundle, entry["events"]))
@@ -299,6 +309,10 @@ def _job(
             f"the job rests on epoch {cited[2]} of {cited[1]!r} of {cited[0]}",
             hint="these receipts are of another epoch; ask the steward for those with `--job`",
         )
+    # A steward that decrypts, and one befriended executor, could run a job on an epoch that has run out.
+    opened = any(event.name == "ReleaseOpened" for event in life)
+    if opened and any(receipt.expires_at <= life[0].timestamp for receipt in proof.receipts):
+        raise VerificationError("a consent had expired when the job was posted, and its result was opened")
     content = Cid.from_digest(registration["contentDigest"], Codec.DAG_CBOR)
     subjects = read_manifest(node.get_record(content, holder=proof.steward)).subjects
     consenting = status.mask_of(subjects)
@@ -307,7 +321,7 @@ def _job(
     return JobConsents(
         job_id=job_id.hex(),
         requester=unlabel(posted["requester"]),
-        state=told["state"],
+        state=ledger.progress(job_id).state.name,
         rows=len(subjects),
         consenting_rows=int(consenting.sum()),
     )

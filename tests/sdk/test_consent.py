@@ -217,7 +217,7 @@ def test_receipts_are_signed_by_the_authority_and_a_tampered_one_is_refused(
     record(book, consortium, ["ada", "bob"])
     receipt = book.receipt("ada", scope=SCOPE)
     ledger = consortium.reader
-    check_receipt(receipt, NORTH, ledger)
+    check_receipt(receipt, ledger.participant(NORTH), ledger)
     for change in (
         {"pseudonym": word()},
         {"scope": OTHER},
@@ -228,9 +228,9 @@ def test_receipts_are_signed_by_the_authority_and_a_tampered_one_is_refused(
         {"signature": book.receipt("bob", scope=SCOPE).signature},
     ):
         with pytest.raises(VerificationError):
-            check_receipt(replace(receipt, **change), NORTH, ledger)
+            check_receipt(replace(receipt, **change), ledger.participant(NORTH), ledger)
     with pytest.raises(VerificationError):
-        check_receipt(receipt, consortium["south"].id, ledger)
+        check_receipt(receipt, ledger.participant(consortium["south"].id), ledger)
 
 
 def test_positions_are_drawn_at_random_and_filled_without_gaps(
@@ -392,6 +392,9 @@ def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
     restored.withdraw("eve", scope=scope)
     followed = anchor_epoch(restored, north.ledger, node, scope=scope, supersede=2)
     status, live_receipts, _ = restored.status(scope, followed.epoch, now=1)
+    assert restored.receipts_of(followed, status) == live_receipts, (
+        "its receipts are those of the epoch that it followed"
+    )
     assert (
         len(live_receipts) == 1
         and not status.mask_of(np.array([restored.receipt("eve", scope=scope).position])).any()

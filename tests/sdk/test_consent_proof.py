@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle_fixture import SmallBundle
-from chain_fixture import FAR, Consortium, word
+from chain_fixture import FAR, Consortium, Vote, reveal_moves, word
 from usufruct.consent import ConsentReceipt, ConsentStatus, leaves_of, merkle_levels, sign_receipt
 from usufruct.consent_book import ConsentBook, anchor_epoch
 from usufruct.consent_proof import CheckedConsents, ConsentProof, check_consents, prove_consents
 from usufruct.content import Cid, dag
 from usufruct.errors import InputError, MissingEventError, VerificationError
-from usufruct.records import JobId, JobRequest, label, org_id
+from usufruct.records import ArtifactId, GrantId, JobId, JobRequest, label, org_id
 from usufruct_node.index import Index, catch_up
 from usufruct_node.queries import Queries
 
@@ -76,6 +76,21 @@ class Scene:
         node = self.node if lie is None else replace(self.node, lie=lie)
         return check_consents(proof, self.net["auditor"].ledger, node, **given_)
 
+    @staticmethod
+    def request(artifact: ArtifactId, grant: GrantId, kernel: bytes, scope: str, *, epoch: int) -> JobRequest:
+        return JobRequest(
+            artifact_id=artifact,
+            grant_id=grant,
+            kernel_id=kernel,
+            parameters_digest=word(),
+            purpose=label(scope),
+            consent_epoch=epoch,
+            policy_version=1,
+            rho_micro=5,
+            row_level=False,
+            nonce=epoch,
+        )
+
     def signed(self, receipt: ConsentReceipt) -> ConsentReceipt:
         north = self.net["north"]
         key = north.authority_key
@@ -115,21 +130,6 @@ def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPath
     kernel = word()
     grant = net.granted("university", "north", artifact, label(SCOPE), kernels=(kernel,))
 
-    def posted(epoch: int) -> JobId:
-        request = JobRequest(
-            artifact_id=artifact,
-            grant_id=grant,
-            kernel_id=kernel,
-            parameters_digest=word(),
-            purpose=label(SCOPE),
-            consent_epoch=epoch,
-            policy_version=1,
-            rho_micro=5,
-            row_level=False,
-            nonce=epoch,
-        )
-        return net.post("university", [request])[0]
-
     jobs = {}
     for epoch, change in ((1, None), (2, book.withdraw), (3, None)):
         if change is not None:
@@ -137,7 +137,8 @@ def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPath
         elif epoch == 3:
             book.record([WITHDRAWN], expires_at=FAR, **given_)
         assert anchor_epoch(book, north.ledger, node, scope=SCOPE).epoch == epoch
-        jobs[epoch] = posted(epoch)
+        request = Scene.request(artifact, grant, kernel, SCOPE, epoch=epoch)
+        (jobs[epoch],) = net.post("university", [request])
     catch_up(index, net.reader)
     yield Scene(net, book, node, positions, jobs)
     index.close()
@@ -287,6 +288,10 @@ def test_an_index_that_lies_about_epochs_or_jobs_is_not_believed(scene: Scene) -
         if path == "jobs":
             answer["events"][0]["args"]["request"]["consentEpoch"] = 1
 
+    def nowhere(path: str, answer: Any) -> None:
+        if path == "consent-epochs":
+            answer[0]["block_number"] = float("inf")
+
     def nonsense(path: str, answer: Any) -> None:
         if path == "consent-epochs":
             del answer[0]["args"]
@@ -296,10 +301,53 @@ def test_an_index_that_lies_about_epochs_or_jobs_is_not_believed(scene: Scene) -
         (shortened, MissingEventError),
         (hidden, MissingEventError),
         (another_job, VerificationError),
+        (nowhere, VerificationError),
         (nonsense, VerificationError),
     ):
         with pytest.raises(error):
             scene.check(proof, lie, job_id=scene.jobs[2])
+
+    def released(path: str, answer: Any) -> None:
+        if path == "jobs":
+            answer["state"] = "RELEASED"
+
+    checked = scene.check(proof, released, job_id=scene.jobs[2])
+    assert checked.job is not None
+    assert checked.job.state == "POSTED"
+
+
+def test_a_job_that_was_opened_on_consents_that_had_run_out_is_found_out(
+    scene: Scene, bundle: SmallBundle
+) -> None:
+    """A steward is its own custodian: with one befriended executor it could run such a job."""
+    net, scope = scene.net, "run-out"
+    receipts = [
+        scene.signed(replace(receipt, scope=scope, expires_at=200))
+        for receipt in scene.prove(epoch=1).receipts
+    ]
+    status = ConsentStatus(scope=scope, epoch=1, valid_until=1, bits=bytes(3))
+    proof = scene.anchored(receipts, status, scope)
+    assert scene.check(proof).first_expires_at == 200
+    manifest = scene.node.put_record("bundle", bundle.record | {"scope": scope})
+    artifact = net.bundle(
+        "north", net.key_domain("north"), scope=label(scope), content_digest=manifest.digest
+    )
+    kernel = word()
+    grant = net.granted("university", "north", artifact, label(scope), kernels=(kernel,), min_cohort=0)
+    request = scene.request(artifact, grant, kernel, scope, epoch=1)
+    (job,) = net.post("university", [request])
+    result = word()
+    net.claim([job])
+    net.commit({job: result})
+    votes = [Vote.of(net[v], job, result) for v in ("north", "south", "auditor")]
+    net.together(vote.commit_move(net.network) for vote in votes)
+    net.together(reveal_moves(votes))
+    catch_up(scene.node.index, net.reader)
+    assert scene.check(proof, job_id=job).job is not None
+    net.together([(net["north"].node, "JobLedger", "openRelease", job)])
+    catch_up(scene.node.index, net.reader)
+    with pytest.raises(VerificationError, match="had expired when the job was posted"):
+        scene.check(proof, job_id=job)
 
 
 def test_an_epoch_that_the_book_did_not_make_is_not_proven_from_it(scene: Scene, tmp_path: Path) -> None:

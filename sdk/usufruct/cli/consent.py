@@ -26,7 +26,7 @@ from usufruct.client import Client
 from usufruct.consent_proof import CheckedConsents, ConsentProof
 from usufruct.errors import InputError
 from usufruct.privacy import MICRO
-from usufruct.records import JobId
+from usufruct.records import JobId, unlabel
 
 consent_app = typer.Typer(help="Step 5: receipts, withdrawals, epochs.", no_args_is_help=True)
 
@@ -190,7 +190,11 @@ def _print_proof(
         if scope is not None or epoch is not None:
             raise InputError("a job names purpose and epoch by itself", hint="leave out --scope and --epoch")
         row = client.content.query(f"/jobs/{client.find_id('job', job).hex()}")
-        scope = client.content.query(f"/artifacts/{row['artifact_id']}")["scope"]
+        bundle = client.content.query(f"/artifacts/{row['artifact_id']}")
+        own = unlabel(client.ledger.organisation_of(client.ledger.address))
+        if bundle["steward"] != own:
+            raise InputError(f"that job is on a bundle of {bundle['steward']}, which has its receipts")
+        scope = bundle["scope"]
         epoch = row["consent_epoch"]
     if scope is None:
         raise InputError("which purpose?", hint="--scope NAME, or --job ID")
@@ -203,7 +207,8 @@ def _told(checked: CheckedConsents) -> str:
     )
     text = (
         f"{what} of epoch {checked.epoch} of {checked.scope}: signed by {checked.steward}, {root} the root that was anchored"
-        f" {moment(checked.anchored_at)}; the epoch is {'in force' if checked.in_force else 'not in force any more'}"
+        f" {moment(checked.anchored_at)}; the epoch is {'in force' if checked.in_force else 'not in force any more'}, the first"
+        f" consent expires {moment(checked.first_expires_at)}"
     )
     if (job := checked.job) is None:
         return text
