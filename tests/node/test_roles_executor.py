@@ -13,7 +13,15 @@ import trio
 from job_node import JobNode, JobStory, Task
 
 from chain_fixture import Consortium, Vote
-from usufruct.errors import ConfigurationError, ContainerError, InputError, LedgerUnreachableError
+from usufruct.errors import (
+    BlockMismatchError,
+    BlockNotFoundError,
+    ConfigurationError,
+    ContainerError,
+    InputError,
+    LedgerUnreachableError,
+    PeerError,
+)
 from usufruct.records import ArtifactId, JobId, JobState, MemberStatus, OrgId, Role
 from usufruct_node.roles import context as context_module
 from usufruct_node.roles import executor as executor_module
@@ -48,12 +56,25 @@ def row(
     )
 
 
-def wanted(executor: Executor, rows: list[Any], *, roles: Role = Role.COMPUTE) -> list[Any]:
+class Everything:
+    """As the bundles whose blocks have been here."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def wanted(
+    executor: Executor, rows: list[Any], *, roles: Role = Role.COMPUTE, sound: object = Everything()
+) -> list[Any]:
+    """Jobs that an executor wants; bundles 10 to 19 are one steward's, and so on."""
     index = SimpleNamespace(
         jobs=lambda *states: [found for found in rows if found.job.state in states],
         participant=lambda org: SimpleNamespace(roles=roles),
+        artifact=lambda bundle: SimpleNamespace(steward=(int.from_bytes(bundle) // 10).to_bytes(32)),
     )
-    executor._context = SimpleNamespace(org=ME, now=lambda: 0, index=index)  # type: ignore[assignment]
+    executor._context = SimpleNamespace(  # type: ignore[assignment]
+        org=ME, now=lambda: 0, index=index, sound=sound, inputs=None
+    )
     return executor.wanted()
 
 
@@ -70,13 +91,13 @@ def test_only_claims_that_are_not_computed_yet_keep_a_node_from_claiming_more() 
     assert wanted(executor, claimed + posted) == claimed, "what the ledger forgot about is not remembered"
 
 
-def failing(executor: Executor, found: Any, error: Exception) -> None:
+def failing(executor: Executor, found: Any, error: Exception, *, step: str = "_execute") -> None:
     """Let the execution of a claimed job fail."""
 
-    async def execute(_: Any) -> None:
+    async def fail(_: Any) -> None:
         raise error
 
-    executor._execute = execute  # type: ignore[method-assign]
+    setattr(executor, step, fail)
     trio.run(executor.handle, found)
 
 
@@ -104,6 +125,97 @@ def test_a_bundle_that_was_malformed_after_a_claim_is_not_claimed_again() -> Non
     assert wanted(executor, rows) == [other]
     with pytest.raises(ConfigurationError):
         failing(executor, odd, ConfigurationError("the disk is full: not the job's fault"))
+
+
+def test_a_job_whose_inputs_are_not_to_be_had_keeps_no_other_from_being_claimed() -> None:
+    """Else four jobs whose partner withholds their parameters stop every compute node."""
+    executor = Executor(None, room=4)  # type: ignore[arg-type]
+    posted = [row(number, JobState.POSTED) for number in range(1, 7)]
+    errors = (PeerError("silent"), BlockNotFoundError("not here"), BlockMismatchError("garbage"))
+    for found in wanted(executor, posted):
+        for error in errors:
+            unclaimed(executor, found, error)
+    assert wanted(executor, posted) == [*posted[4:], *posted[:2]], "and with room left they are tried again"
+    unclaimed(executor, posted[0], errors[0])
+    assert wanted(executor, posted) == [*posted[4:], *posted[1:3]], "the one that failed oftenest comes last"
+    assert wanted(executor, posted[:1]) == posted[:1]
+
+
+def test_a_claim_under_way_keeps_its_place() -> None:
+    executor = Executor(None, room=1)  # type: ignore[arg-type]
+    posted = [row(number, JobState.POSTED) for number in (1, 2)]
+    wanted(executor, posted)
+    unclaimed(executor, posted[0], PeerError("silent"))
+    executor._claiming = {posted[0].job_id}
+    assert wanted(executor, posted) == posted[:1]
+
+
+def unclaimed(executor: Executor, found: Any, error: Exception) -> None:
+    """Let the claim of an open job fail for want of its inputs."""
+
+    async def inputs(_: Any) -> None:
+        raise error
+
+    executor._context.inputs = inputs  # type: ignore[method-assign, assignment]
+    with pytest.raises(type(error)):
+        trio.run(executor.handle, found)
+
+
+def test_of_each_steward_one_claim_at_most_is_open_on_blocks_that_have_not_been_here() -> None:
+    """Else a steward that withholds ciphertexts has nodes let claims lapse until they are suspended."""
+    executor = Executor(None, room=9)  # type: ignore[arg-type]
+    one, same, next_, other = (
+        row(number, JobState.POSTED, bundle=bundle) for number, bundle in enumerate((10, 10, 11, 20))
+    )
+    rows = [one, same, next_, other]
+    assert wanted(executor, rows, sound=set()) == [one, other]
+    one.job.state, one.job.executor = JobState.CLAIMED, ME
+    assert wanted(executor, rows, sound=set()) == [one, other]
+    came = {same.job.request.artifact_id}
+    assert wanted(executor, rows, sound=came) == [one, same, next_, other], (
+        "once its blocks came others follow"
+    )
+
+
+def test_after_a_claim_lapsed_for_want_of_blocks_new_bundles_of_its_steward_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: time)
+    monkeypatch.setattr(executor_module, "time", clock)
+    executor = Executor(None, room=9)  # type: ignore[arg-type]
+    posted = [row(number, JobState.POSTED, bundle=bundle) for number, bundle in enumerate((11, 20), start=10)]
+    time, number = 0.0, 0
+
+    def lapse(*, sound: set[bytes] | None = None) -> list[Any]:
+        nonlocal number
+        number += 1
+        claim = row(number, JobState.CLAIMED, bundle=10)
+        wanted(executor, [claim], sound=sound or set())
+        with pytest.raises(PeerError):
+            failing(executor, claim, PeerError("no blocks"), step="_compute")
+        claim.overdue = lambda now: True
+        wanted(executor, [claim, *posted], sound=sound or set())
+        return wanted(executor, [claim, *posted], sound=sound or set())
+
+    assert lapse(sound={ArtifactId((10).to_bytes(32))}) == posted, "that was not its steward's doing"
+    for hours in (1, 2, 4, 8, 16, 24, 24):
+        assert lapse() == posted[1:]
+        time += hours * 3600 - 1
+        assert wanted(executor, posted, sound=set()) == posted[1:]
+        assert wanted(executor, posted, sound={ArtifactId((11).to_bytes(32))}) == posted
+        time += 1
+        assert wanted(executor, posted, sound=set()) == posted
+    time += 86_400
+    assert lapse() == posted[1:]
+    time += 3600
+    assert wanted(executor, posted, sound=set()) == posted, "what is a day ago is forgotten"
+
+
+def test_a_claim_that_lapsed_while_the_node_was_down_is_not_its_stewards_doing() -> None:
+    executor = Executor(None, room=9)  # type: ignore[arg-type]
+    claim, posted = row(1, JobState.CLAIMED, bundle=10), row(2, JobState.POSTED, bundle=11)
+    claim.overdue = lambda now: True
+    assert wanted(executor, [claim, posted], sound=set()) == [posted]
 
 
 def test_a_verifier_does_not_claim_what_lacks_its_verdict() -> None:

@@ -1,11 +1,16 @@
 """Executor: claims posted jobs, runs the kernel on ciphertexts, commits to the result, and keeps it back until verifiers
 have committed. Brings the verifiers' words along with its own where they give them to it. Never sees a key.
 
+A claim counts against the node when it lapses, and whether a steward gives its ciphertexts shows only after it. So of each
+steward one claim at most is open on a bundle whose blocks have not been here, and none for a time after such a one lapsed.
+
 A result that it committed to and does not have, because the node was restored from an older backup, it computes again.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from functools import partial
 
 import trio
@@ -13,14 +18,17 @@ import trio
 from usufruct.content import Cid, Codec, dag
 from usufruct.errors import (
     BlockMismatchError,
+    BlockNotFoundError,
     ConfigurationError,
     InputError,
     IntegrityError,
+    LedgerError,
+    PeerError,
     ReleaseRefusedError,
     TransactionRevertedError,
     WrongKeyDomainError,
 )
-from usufruct.records import ArtifactId, JobId, JobState, Participant, Role
+from usufruct.records import ArtifactId, JobId, JobState, OrgId, Participant, Role, unlabel
 from usufruct.verify import check_result
 from usufruct_node.holdings import Purpose
 from usufruct_node.index import JobRow
@@ -41,6 +49,10 @@ _OPENING_SECONDS = 4.0
 """For verifiers that answer and whose index does not show yet that openings are due; they wait for the executor a little
 longer than this.
 """
+
+_FIRST_PUT_OFF_SECONDS = 3600.0
+_LONGEST_PUT_OFF_SECONDS = 86_400.0
+"""After lapsed claims, how long new bundles of their steward are left alone: at first, in which a point fades, and at most."""
 
 _ANSWERED_FOR = (
     JobState.COMMITTED,
@@ -68,35 +80,33 @@ class Executor:
         """Bundles whose blocks turned out to be malformed after a claim."""
         self._revealed: set[JobId] = set()
         """Jobs whose openings this node has gathered."""
+        self._claiming: set[JobId] = set()
+        """Open jobs that are being claimed, or are claimed already and shown as open still."""
+        self._failed: dict[JobId, int] = {}
+        """How often an open job's inputs were not to be had."""
+        self._begun: set[JobId] = set()
+        """Own claims on which this node has set to work."""
+        self._put_off: dict[OrgId, tuple[float, float]] = {}
+        """Stewards on whose bundles claims lapsed: seconds of the last pause, and when it ends."""
 
     def wanted(self) -> list[JobRow]:
         """Jobs on which this node has something to do: those it has claimed, and as many more as it has room for, those among
         them that another claimed and let lapse.
         """
         org, now = self._context.org, self._context.now()
-        rows = [
-            row for row in self._context.index.jobs(JobState.POSTED, JobState.CLAIMED) if not row.overdue(now)
-        ]
-        open_claims = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
+        rows = self._context.index.jobs(JobState.POSTED, JobState.CLAIMED)
+        mine = [row for row in rows if row.job.state == JobState.CLAIMED and row.job.executor == org]
+        open_claims = [row for row in mine if not row.overdue(now)]
         claimed = [row for row in open_claims if row.job_id not in self._unfit]
-        lapsed = [
-            row
-            for row in self._context.index.jobs(JobState.CLAIMED)
-            if row.lapsed(now) and row.job.executor != org
-        ]
-        free = [row for row in rows if row.job.state == JobState.POSTED] + lapsed
-        me = self._context.index.participant(org)
-        verifies = me is not None and Role.VERIFIER in me.roles
-        posted = [row for row in free if row.job_id not in self._unfit and self._may_claim(row, verifies)]
-        mine = [row for row in self._context.index.jobs(JobState.REVEALING) if row.job.executor == org]
-        self._revealed &= {row.job_id for row in mine}
-        revealing = [row for row in mine if row.job_id not in self._revealed and not row.overdue(now)]
+        self._judge([row for row in mine if row.overdue(now)])
+        self._begun &= {row.job_id for row in mine}
         lost = self._lost()
         held = {row.job_id for row in lost}
         for job_id in set(self._computed) - {row.job_id for row in claimed}:
             self._computed.pop(job_id, None)
         room = max(0, self._room - len(open_claims) + len(self._computed))
-        return claimed + lost + [row for row in revealing if row.job_id not in held] + posted[:room]
+        posted = self._claimable(rows, open_claims)[:room]
+        return claimed + lost + [row for row in self._revealing() if row.job_id not in held] + posted
 
     async def handle(self, row: JobRow) -> None:
         """One step: claim, or compute and commit."""
@@ -116,12 +126,84 @@ class Executor:
                 log.warning("no other job on bundle %s is claimed", row.job.request.artifact_id.hex()[:12])
                 self._malformed.add(row.job.request.artifact_id)
 
+    def _claimable(self, rows: Sequence[JobRow], open_claims: Sequence[JobRow]) -> list[JobRow]:
+        """Of these jobs those that this node may claim at once. Whose inputs were not to be had come last: they would keep
+        others out until their time is over.
+        """
+        context, now = self._context, self._context.now()
+        me = context.index.participant(context.org)
+        verifies = me is not None and Role.VERIFIER in me.roles
+        free = [row for row in rows if self._is_free(row, now) and self._may_claim(row, verifies)]
+        known = {row.job_id for row in free}
+        self._claiming &= known
+        for job_id in set(self._failed) - known:
+            self._failed.pop(job_id, None)
+        free.sort(key=lambda row: -1 if row.job_id in self._claiming else self._failed.get(row.job_id, 0))
+        return self._without_risk(free, open_claims)
+
+    def _without_risk(self, free: Sequence[JobRow], open_claims: Sequence[JobRow]) -> list[JobRow]:
+        """Leave out what would be a second claim on blocks of one steward that have not been here, or one too soon after such
+        a one lapsed.
+        """
+        at_risk = {self._steward(row) for row in open_claims if not self._is_given(row)}
+        chosen = []
+        for row in free:
+            if not self._is_given(row):
+                steward = self._steward(row)
+                if steward in at_risk or time.monotonic() < self._put_off.get(steward, (0.0, 0.0))[1]:
+                    continue
+                at_risk.add(steward)
+            chosen.append(row)
+        return chosen
+
+    def _judge(self, lapsed: Sequence[JobRow]) -> None:
+        """Put off the stewards of claims that lapsed because their blocks did not come, or were malformed."""
+        for row in lapsed:
+            if row.job_id in self._begun and not self._is_given(row):
+                steward, now = self._steward(row), time.monotonic()
+                pause, until = self._put_off.get(steward, (0.0, 0.0))
+                recent = now < until + _LONGEST_PUT_OFF_SECONDS
+                pause = (
+                    min(2 * pause, _LONGEST_PUT_OFF_SECONDS) if recent and pause else _FIRST_PUT_OFF_SECONDS
+                )
+                self._put_off[steward] = (pause, now + pause)
+                log.warning(
+                    "job %s: its claim lapsed for want of ciphertexts; no other new bundle of %s is claimed for %.0f s",
+                    row.job_id.hex()[:12],
+                    unlabel(steward),
+                    pause,
+                )
+            self._begun.discard(row.job_id)
+
+    def _is_given(self, row: JobRow) -> bool:
+        """Whether every ciphertext that a job needs has been here lately, and was one."""
+        return row.job.request.artifact_id in self._context.sound
+
+    def _steward(self, row: JobRow) -> OrgId:
+        artifact = self._context.index.artifact(row.job.request.artifact_id)
+        if artifact is None:
+            raise LedgerError("the index lacks the job's bundle")
+        return artifact.steward
+
+    def _is_free(self, row: JobRow, now: int) -> bool:
+        """Whether a job is open, or another node let its claim lapse."""
+        if row.job.state == JobState.POSTED:
+            return not row.overdue(now) and row.job_id not in self._unfit
+        return row.lapsed(now) and row.job.executor != self._context.org and row.job_id not in self._unfit
+
     def _may_claim(self, row: JobRow, verifies: bool) -> bool:
         """Whether the ledger lets this node have a job, and its bundle is not known to be malformed."""
         job = row.job
         needed = verifies and job.asked == job.replicas
         malformed = job.request.artifact_id in self._malformed
         return job.requester != self._context.org and not needed and not malformed
+
+    def _revealing(self) -> list[JobRow]:
+        """Own jobs whose openings are to be gathered."""
+        context = self._context
+        mine = [row for row in context.index.jobs(JobState.REVEALING) if row.job.executor == context.org]
+        self._revealed &= {row.job_id for row in mine}
+        return [row for row in mine if row.job_id not in self._revealed and not row.overdue(context.now())]
 
     def _lost(self) -> list[JobRow]:
         """Jobs whose committed result this node should have, and has not."""
@@ -132,15 +214,23 @@ class Executor:
         ]
 
     async def _claim(self, row: JobRow) -> None:
-        inputs = await self._context.inputs(row)
-        inputs.status.check_in_force(self._context.now())
-        await self._context.transact("claimJob", row.job_id)
+        self._claiming.add(row.job_id)
+        try:
+            inputs = await self._context.inputs(row)
+            inputs.status.check_in_force(self._context.now())
+            await self._context.transact("claimJob", row.job_id)
+        except Exception as exc:
+            self._claiming.discard(row.job_id)
+            if isinstance(exc, (PeerError, BlockNotFoundError, BlockMismatchError)):
+                self._failed[row.job_id] = self._failed.get(row.job_id, 0) + 1
+            raise
 
     async def _execute(self, row: JobRow) -> None:
         """Compute and commit; what was computed before something went wrong with the ledger is only committed."""
         if row.job.state != JobState.CLAIMED:
             await self._compute(row)
             return
+        self._begun.add(row.job_id)
         begun = trio.current_time()
         digest = self._computed.get(row.job_id) or await self._compute(row)
         self._computed[row.job_id] = digest
