@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from usufruct.he.bfv import generate_secret_key
 from usufruct.he.container import Form, encode, parse
 from usufruct.job import JobParameters
 from usufruct.publish import manifest_record
-from usufruct.records import JobState
+from usufruct.records import JobId, JobState
 from usufruct.seal import seal_features
+from usufruct_node.holdings import Purpose
 from usufruct_node.roles import context as context_module
-from usufruct_node.roles.context import job_pin
+from usufruct_node.roles.context import job_pin, result_pin
 from usufruct_node.roles.executor import Executor
 
 
@@ -105,6 +107,32 @@ def test_what_a_node_finds_does_not_hang_on_the_blocks_that_it_has(node: JobNode
     if is_here:
         node.store.put_many(task.ciphertexts, pin="held")
     assert isinstance(executed(node, task), ContainerError)
+
+
+def test_what_was_kept_for_an_ended_job_goes_and_what_answers_for_a_release_stays(node: JobNode) -> None:
+    rows = {
+        JobId(bytes([number]) * 32): SimpleNamespace(
+            job_id=JobId(bytes([number]) * 32),
+            job=SimpleNamespace(state=state, request=SimpleNamespace(artifact_id=state)),
+        )
+        for number, state in enumerate((JobState.VERIFIED, JobState.RELEASED, JobState.REFUSED), start=1)
+    }
+    index: Any = SimpleNamespace(job=rows.get)
+    context = replace(node.context, index=index)
+    context.sound.update(JobState)  # type: ignore[arg-type]
+    for job_id in rows:
+        cid = node.store.put(job_id, pin=result_pin(job_id))
+        node.store.put(bytes(job_id), pin=job_pin(job_id))
+        for purpose in (Purpose.RESULT, Purpose.RELEASE):
+            node.holdings.add([cid], purpose, job_id)
+    assert context.tidy() == 1
+    live, released, _ = rows
+    for purpose in (Purpose.RESULT, Purpose.RELEASE):
+        assert [len(node.holdings.cids(purpose, job_id)) for job_id in rows] == [1, 1, 0]
+    assert node.store.reasons("job:") == [job_pin(live)]
+    assert sorted(node.store.reasons("result:")) == [result_pin(live), result_pin(released)]
+    assert JobState.VERIFIED in context.sound, "its blocks are here"
+    assert not context.sound & {JobState.RELEASED, JobState.REFUSED}, "they may have to be fetched again"
 
 
 @pytest.fixture

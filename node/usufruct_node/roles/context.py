@@ -43,7 +43,7 @@ from usufruct.records import (
 from usufruct.register import Policy
 from usufruct.verify import ResultManifest
 from usufruct_node.chain_clock import ChainClock
-from usufruct_node.holdings import Holdings
+from usufruct_node.holdings import Holdings, Purpose
 from usufruct_node.index import Index, JobRow
 from usufruct_node.peers import FetchReport, Holder, PeerHost, fetch_blocks
 from usufruct_node.peers.identity import peer_id_text
@@ -98,7 +98,7 @@ class RoleContext:
     known: OrderedDict[JobId, JobInputs] = field(default_factory=OrderedDict)
     """Inputs of the jobs that were asked for last."""
     sound: set[ArtifactId] = field(default_factory=set)
-    """Bundles of which every block was found to be one of theirs."""
+    """Bundles of which every block was found to be one of theirs, and has not been let go of with a job since."""
 
     async def fetch(
         self,
@@ -369,8 +369,14 @@ class RoleContext:
                 row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(prefix))))
                 if row is None or row.job.state not in FINAL_JOB_STATES:
                     continue
-                if not (kept and row.job.state == JobState.RELEASED):
-                    self.store.unpin_all(reason)
+                if not kept:
+                    self.sound.discard(row.job.request.artifact_id)
+                elif row.job.state == JobState.RELEASED:
+                    continue
+                else:
+                    self.holdings.drop(Purpose.RESULT, row.job_id)
+                    self.holdings.drop(Purpose.RELEASE, row.job_id)
+                self.store.unpin_all(reason)
         return self.store.gc()
 
     def forget_rechecks(self) -> None:
