@@ -40,8 +40,10 @@ class Asked:
 
     directions: frozenset[bytes] | None
     """16 bytes for each output; None where only the cohort is known, which counts as every question."""
-    subjects: npt.NDArray[np.int64]
-    """Positions of the consenting subjects, ascending, each once."""
+    subjects: npt.NDArray[np.int64] | None
+    """Positions of the consenting subjects, ascending, each once; None where the cohort is not known any more, which is near to
+    every cohort: any one that were put in its place would be far from most.
+    """
     rho_micro: int
 
     @classmethod
@@ -91,6 +93,8 @@ def near(one: Asked, other: Asked, minimum: int) -> bool:
             return False
         if common == {CONTRIBUTIONS}:
             return True
+    if one.subjects is None or other.subjects is None:
+        return True
     return 0 < np.setxor1d(one.subjects, other.subjects, assume_unique=True).size < minimum
 
 

@@ -51,7 +51,13 @@ class JobStory(Story):
 
     nonce: int = field(default=0)
 
-    def task(self, *, artifact_id: ArtifactId | None = None, asked: JobParameters | None = None) -> Task:
+    def task(
+        self,
+        *,
+        artifact_id: ArtifactId | None = None,
+        asked: JobParameters | None = None,
+        rho_micro: int = 500_000,
+    ) -> Task:
         """Post a job; by default one that sums the columns, on a bundle of its own."""
         artifact_id = artifact_id or self.bundle()
         status = self.anchor()
@@ -68,7 +74,7 @@ class JobStory(Story):
             purpose=scope,
             consent_epoch=self.net.reader.consent_epoch(artifact.steward, scope).epoch,
             policy_version=artifact.policy_version,
-            rho_micro=500_000,
+            rho_micro=rho_micro,
             row_level=False,
             nonce=self.nonce,
         )

@@ -447,6 +447,20 @@ def test_a_restored_custodian_is_told_first_what_it_has_forgotten(
     assert reason_of(lambda: near.examine(own)) == "COHORTS_TOO_CLOSE"
 
 
+def test_a_forgotten_release_of_whom_nobody_knows_any_more_is_near_to_every_other(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    """No cohort could be put in its place: whichever it were, the true one may be near to what comes next."""
+    lost = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=tuple(range(3, 15)), **DEAR)
+    own.remember(lost.case, replace(lost.records, policy=b"", status=b"", parameters=b"", result=b""))
+    for withdrawn in (lost_of := tuple(range(3, 15)), (), (3,)):
+        later = question(bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, withdrawn=withdrawn, **DEAR)
+        later = later.altered(released=bytes(lost.case.job_id))
+        assert reason_of(lambda q=later: q.examine(own)) == "COHORTS_TOO_CLOSE"
+    fits = question(bundle, job_id=b"\x02" * 32, rho_micro=4 * 10**11, withdrawn=lost_of, **DEAR)
+    fits.altered(released=bytes(lost.case.job_id)).examine(own)
+
+
 def test_what_is_announced_is_not_announced_to_another_of_the_same_key(
     bundle: SmallBundle, tmp_path: Path
 ) -> None:

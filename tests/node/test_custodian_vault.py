@@ -26,10 +26,12 @@ DIRECTIONS = st.none() | st.frozensets(
 SUBJECTS = st.frozensets(st.integers(0, 7), max_size=8)
 ASKED = st.builds(
     lambda directions, subjects, rho: Asked(
-        directions=directions, subjects=np.array(sorted(subjects), dtype=np.int64), rho_micro=rho
+        directions=directions,
+        subjects=None if subjects is None else np.array(sorted(subjects), dtype=np.int64),
+        rho_micro=rho,
     ),
     DIRECTIONS,
-    SUBJECTS,
+    st.none() | SUBJECTS,
     st.integers(1, LIMIT),
 )
 

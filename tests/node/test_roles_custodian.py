@@ -15,12 +15,14 @@ from custodian_fixture import ASKING, custodian_home
 from job_node import JobNode, JobStory, Task, served
 
 from chain_fixture import Consortium, word
-from usufruct.content import Cid
+from usufruct.content import Cid, Codec, dag
 from usufruct.records import JobState, Refusal
+from usufruct.replication import Replication
 from usufruct_node.custodian import CustodianProcess
 from usufruct_node.custodian import process as process_module
 from usufruct_node.holdings import Purpose
 from usufruct_node.roles import custodian as custodian_module
+from usufruct_node.roles.context import job_pin
 from usufruct_node.roles.custodian import Custodian
 
 
@@ -115,6 +117,32 @@ def test_an_executor_that_keeps_the_custodian_waiting_has_only_a_share_of_the_ti
     given = served(task.blocks, task.result.to_record())
     assert carried_on(node, task, tmp_path, compute=given)[-1] == JobState.RELEASED
     assert node.store.has(task.result.cid)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["holders have it", "nobody has it"])
+def test_a_custodian_that_lost_its_memory_and_an_earlier_status_releases_again(
+    node: JobNode, tmp_path: Path, *, kept: bool
+) -> None:
+    """Its holders keep the status; once they do not either, what the policy lets one job cost bounds both releases."""
+    story = node.story
+    bundle = story.bundle()
+    first = story.verified(story.task(artifact_id=bundle, rho_micro=400_000))
+    node.has(first)
+    assert carried_on(node, first, tmp_path / "before")[-1] == JobState.RELEASED
+    lost = Cid.of(dag.encode(first.records[2]), Codec.DAG_CBOR)
+    node.store.unpin_all("bundle")
+    node.store.unpin_all(job_pin(first.job_id))
+    node.store.gc()
+    assert not node.store.has(lost)
+    second = story.verified(story.task(artifact_id=bundle))
+    node.has(second)
+    node.custody.keep_replication(
+        node.artifact(bundle).policy_digest, Replication(copies=2, holders=("compute",))
+    )
+    held = [*second.records, first.records[2]] if kept else second.records
+    given = served(second.blocks, second.result.to_record(), *held)
+    assert carried_on(node, second, tmp_path / "after", compute=given)[-1] == JobState.RELEASED
+    assert node.store.has(lost) == kept
 
 
 def test_a_withheld_result_that_the_bundle_does_not_give_is_refused_without_cost(

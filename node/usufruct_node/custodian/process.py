@@ -162,7 +162,10 @@ class CustodianProcess:
         return Sealed(sealed=sealed, sigma_micro=noise)
 
     def remember(self, case: Case, records: Records) -> None:
-        """Tell it of a release that it has forgotten; raises ReleaseRefusedError, CustodianError."""
+        """Tell it of a release that it has forgotten; raises ReleaseRefusedError, CustodianError.
+
+        Of the records it takes manifest and status; an empty status says that nobody has it any more.
+        """
         frames = (getattr(records, name) for name in Records.names())
         _accepted(self._ask({"ask": "remember", "case": case.to_record()}, frames))
 

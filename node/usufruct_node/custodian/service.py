@@ -166,15 +166,18 @@ class Service:
         return self._vault.keep(case.job_id, Kept(sealed=sealed, sigma_micro=sigma_micro(levels)))
 
     def _remember(self, channel: socket.socket, request: dict[str, DagValue]) -> dict[str, object]:
-        """A release of an earlier self: of whom it told is known from the consent epoch, what it told is not."""
+        """A release of an earlier self: of whom it told is known from the consent epoch, if somebody still has its status;
+        what it told is not.
+        """
         case, records = _read_case(channel, request)
         manifest_cid = Cid.from_digest(case.artifact.content_digest, Codec.DAG_CBOR)
-        status_cid = Cid.from_digest(case.cited_epoch.status_digest, Codec.DAG_CBOR)
         manifest_cid.check(records.manifest)
-        status_cid.check(records.status)
         manifest = read_manifest(dag.decode_map(records.manifest))
-        status = ConsentStatus.from_record(dag.decode_map(records.status))
-        subjects = subjects_of(manifest.subjects, status.mask_of(manifest.subjects))
+        subjects = None
+        if records.status:
+            Cid.from_digest(case.cited_epoch.status_digest, Codec.DAG_CBOR).check(records.status)
+            status = ConsentStatus.from_record(dag.decode_map(records.status))
+            subjects = subjects_of(manifest.subjects, status.mask_of(manifest.subjects))
         # Of whom a sum of contributions told hangs on weights that are not known any more: it is near to every other.
         directions = frozenset([CONTRIBUTIONS]) if manifest.of_contributions else None
         asked = Asked(directions=directions, subjects=subjects, rho_micro=case.job.request.rho_micro)

@@ -23,6 +23,8 @@ from usufruct.records import ArtifactId, JobId, KeyId, Refusal
 from usufruct_node.local import open_local
 
 _POSITION = np.dtype("<u4")
+_UNKNOWN = b"?"
+"""In place of the positions of a cohort that is not known any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ class Vault:
     @staticmethod
     def _note(db: sqlite3.Connection, job_id: JobId, artifact_id: ArtifactId, asked: Asked) -> None:
         told = None if asked.directions is None else b"".join(sorted(asked.directions))
-        subjects = asked.subjects.astype(_POSITION).tobytes()
+        subjects = _UNKNOWN if asked.subjects is None else asked.subjects.astype(_POSITION).tobytes()
         digest = hashlib.sha256(subjects).digest()
         db.execute("INSERT OR IGNORE INTO cohort VALUES (?, ?)", (digest, subjects))
         db.execute(
@@ -214,7 +216,7 @@ def _earlier(db: sqlite3.Connection, entry: Entry) -> Iterator[Asked]:
     )
     for digest, group in itertools.groupby(questions.fetchall(), key=operator.itemgetter(0)):
         (subjects,) = db.execute("SELECT subjects FROM cohort WHERE digest = ?", (digest,)).fetchone()
-        positions = np.frombuffer(subjects, _POSITION).astype(np.int64)
+        positions = None if subjects == _UNKNOWN else np.frombuffer(subjects, _POSITION).astype(np.int64)
         for _, told, rho_micro in group:
             yield Asked(directions=_split(told), subjects=positions, rho_micro=rho_micro)
 

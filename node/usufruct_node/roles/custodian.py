@@ -152,26 +152,39 @@ class Custodian:
         return (self._context.store.get(cid) for cid in question.blocks)
 
     async def _remind(self, job_id: JobId) -> None:
+        """Tell the process of a release that it has forgotten.
+
+        Of whom it told stands in the status of an earlier epoch: whoever was restored may lack it, and holders of copies keep
+        it for a time. Once all of them say that they do not have it, the process has to count with any cohort.
+        """
         row = self._context.index.job(job_id)
         if row is None:
             raise LedgerError(f"the index lacks job {job_id.hex()[:12]}")
         case = await trio.to_thread.run_sync(self._case, row)
         pin = job_pin(job_id)
-        manifest = await self._record(case.artifact.content_digest, self._context.org, pin)
-        status = await self._record(case.cited_epoch.status_digest, self._context.org, pin)
+        sources = self._context.sources(row.job.request.artifact_id)
+        manifest = await self._record(case.artifact.content_digest, pin, *sources)
+        try:
+            status = await self._record(case.cited_epoch.status_digest, pin, *sources)
+        except BlockNotFoundError as exc:
+            if self._context.placements.replication(case.artifact) is None:
+                # Who holds copies is known once the policy was read.
+                raise
+            log.warning("job %s: of whom it told is not known any more: %s", job_id.hex()[:12], exc)
+            status = b""
         records = Records(manifest=manifest, policy=b"", status=status, parameters=b"", result=b"")
         await self._context.ask(partial(self._process.remember, case, records))
 
     async def _question(self, row: JobRow) -> _Question:
         """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""
-        context, pin = self._context, job_pin(row.job_id)
+        context = self._context
         result = await self._result(row, await context.inputs(row))
         case = await trio.to_thread.run_sync(self._case, row)
         records = Records(
-            manifest=await self._record(case.artifact.content_digest, context.org, pin),
-            policy=await self._record(case.policy_digest, context.org, pin),
-            status=await self._record(case.cited_epoch.status_digest, context.org, pin),
-            parameters=await self._record(row.job.request.parameters_digest, row.job.requester, pin),
+            manifest=await self._kept(case.artifact.content_digest),
+            policy=await self._kept(case.policy_digest),
+            status=await self._kept(case.cited_epoch.status_digest),
+            parameters=await self._kept(row.job.request.parameters_digest),
             result=dag.encode(result.to_record()),
         )
         return _Question(case=case, records=records, blocks=result.blocks)
@@ -215,14 +228,19 @@ class Custodian:
 
     async def _executors(self, row: JobRow) -> ResultManifest:
         executor, pin = row.job.executor, job_pin(row.job_id)
-        record = await self._record(row.job.result_digest, executor, pin)
+        record = await self._record(row.job.result_digest, pin, executor)
         result = await trio.to_thread.run_sync(_read_result, record)
         await self._context.fetch(result.blocks, executor, pin=pin)
         return result
 
-    async def _record(self, digest: bytes, holder: OrgId, pin: str) -> bytes:
+    async def _record(self, digest: bytes, pin: str, *holders: OrgId) -> bytes:
+        """A record, fetched from whoever may have it unless it is here."""
+        await self._context.fetch([Cid.from_digest(digest, Codec.DAG_CBOR)], *holders, pin=pin)
+        return await self._kept(digest)
+
+    async def _kept(self, digest: bytes) -> bytes:
+        """A record that is here, as those are that the job's inputs were read from."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        await self._context.fetch([cid], holder, pin=pin)
         return await trio.to_thread.run_sync(self._context.store.get, cid)
 
     def _case(self, row: JobRow) -> Case:
