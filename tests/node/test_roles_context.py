@@ -15,8 +15,8 @@ from job_node import JobNode, JobStory, Task, served
 
 from bundle_fixture import ROWS, SCOPE
 from chain_fixture import Consortium
-from usufruct.content import MAX_BLOCK_BYTES, Cid
-from usufruct.errors import ContainerError, UsufructError, WrongKeyDomainError
+from usufruct.content import MAX_BLOCK_BYTES, Cid, dag
+from usufruct.errors import BlockNotFoundError, ContainerError, UsufructError, WrongKeyDomainError
 from usufruct.he.bfv import generate_secret_key
 from usufruct.he.container import Form, encode, parse
 from usufruct.job import JobParameters
@@ -107,6 +107,39 @@ def test_what_a_node_finds_does_not_hang_on_the_blocks_that_it_has(node: JobNode
     if is_here:
         node.store.put_many(task.ciphertexts, pin="held")
     assert isinstance(executed(node, task), ContainerError)
+
+
+def flip(node: JobNode, cid: Cid) -> None:
+    """Let one byte of a block that is here rot."""
+    path = node.store.files.path_of(cid)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("is_sound", [False, True], ids=["while it is looked at", "while it is computed on"])
+def test_what_is_damaged_here_is_fetched_anew_and_what_was_kept_it_for_stays(
+    node: JobNode, *, is_sound: bool
+) -> None:
+    """Else the job of a node whose disk lost a bit lapses though its steward has the block."""
+    task = node.story.claimed(node.story.task())
+    node.has(task)
+    block, record = Cid.of(task.ciphertexts[1]), dag.cid_of(task.records[0])
+    for cid in (block, record):
+        flip(node, cid)
+    if is_sound:
+        node.context.sound.add(task.bundle)
+    assert executed(node, task) is None
+    assert node.store.get(block) == task.ciphertexts[1]
+    assert node.store.pins(block) == node.store.pins(record) == {"bundle", job_pin(task.job_id)}
+
+
+def test_what_is_damaged_here_and_given_by_nobody_is_said(node: JobNode) -> None:
+    task = node.story.claimed(node.story.task())
+    node.has(task)
+    flip(node, Cid.of(task.ciphertexts[1]))
+    task.ciphertexts = task.ciphertexts[:1]
+    assert isinstance(executed(node, task), BlockNotFoundError)
 
 
 def test_what_was_kept_for_an_ended_job_goes_and_what_answers_for_a_release_stays(node: JobNode) -> None:

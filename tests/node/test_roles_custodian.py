@@ -107,6 +107,24 @@ def test_a_result_that_its_executor_gives_is_not_computed_again(node: JobNode, t
     assert carried_on(node, task, tmp_path, compute=given)[-1] == JobState.RELEASED
 
 
+@pytest.mark.parametrize("is_given", [True, False], ids=["fetched anew", "computed"])
+def test_records_and_result_blocks_that_are_damaged_here_keep_no_job_from_its_release(
+    node: JobNode, tmp_path: Path, *, is_given: bool
+) -> None:
+    task = node.story.verified(node.story.task())
+    node.has(task)
+    pin = job_pin(task.job_id)
+    node.store.put_many(task.blocks, pin=pin)
+    node.given(task.result.to_record(), pin)
+    trio.run(node.context.inputs, node.row(task))
+    cids = [*map(dag.cid_of, task.records), Cid.of(task.blocks[0])]
+    for cid in cids:
+        node.store.files.path_of(cid).write_bytes(b"")
+    others = served(task.blocks if is_given else [], *task.records)
+    assert carried_on(node, task, tmp_path, compute=others, university=others)[-1] == JobState.RELEASED
+    assert all(map(node.store.get, cids))
+
+
 def test_an_executor_that_keeps_the_custodian_waiting_has_only_a_share_of_the_time(
     node: JobNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import trio
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
 from usufruct.errors import (
+    BlockMismatchError,
     BlockNotFoundError,
     ChainStalledError,
     ContainerError,
@@ -107,6 +108,7 @@ class RoleContext:
         pin: str,
         gave_up: Callable[[OrgId, UsufructError], None] = _ignore,
         check: Callable[[bytes], None] | None = None,
+        anew: bool = False,
     ) -> FetchReport:
         """Bring blocks into the local store; those that are there already are only pinned.
 
@@ -119,6 +121,8 @@ class RoleContext:
         check :
             Looks at each block that arrived before any of its run is kept; what it raises ends the fetch. Called in worker
             threads.
+        anew :
+            Fetch also those that are there: what the store has instead of them is replaced.
 
         Raises
         ------
@@ -140,7 +144,7 @@ class RoleContext:
                 self.host,
                 list(addresses.values()),
                 cids,
-                missing=partial(self._pin_present, pin=pin),
+                missing=list if anew else partial(self._pin_present, pin=pin),
                 keep=partial(self._keep, pin=pin, check=check),
                 report=report,
             )
@@ -150,6 +154,39 @@ class RoleContext:
             for org, holder in addresses.items():
                 if holder.peer_id in report.struck:
                     gave_up(org, report.struck[holder.peer_id])
+
+    async def read(
+        self,
+        use: Callable[[], Result],
+        cids: Sequence[Cid],
+        *holders: OrgId,
+        pin: str,
+        check: Callable[[bytes], None] | None = None,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> Result:
+        """What a function that reads local blocks gives, in a worker thread; once more, if some of them are damaged here and
+        `holders` give them anew. Other parameters and errors as for `fetch`.
+        """
+        try:
+            return await trio.to_thread.run_sync(use, limiter=limiter)
+        except (BlockMismatchError, BlockNotFoundError) as exc:
+            damaged = await trio.to_thread.run_sync(self.damaged_among, cids, limiter=limiter)
+            if not damaged:
+                raise
+            log.warning("%d blocks are damaged here, and fetched anew: %s", len(damaged), exc)
+        await self.fetch(damaged, *holders, pin=pin, check=check, anew=True)
+        return await trio.to_thread.run_sync(use, limiter=limiter)
+
+    def damaged_among(self, cids: Iterable[Cid]) -> list[Cid]:
+        """Those of some blocks that the store counts as here and that are gone or something else; in a worker thread."""
+        damaged = []
+        for cid in filter(self.store.has, cids):
+            _is_given_up()
+            try:
+                self.store.get(cid)
+            except (BlockMismatchError, BlockNotFoundError):
+                damaged.append(cid)
+        return damaged
 
     async def fetch_once(self, cid: Cid, holder: OrgId) -> bytes:
         """One block from a member, for somebody who asked; not kept.
@@ -221,12 +258,12 @@ class RoleContext:
         shared = [Cid.from_digest(digest, Codec.DAG_CBOR) for digest in digests]
         own = Cid.from_digest(request.parameters_digest, Codec.DAG_CBOR)
         # At once: over a link of much latency each question counts.
-        await self.fetch(shared, *self.sources(request.artifact_id), pin=pin)
+        sources = self.sources(request.artifact_id)
+        await self.fetch(shared, *sources, pin=pin)
         await self.fetch([own], row.job.requester, pin=pin)
-        check = partial(
-            self._check_inputs, [*shared, own], request, artifact, min_cohort=grant.terms.min_cohort
-        )
-        return await trio.to_thread.run_sync(check)
+        cids = [*shared, own]
+        check = partial(self._check_inputs, cids, request, artifact, min_cohort=grant.terms.min_cohort)
+        return await self.read(check, cids, *sources, row.job.requester, pin=pin)
 
     def _check_inputs(
         self, cids: Sequence[Cid], request: JobRequest, artifact: Artifact, *, min_cohort: int
@@ -254,31 +291,32 @@ class RoleContext:
             Also at the first block that cannot be one of the bundle's: a manifest may link anything. None of that is kept.
             Blocks that were here before count like those that arrive, and those that the kernel does not read like those
             that it reads: what a node finds must not hang on what it has.
+        ContentError, BlockMismatchError
+            If blocks are not to be had; what is damaged here is fetched anew.
         """
         pin, artifact_id = pin or job_pin(row.job_id), row.job.request.artifact_id
         needed = list(dict.fromkeys(inputs.manifest.blocks))
         check = partial(_check_sealed, manifest=inputs.manifest)
+        read = partial(self.read, pin=pin, check=check, limiter=self.computing)
+        sources = self.sources(artifact_id)
         try:
-            report = await self.fetch(needed, *self.sources(artifact_id), pin=pin, check=check)
+            report = await self.fetch(needed, *sources, pin=pin, check=check)
             # What arrived was looked at then.
             if report.held and artifact_id not in self.sound:
-                await trio.to_thread.run_sync(self._check_all, needed, check, limiter=self.computing)
+                await read(partial(self._check_all, needed, check), needed, *sources)
             self.sound.add(artifact_id)
         except (ContainerError, WrongKeyDomainError):
             await trio.to_thread.run_sync(self._let_go, pin)
             raise
-        blocks = await trio.to_thread.run_sync(
-            partial(
-                compute_result,
-                inputs,
-                self.store,
-                self.workers,
-                partial(self.store.put, pin=pin),
-                cancelled=_is_given_up,
-            ),
-            limiter=self.computing,
+        compute = partial(
+            compute_result,
+            inputs,
+            self.store,
+            self.workers,
+            partial(self.store.put, pin=pin),
+            cancelled=_is_given_up,
         )
-        return self.result_manifest(row, blocks)
+        return self.result_manifest(row, await read(compute, needed, *sources))
 
     def result_manifest(self, row: JobRow, blocks: Sequence[Cid]) -> ResultManifest:
         """The manifest that these result blocks make up for a job."""

@@ -48,7 +48,7 @@ class Copier:
 
     async def mend(self, cids: Sequence[Cid], sources: Sequence[OrgId], pin: str) -> None:
         """Replace those of some blocks that the store counts as here and that are gone or something else."""
-        for cid in await trio.to_thread.run_sync(self._damaged_among, cids):
+        for cid in await trio.to_thread.run_sync(self._context.damaged_among, cids):
             await self._replace(cid, sources, pin)
 
     async def admit(
@@ -77,15 +77,6 @@ class Copier:
             check_header(data, key_id=artifact.key_id)
             size += len(data)
         return size
-
-    def _damaged_among(self, blocks: Sequence[Cid]) -> list[Cid]:
-        damaged = []
-        for cid in filter(self._context.store.has, blocks):
-            try:
-                self._context.store.get(cid)
-            except (BlockMismatchError, BlockNotFoundError):
-                damaged.append(cid)
-        return damaged
 
     async def _replace(self, cid: Cid, sources: Sequence[OrgId], pin: str) -> bytes:
         for source in sources:

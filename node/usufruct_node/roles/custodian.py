@@ -10,7 +10,7 @@ the verified result's digest, so nobody has to be believed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -177,14 +177,16 @@ class Custodian:
 
     async def _question(self, row: JobRow) -> _Question:
         """Everything that a job rests on: what the index says, the records that it cites, the result blocks in the store."""
-        context = self._context
+        context, request = self._context, row.job.request
         result = await self._result(row, await context.inputs(row))
         case = await trio.to_thread.run_sync(self._case, row)
+        holders = (*context.sources(request.artifact_id), row.job.requester)
+        kept = partial(self._kept, pin=job_pin(row.job_id), holders=holders)
         records = Records(
-            manifest=await self._kept(case.artifact.content_digest),
-            policy=await self._kept(case.policy_digest),
-            status=await self._kept(case.cited_epoch.status_digest),
-            parameters=await self._kept(row.job.request.parameters_digest),
+            manifest=await kept(case.artifact.content_digest),
+            policy=await kept(case.policy_digest),
+            status=await kept(case.cited_epoch.status_digest),
+            parameters=await kept(request.parameters_digest),
             result=dag.encode(result.to_record()),
         )
         return _Question(case=case, records=records, blocks=result.blocks)
@@ -231,17 +233,19 @@ class Custodian:
         record = await self._record(row.job.result_digest, pin, executor)
         result = await trio.to_thread.run_sync(_read_result, record)
         await self._context.fetch(result.blocks, executor, pin=pin)
+        damaged = await trio.to_thread.run_sync(self._context.damaged_among, result.blocks)
+        await self._context.fetch(damaged, executor, pin=pin, anew=True)
         return result
 
     async def _record(self, digest: bytes, pin: str, *holders: OrgId) -> bytes:
         """A record, fetched from whoever may have it unless it is here."""
         await self._context.fetch([Cid.from_digest(digest, Codec.DAG_CBOR)], *holders, pin=pin)
-        return await self._kept(digest)
+        return await self._kept(digest, pin, holders)
 
-    async def _kept(self, digest: bytes) -> bytes:
-        """A record that is here, as those are that the job's inputs were read from."""
+    async def _kept(self, digest: bytes, pin: str, holders: Sequence[OrgId]) -> bytes:
+        """A record that is here, as those are that the job's inputs were read from; fetched anew if it is damaged here."""
         cid = Cid.from_digest(digest, Codec.DAG_CBOR)
-        return await trio.to_thread.run_sync(self._context.store.get, cid)
+        return await self._context.read(partial(self._context.store.get, cid), [cid], *holders, pin=pin)
 
     def _case(self, row: JobRow) -> Case:
         """What the ledger says, as of the indexed block, which is final."""
