@@ -19,6 +19,7 @@ from usufruct.records import ArtifactId, KeyId, OrgId
 from usufruct_node.holdings import Purpose
 from usufruct_node.intake import STAGED, accept_record
 from usufruct_node.roles import custody_peers
+from usufruct_node.roles import retention as retention_module
 from usufruct_node.roles.retention import Retention
 
 
@@ -76,8 +77,20 @@ class Steward(CustodyNode):
     def look(self) -> list[tuple[OrgId, bool]]:
         """Whom one look asks."""
         self.asked.clear()
-        trio.run(self.retention.tend)
+        trio.run(self.tend)
         return sorted(self.asked)
+
+    async def tend(self) -> None:
+        """One look, while the index follows the chain, which goes on by itself."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_following)
+            await self.retention.tend()
+            nursery.cancel_scope.cancel()
+
+    async def _keep_following(self) -> None:
+        while True:
+            await trio.to_thread.run_sync(self.follow)
+            await trio.sleep(0.05)
 
     def erased(self, artifact_id: ArtifactId) -> set[tuple[OrgId, Erased]]:
         return {(one.holder, one.what) for one in self.custody.erasures(artifact_id)}
@@ -121,6 +134,50 @@ def test_a_lost_manifest_keeps_neither_blocks_nor_key(steward: Steward, loss: st
     assert steward.holdings.cids(Purpose.BUNDLE, manifest.digest) == []
 
 
+def test_no_key_is_destroyed_on_the_word_of_an_index_that_is_behind_the_ledger(
+    steward: Steward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it lacks may be a bundle under that key, which nobody could ever open."""
+    monkeypatch.setattr(retention_module, "_CATCHING_UP_SECONDS", 0.2)
+    steward.own()
+    steward.story.bundle(retain_until=FAR + 100)
+    trio.run(steward.retention.tend)
+    assert steward.destroyed == []
+    steward.look()
+    assert steward.destroyed == [], "that bundle is retained"
+    steward.time += 100
+    steward.look()
+    assert set(steward.destroyed) == {steward.story.made.artifact.key_id}
+
+
+def test_a_bundle_that_was_handed_over_and_is_not_registered_keeps_its_key(steward: Steward) -> None:
+    artifact_id, made = steward.own(), steward.story.made
+    steward.store.put_many(made.blocks, pin=STAGED)
+    cid = accept_record(steward.store, steward.holdings, "bundle", dag.encode(made.record))
+    steward.look()
+    assert steward.destroyed == []
+    assert str(cid) in steward.retention.troubles[artifact_id.hex()]
+    steward.store.files.path_of(cid).unlink()
+    steward.look()
+    assert steward.destroyed == [made.artifact.key_id], "nobody can open what has no manifest"
+    assert steward.retention.troubles == {}
+
+
+def test_what_keys_are_needed_for_is_looked_up_once_however_many_bundles_have_ended(
+    steward: Steward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        steward.own()
+    asked, artifacts = list[object](), steward.index.artifacts
+    monkeypatch.setattr(steward.index, "artifacts", lambda kind: asked.append(kind) or artifacts(kind))
+    steward.look()
+    assert len(steward.destroyed) == 3
+    assert len(asked) == 2, "for what has ended, and for the keys"
+    asked.clear()
+    steward.look()
+    assert len(asked) == 1, "no key is left"
+
+
 def test_blocks_that_came_back_after_their_erasure_was_stated_are_erased_again(steward: Steward) -> None:
     artifact_id = steward.own()
     steward.look()
@@ -152,7 +209,7 @@ def test_a_bundle_that_is_fetched_back_while_its_retention_ends_is_gone_in_the_e
                 """Retention begins, and has all the time that it needs, before the peer answers."""
                 if steward.time == FAR - 1:
                     steward.time = FAR
-                    nursery.start_soon(steward.retention.tend)
+                    nursery.start_soon(steward.tend)
                     with trio.move_on_after(0.5):
                         while not steward.erased(artifact_id):
                             await trio.sleep(0.01)

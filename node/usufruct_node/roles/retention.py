@@ -1,13 +1,15 @@
 """Retention: at a bundle's deadline its steward erases its own copy, destroys the key, and collects what the holders state.
 
 What was sealed under a destroyed secret can be opened by nobody, whoever kept a block. Backups of the keystore made before are
-beyond this node's reach.
+beyond this node's reach. So no key is destroyed on the word of an index that is behind the ledger, nor while a bundle under it
+was handed over and is not registered yet.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import trio
@@ -17,6 +19,7 @@ from usufruct.custody import Erased, ErasureStatement
 from usufruct.errors import (
     BlockNotFoundError,
     IntegrityError,
+    LedgerError,
     ManifestError,
     PeerError,
     UsufructError,
@@ -29,6 +32,10 @@ from usufruct_node.holdings import Purpose, bundle_pin
 from usufruct_node.roles.context import RoleContext, log
 from usufruct_node.roles.custody_peers import CustodyPeers, Silent
 from usufruct_node.roles.pinner import check_gone
+
+_PAUSE_SECONDS = 0.1
+_CATCHING_UP_SECONDS = 5.0
+"""For how long the index may take to reach the newest final block; after that keys wait for the next look."""
 
 
 class Retention:
@@ -64,11 +71,10 @@ class Retention:
         troubles: dict[str, str] = {}
         ended = await trio.to_thread.run_sync(self._ended, self._context.now())
         for artifact_id, artifact in ended:
-            try:
-                await self._end(artifact_id, artifact)
-            except (UsufructError, OSError) as exc:
-                troubles[artifact_id.hex()] = str(exc)
-                log.warning("retention of bundle %s: %s", artifact_id.hex()[:12], exc)
+            with self._noting(artifact_id, troubles):
+                await self._end_copy(artifact_id, artifact)
+        without_copy = [bundle for bundle in ended if bundle[0].hex() not in troubles]
+        await self._end_keys(without_copy, troubles)
         self.troubles = troubles
         awaited = await trio.to_thread.run_sync(self._awaited, [artifact_id for artifact_id, _ in ended])
         async with trio.open_nursery() as nursery:
@@ -84,18 +90,62 @@ class Retention:
             if artifact.steward == context.org and now >= artifact.retain_until
         ]
 
-    async def _end(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
-        org = self._context.org
+    @contextmanager
+    def _noting(self, artifact_id: ArtifactId, troubles: dict[str, str]) -> Iterator[None]:
+        """Inside, one bundle is dealt with: what goes wrong keeps no other waiting."""
+        try:
+            yield
+        except (UsufructError, OSError) as exc:
+            troubles[artifact_id.hex()] = str(exc)
+            log.warning("retention of bundle %s: %s", artifact_id.hex()[:12], exc)
+
+    async def _end_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> None:
         # Most were erased long ago: they do not wait for what is being fetched back of others.
         if await trio.to_thread.run_sync(self._has_copy, artifact_id, artifact):
             async with self._context.own_blocks:
                 await trio.to_thread.run_sync(self._erase_copy, artifact_id, artifact)
-        if await trio.to_thread.run_sync(self._store.has_erased, artifact_id, org, Erased.KEY):
+
+    async def _end_keys(
+        self, bundles: Sequence[tuple[ArtifactId, Artifact]], troubles: dict[str, str]
+    ) -> None:
+        """Destroy the keys of these bundles that nothing needs any more."""
+        bundles = await trio.to_thread.run_sync(self._with_key, bundles)
+        if not bundles:
             return
-        if await trio.to_thread.run_sync(self._key_is_needed, artifact.key_id):
+        try:
+            await self._catch_up()
+        except LedgerError as exc:
+            log.warning("no key is destroyed while the ledger is not known as it is: %s", exc)
             return
-        await self._context.ask(partial(self._destroy_secret, artifact.key_id))
-        await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
+        needed = await trio.to_thread.run_sync(self._needed_keys)
+        for artifact_id, artifact in bundles:
+            if artifact.key_id in needed:
+                if needed[artifact.key_id]:
+                    troubles[artifact_id.hex()] = needed[artifact.key_id]
+                continue
+            with self._noting(artifact_id, troubles):
+                await self._context.ask(partial(self._destroy_secret, artifact.key_id))
+                await trio.to_thread.run_sync(self._state, artifact_id, Erased.KEY, 0)
+
+    async def _catch_up(self) -> None:
+        """Wait until the index has what is final now: what it lacks may need any key.
+
+        Raises
+        ------
+        LedgerError
+            If the ledger cannot be asked, or the index does not get there in time.
+        """
+        index, head = self._context.index, await trio.to_thread.run_sync(self._context.ledger.finalised)
+        with trio.move_on_after(_CATCHING_UP_SECONDS):
+            while (cursor := index.cursor()) is None or cursor.number < head.number:
+                await trio.sleep(_PAUSE_SECONDS)
+            return
+        raise LedgerError(f"the index has not reached block {head.number}")
+
+    def _with_key(self, bundles: Sequence[tuple[ArtifactId, Artifact]]) -> list[tuple[ArtifactId, Artifact]]:
+        """Those of some bundles whose key was not destroyed."""
+        org = self._context.org
+        return [bundle for bundle in bundles if not self._store.has_erased(bundle[0], org, Erased.KEY)]
 
     def _has_copy(self, artifact_id: ArtifactId, artifact: Artifact) -> bool:
         """Whether blocks are here, also in spite of a statement, as after a restore; or nothing was stated yet."""
@@ -123,13 +173,31 @@ class Retention:
         context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
         return len(blocks)
 
-    def _key_is_needed(self, key_id: KeyId) -> bool:
-        """Whether a bundle under the key is retained, or a verified result under it still to be opened or refused."""
-        index, now = self._context.index, self._context.now()
-        bundles = index.artifacts(ArtifactKind.BUNDLE)
-        if any(artifact.key_id == key_id and now < artifact.retain_until for _, artifact in bundles):
-            return True
-        return any(row.job.key_id == key_id for row in index.jobs(JobState.VERIFIED, JobState.OPENED))
+    def _needed_keys(self) -> dict[KeyId, str]:
+        """Keys under which a bundle is retained, or a verified result still to be opened or refused, each with an empty
+        text; and those of bundles that were handed over and are not registered, with what is to be said of it.
+        """
+        context, index = self._context, self._context.index
+        bundles, now = [artifact for _, artifact in index.artifacts(ArtifactKind.BUNDLE)], context.now()
+        own = {bundle.content_digest for bundle in bundles if bundle.steward == context.org}
+        needed = self._handed_over(own)
+        needed |= {bundle.key_id: "" for bundle in bundles if now < bundle.retain_until}
+        return needed | {row.job.key_id: "" for row in index.jobs(JobState.VERIFIED, JobState.OPENED)}
+
+    def _handed_over(self, registered: Container[bytes]) -> dict[KeyId, str]:
+        """Keys of own bundles that are not registered."""
+        keys: dict[KeyId, str] = {}
+        for digest in self._context.holdings.refs(Purpose.BUNDLE):
+            if digest in registered:
+                continue
+            cid = Cid.from_digest(digest, Codec.DAG_CBOR)
+            # One whose manifest is lost can be opened by nobody, and must not keep a key.
+            with suppress(BlockNotFoundError, IntegrityError):
+                shape = read_manifest(dag.decode_map(self._context.store.get(cid))).shape
+                keys[KeyId(shape.key_id)] = (
+                    f"its key stays: bundle {cid} under it was handed over and is not registered"
+                )
+        return keys
 
     def _state(self, artifact_id: ArtifactId, what: Erased, blocks: int) -> None:
         context = self._context
