@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import BlockStore, Cid, Codec, dag
-from usufruct.errors import BlockNotFoundError, InputError, ManifestError
+from usufruct.errors import InputError, ManifestError
 from usufruct.job import JobParameters
 from usufruct.keys.he_keys import check_key_domain_record
 from usufruct.publish import read_manifest
@@ -77,8 +77,7 @@ def accept_record(store: BlockStore, holdings: Holdings, kind: str, data: bytes)
         _adopt_blocks(store, holdings, cid, blocks, undo)
         holdings.add([cid], Purpose.PARAMETERS if kind == "parameters" else Purpose.CATALOGUE)
         undo.pop_all()
-    for block in blocks:
-        store.unpin(block, STAGED)
+    store.unpin_many(blocks, STAGED)
     return cid
 
 
@@ -113,11 +112,8 @@ def _adopt_blocks(
     if blocks and not holdings.cids(Purpose.BUNDLE, bundle.digest):
         undo.callback(holdings.drop, Purpose.BUNDLE, bundle.digest)
         undo.callback(store.unpin_all, pin)
-    try:
-        for block in blocks:
-            store.pin(block, pin)
-    except BlockNotFoundError as exc:
-        raise InputError(f"a block of the bundle was collected while it was taken in: {exc}") from exc
+    if absent := store.pin_many(blocks, pin):
+        raise InputError(f"a block of the bundle was collected while it was taken in: {absent[0]}")
     holdings.add(blocks, Purpose.BUNDLE, bundle.digest)
 
 

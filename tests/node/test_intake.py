@@ -122,12 +122,11 @@ def test_a_bundle_that_no_longer_fits_leaves_no_trace_and_an_earlier_one_as_it_w
     shelf: Shelf, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     def full(patched: pytest.MonkeyPatch) -> None:
-        add, pin = shelf.holdings.add, shelf.store.pin
-        second = bundle.manifest.blocks[1]
+        add = shelf.holdings.add
         if at == "put":
             patched.setattr(shelf.store, "put", fail)
         elif at == "pin":
-            patched.setattr(shelf.store, "pin", lambda cid, why: (fail if cid == second else pin)(cid, why))
+            patched.setattr(shelf.store, "pin_many", fail)
         else:
             wrong = Purpose.BUNDLE if at == "note" else Purpose.CATALOGUE
             patched.setattr(
@@ -157,7 +156,7 @@ def test_of_a_bundle_that_a_kill_cut_off_the_blocks_go_with_the_other_staged_one
     uploads = Uploads(shelf.store)
     uploads.stage(bundle.blocks)
     monkeypatch.setattr(shelf.store, "unpin", lambda *_: None)
-    monkeypatch.setattr(shelf.store, "pin", fail)
+    monkeypatch.setattr(shelf.store, "pin_many", fail)
     with pytest.raises(StoreFullError):
         shelf.accept("bundle", bundle.record)
     uploads.forget()

@@ -142,6 +142,24 @@ def test_pins_are_found_by_reason_and_reasons_by_prefix(store: BlockStore) -> No
     assert store.gc() == 1
 
 
+def test_many_pins_are_one_transaction_and_what_is_absent_is_said(
+    store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each block would be some fifty times slower."""
+    cids = store.put_many([block(n, 100) for n in range(20)])
+    absent = [Cid.of(b"never put"), Cid.of(b"nor this")]
+    made, begin = list[object](), catalogue.Catalogue.transaction
+    monkeypatch.setattr(catalogue.Catalogue, "transaction", lambda self: made.append(self) or begin(self))
+    assert store.pin_many([absent[0], *cids, absent[1], cids[0]], "job") == absent
+    assert store.pin_many(cids, "job") == store.pin_many([], "job") == []
+    assert set(store.pinned("job")) == set(cids)
+    store.unpin_many([*cids[5:], absent[0], *cids[5:]], "job")
+    store.unpin_many(cids[5:], "job")
+    assert set(store.pinned("job")) == set(cids[:5])
+    assert len(made) == 5
+    assert store.gc() == 15
+
+
 @pytest.mark.parametrize("reason", ["", "x" * 201, "two\nlines", "nul\0"])
 def test_a_pin_needs_a_readable_reason(store: BlockStore, reason: str) -> None:
     with pytest.raises(InputError):
@@ -149,6 +167,8 @@ def test_a_pin_needs_a_readable_reason(store: BlockStore, reason: str) -> None:
     cid = store.put(b"data")
     with pytest.raises(InputError):
         store.pin(cid, reason)
+    with pytest.raises(InputError):
+        store.pin_many([cid], reason)
 
 
 def test_a_block_over_two_mebibytes_is_refused_and_its_batch_with_it(store: BlockStore) -> None:

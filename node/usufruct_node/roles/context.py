@@ -144,7 +144,7 @@ class RoleContext:
                 self.host,
                 list(addresses.values()),
                 cids,
-                missing=list if anew else partial(self._pin_present, pin=pin),
+                missing=list if anew else partial(self.store.pin_many, reason=pin),
                 keep=partial(self._keep, pin=pin, check=check),
                 report=report,
             )
@@ -393,9 +393,9 @@ class RoleContext:
         return [self.store.get(cid) for cid in cids]
 
     def pin(self, cids: Sequence[Cid], reason: str) -> None:
-        """Keep local blocks for one more reason."""
-        for cid in cids:
-            self.store.pin(cid, reason)
+        """Keep local blocks for one more reason, all of them or, with BlockNotFoundError, those that are here."""
+        if absent := self.store.pin_many(cids, reason):
+            raise BlockNotFoundError(f"block {absent[0]} is not in this store")
 
     def tidy(self) -> int:
         """Let go of what was only needed for jobs that have ended; returns how many blocks went.
@@ -430,15 +430,6 @@ class RoleContext:
     def _let_go(self, pin: str) -> None:
         self.store.unpin_all(pin)
         self.store.gc()
-
-    def _pin_present(self, cids: Sequence[Cid], pin: str) -> list[Cid]:
-        missing: list[Cid] = []
-        for cid in cids:
-            try:
-                self.store.pin(cid, pin)
-            except BlockNotFoundError:
-                missing.append(cid)
-        return missing
 
     def _keep(
         self, blocks: Sequence[tuple[Cid, bytes]], pin: str, check: Callable[[bytes], None] | None

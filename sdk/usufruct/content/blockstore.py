@@ -73,8 +73,14 @@ class BlockStore(Protocol):
             If it is not here.
         """
 
+    def pin_many(self, cids: Sequence[Cid], reason: str) -> list[Cid]:
+        """Keep those of some blocks that are here for `reason`, durably and in one step; returns the others, in order."""
+
     def unpin(self, cid: Cid, reason: str) -> None:
         """Drop the pin for `reason`, if there is one."""
+
+    def unpin_many(self, cids: Sequence[Cid], reason: str) -> None:
+        """Drop the pins of some blocks for `reason`, as far as there are any, in one step."""
 
     def unpin_all(self, reason: str) -> int:
         """Drop the pins of every block for `reason`; returns how many there were."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -192,19 +192,24 @@ class Catalogue:
 
     def pin(self, cid: Cid, reason: str) -> None:
         """Note a reason for one block, durably, or raise BlockNotFoundError."""
-        check_reason(reason)
-        with translated("the pin could not be stored"), self.transaction():
-            if self._db.execute("SELECT 1 FROM blocks WHERE cid = ?", (bytes(cid),)).fetchone() is None:
-                raise BlockNotFoundError(f"block {cid} is not in this store")
-            self.record_pins([cid], reason)
+        if self.pin_many([cid], reason):
+            raise BlockNotFoundError(f"block {cid} is not in this store")
 
-    def unpin(self, cid: Cid, reason: str) -> None:
-        """Drop one pin, if there is one."""
-        self.with_reserve(lambda: self._delete_pins("cid = ? AND reason = ?", (bytes(cid), reason)))
+    def pin_many(self, cids: Sequence[Cid], reason: str) -> list[Cid]:
+        """Note a reason for those of some blocks that have rows, durably and in one transaction; returns the others."""
+        check_reason(reason)
+        with translated("the pins could not be stored"), self.transaction():
+            absent = [cid for cid in cids if not self.has(cid)]
+            self.record_pins(set(cids).difference(absent), reason)
+        return absent
+
+    def unpin_many(self, cids: Sequence[Cid], reason: str) -> None:
+        """Drop the pins of some blocks, as far as there are any, in one transaction."""
+        self.with_reserve(lambda: self._delete_some(cids, reason))
 
     def unpin_all(self, reason: str) -> int:
         """Drop every pin for `reason`; returns how many there were."""
-        return self.with_reserve(lambda: self._delete_pins("reason = ?", (reason,)))
+        return self.with_reserve(lambda: self._delete_all(reason))
 
     @contextlib.contextmanager
     def holding(self, cids: Iterable[Cid]) -> Iterator[None]:
@@ -244,9 +249,15 @@ class Catalogue:
         self.found_dead = False
         self.unrecorded.clear()
 
-    def _delete_pins(self, where: str, values: tuple[object, ...]) -> int:
-        with translated("the pin could not be dropped"), self.transaction():
-            return self._db.execute(f"DELETE FROM pins WHERE {where}", values).rowcount  # noqa: S608
+    def _delete_some(self, cids: Sequence[Cid], reason: str) -> None:
+        with translated("the pins could not be dropped"), self.transaction():
+            self._db.executemany(
+                "DELETE FROM pins WHERE cid = ? AND reason = ?", [(bytes(cid), reason) for cid in cids]
+            )
+
+    def _delete_all(self, reason: str) -> int:
+        with translated("the pins could not be dropped"), self.transaction():
+            return self._db.execute("DELETE FROM pins WHERE reason = ?", (reason,)).rowcount
 
     def _delete_hold(self, hold: str) -> None:
         with translated("the hold could not be dropped"), self.transaction():

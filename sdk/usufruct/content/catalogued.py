@@ -55,9 +55,17 @@ class CataloguedStore(ABC):
         """Keep the block for `reason`; see `BlockStore.pin`."""
         self._catalogue.pin(cid, reason)
 
+    def pin_many(self, cids: Sequence[Cid], reason: str) -> list[Cid]:
+        """Keep those of some blocks that are here for `reason`; see `BlockStore.pin_many`."""
+        return self._catalogue.pin_many(cids, reason)
+
     def unpin(self, cid: Cid, reason: str) -> None:
         """Drop the pin for `reason`, if there is one."""
-        self._catalogue.unpin(cid, reason)
+        self._catalogue.unpin_many([cid], reason)
+
+    def unpin_many(self, cids: Sequence[Cid], reason: str) -> None:
+        """Drop the pins of some blocks for `reason`; see `BlockStore.unpin_many`."""
+        self._catalogue.unpin_many(cids, reason)
 
     def unpin_all(self, reason: str) -> int:
         """Drop the pins of every block for `reason`; returns how many there were."""
