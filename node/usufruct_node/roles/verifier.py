@@ -23,7 +23,7 @@ from usufruct.errors import (
     VerificationError,
     WrongKeyDomainError,
 )
-from usufruct.records import JobId, JobState, Participant, Reveal, Role, SignedVerdict
+from usufruct.records import JobId, JobState, MemberStatus, Participant, Reveal, Role, SignedVerdict
 from usufruct.verify import possession, sign_verdict, verdict_commitment
 from usufruct_node.index import JobRow
 from usufruct_node.index.rows import MAX_TURNS, Verdict
@@ -72,13 +72,18 @@ class Verifier:
             if row.job.state == JobState.CLAIMED and not await self._nobody_took_over(row):
                 return
             await trio.sleep(self._turn())
-            await self._context.close(_CLOSERS[row.job.state], row.job_id)
+            await self._close(row)
         elif row.job.state == JobState.CLAIMED:
             await self._verdict(row)
         elif row.job.state == JobState.COMMITTED:
             await self._commit(row)
         else:
             await self._reveal(row)
+
+    async def _close(self, row: JobRow) -> None:
+        """End what is overdue, unless somebody else has meanwhile: where nothing is simulated, a second call is paid for."""
+        if await trio.to_thread.run_sync(self._context.index.job, row.job_id) == row:
+            await self._context.close(_CLOSERS[row.job.state], row.job_id)
 
     async def _nobody_took_over(self, row: JobRow) -> bool:
         """Whether the time is over in which another compute node may claim what one let lapse, or none may any more."""
@@ -132,8 +137,15 @@ class Verifier:
 
     def _turn(self) -> float:
         """Seconds to leave to verifiers before this one, so that not all pay for the same call."""
-        members = [m for m in self._context.index.participants() if Role.VERIFIER in m.roles]
-        return float(sum(member.id < self._context.org for member in members))
+        members = [
+            member
+            for member in self._context.index.participants()
+            if Role.VERIFIER in member.roles and member.status == MemberStatus.ACTIVE
+        ]
+        chain = self._context.ledger.network.chain
+        # Where nothing is simulated, the call of the one before has to be in a block by then.
+        each = 1.0 if chain.empty_blocks else 1.0 + chain.block_interval_s
+        return each * sum(member.id < self._context.org for member in members)
 
     async def _commit(self, row: JobRow) -> None:
         word = self._word(row, await self._verdict(row))
