@@ -1252,7 +1252,7 @@ def test_what_another_live_process_waits_for_is_not_taken_up(tmp_path: Path) -> 
         journal.release([mine.id])
 
 
-def test_a_journal_that_has_grown_begins_anew_once_nothing_is_in_flight(
+def test_a_journal_that_has_grown_begins_anew_with_what_is_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("usufruct.ledger.journal._COMPACT_ABOVE_BYTES", 1000)
@@ -1261,16 +1261,93 @@ def test_a_journal_that_has_grown_begins_anew_once_nothing_is_in_flight(
     entries = [entry_of(nonce) for nonce in range(10)]
     with one.locked():
         one.add(entries)
+    with other.locked():
+        assert len(other.in_flight()) == 10
     one.forget([entry.id for entry in entries[:9]])
-    assert journal_ids(path) == {entries[9].id}
+    assert path.stat().st_size < 1000
+    with other.locked():
+        assert [entry.id for entry in other.in_flight()] == [entries[9].id]
     one.forget([entries[9].id])
-    assert not path.exists()
     with other.locked():
         assert other.in_flight() == []
         other.add([entries[0]])
     with one.locked():
         assert [entry.id for entry in one.in_flight()] == [entries[0].id]
     other.release([entries[0].id])
+
+
+def test_a_journal_with_always_something_in_flight_stays_small_and_other_processes_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usufruct.ledger.journal._COMPACT_ABOVE_BYTES", 20_000)
+    monkeypatch.setattr("usufruct.ledger.journal.os.fsync", lambda descriptor: None)
+    path = tmp_path / "journal"
+    one, other = Journal(path), Journal(path)
+    dear = entry_of(0)
+    with one.locked():
+        one.add([dear])
+        one.replace(dear, entry_of(0, price=7).raws[0])
+    before = dear
+    for nonce in range(1, 3000):
+        entry, journal = entry_of(nonce), (one, other)[nonce % 2]
+        with journal.locked():
+            journal.add([entry])
+            assert {dear.id, before.id, entry.id} == {kept.id for kept in journal.in_flight()}
+        if before is not dear:
+            journal.forget([before.id])
+        before = entry
+        assert path.stat().st_size < 21_000
+    assert journal_ids(path) == {dear.id, before.id}
+    with other.locked():
+        (kept,) = [entry for entry in other.in_flight() if entry.id == dear.id]
+    assert kept.raws == (dear.raws[0], entry_of(0, price=7).raws[0])
+    assert path.stat().st_mode & 0o777 == 0o600
+    one.release([dear.id, before.id])
+
+
+@pytest.mark.parametrize("at", ["os.open", "os.fsync", "Path.replace"])
+def test_a_journal_that_cannot_be_replaced_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr("usufruct.ledger.journal._COMPACT_ABOVE_BYTES", 1000)
+    path = tmp_path / "journal"
+    journal, entries = Journal(path), [entry_of(nonce) for nonce in range(10)]
+    with journal.locked():
+        journal.add(entries)
+    true, full = os.open, OSError(28, "No space left on device")
+
+    def refuse(name: Any, *rest: Any, **options: Any) -> int:
+        if at != "os.open" or str(name).endswith(".new"):
+            raise full
+        return true(name, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"usufruct.ledger.journal.{at}", refuse)
+        journal.forget([entry.id for entry in entries[:9]])
+    assert journal_ids(path) == {entries[9].id}
+    with journal.locked():
+        journal.add([entry_of(11)])
+    assert journal_ids(path) == {entries[9].id, entry_of(11).id}
+    journal.release([entries[9].id, entry_of(11).id])
+
+
+def test_what_cannot_be_forgotten_is_waited_for_by_nobody_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever makes the call again in this process never takes it up, and sends it twice."""
+    journal, entry = Journal(tmp_path / "journal"), entry_of(1)
+    with journal.locked():
+        journal.add([entry])
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConfigurationError("the disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(ConfigurationError):
+        patched.setattr(journal, "_append", fail)
+        journal.forget([entry.id])
+    with journal.locked():
+        assert journal.take_up(entry.call) == entry
+    journal.release([entry.id])
 
 
 def test_a_journal_begun_anew_by_another_process_is_read_from_its_beginning(

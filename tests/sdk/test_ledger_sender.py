@@ -291,7 +291,7 @@ def test_a_transaction_that_is_not_final_in_time_is_reported_as_lost(
     before = nonce_of(organisation.ledger)
     with pytest.raises(TransactionLostError, match="not final") as caught:
         sender.transact(*move(organisation.ledger, "/late"))
-    assert "repeat the command" in caught.value.hint
+    assert "repeat the command before any other" in caught.value.hint
     assert nonce_of(organisation.ledger) == before + 1
 
 

@@ -6,7 +6,8 @@ under another nonce.
 
 The file (mode 0600) has a JSON object per line: `{"id", "raw", "owner"}` for a signed transaction, another with the
 same id for a replacement at a higher fee, `{"done"}` once the outcome was handed to whoever asked for it. A torn last
-line was never sent. Holds no key.
+line was never sent. Once it has grown and most of it is done with, another file with the rest takes its place, under the
+lock, which is a file of its own. Holds no key.
 """
 
 from __future__ import annotations
@@ -165,10 +166,7 @@ class Journal:
 
     def add(self, entries: Sequence[InFlight]) -> None:
         """Write entries down; on return they survive a crash. To be called while `locked`."""
-        lines = [
-            {"id": entry.id.hex(), "raw": entry.raws[-1].hex(), "owner": entry.owner} for entry in entries
-        ]
-        self._append(lines, durable=True)
+        self._append([_line(entry, entry.raws[-1]) for entry in entries], durable=True)
         for entry in entries:
             self._kept[entry.id] = entry
         with _waiting_lock:
@@ -182,19 +180,21 @@ class Journal:
 
     def replace(self, entry: InFlight, raw: bytes) -> None:
         """Write down another transaction for the same intent; to be called while `locked`, before it is sent."""
-        self._append([{"id": entry.id.hex(), "raw": raw.hex(), "owner": entry.owner}], durable=True)
+        self._append([_line(entry, raw)], durable=True)
         self._kept[entry.id] = entry.replaced(raw)
 
     def forget(self, ids: Sequence[bytes]) -> None:
-        """Drop entries whose outcome was handed over, or that were refused."""
-        with self.locked():
-            known = [entry_id for entry_id in ids if entry_id in self._kept]
-            if known:
-                self._append([{"done": entry_id.hex()} for entry_id in known], durable=False)
-            for entry_id in known:
-                del self._kept[entry_id]
-            self._compact()
-        self.release(ids)
+        """Drop entries whose outcome was handed over, or that were refused; nobody waits for them any more in any case."""
+        try:
+            with self.locked():
+                known = [entry_id for entry_id in ids if entry_id in self._kept]
+                if known:
+                    self._append([{"done": entry_id.hex()} for entry_id in known], durable=False)
+                for entry_id in known:
+                    del self._kept[entry_id]
+                self._compact()
+        finally:
+            self.release(ids)
 
     def release(self, ids: Sequence[bytes]) -> None:
         """Nobody of this process waits for these any more; whoever makes the same call takes them up."""
@@ -267,7 +267,7 @@ class Journal:
     def _append(self, records: Sequence[dict[str, str]], *, durable: bool) -> None:
         if self._path is None:
             return
-        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        data = _encoded(records)
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "ab") as handle:
@@ -277,16 +277,38 @@ class Journal:
                     os.fsync(handle.fileno())
             if self._file is None:
                 self._file = self._path.open("rb")
+                _sync_directory(self._path.parent)
         except OSError as exc:
             raise ConfigurationError(f"the journal {self._path} cannot be written: {exc}") from exc
         self._read_to += len(data)
 
     def _compact(self) -> None:
-        """Begin a new file once nothing is in flight and the old one has grown."""
-        if self._path is None or self._kept or self._read_to < _COMPACT_ABOVE_BYTES:
+        """Begin a new file with what is in flight, once the old one has grown and most of it is done with."""
+        if self._path is None or self._read_to < _COMPACT_ABOVE_BYTES:
             return
-        self._path.unlink()
-        self._begin_anew()
+        data = _encoded([_line(entry, raw) for entry in self.in_flight() for raw in entry.raws])
+        if not data:
+            self._path.unlink()
+            self._begin_anew()
+        elif 2 * len(data) <= self._read_to:
+            # On a full disk the old one stays, and its outcomes are handed over all the same.
+            with contextlib.suppress(OSError):
+                self._replace_file(self._path, data)
+
+    def _replace_file(self, path: Path, data: bytes) -> None:
+        """Put a file with these lines in the place of the old one: both are whole, whichever a crash leaves."""
+        fresh = path.with_name(path.name + ".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        opened = fresh.open("rb")
+        fresh.replace(path)
+        if self._file is not None:
+            self._file.close()
+        self._file, self._read_to = opened, len(data)
+        _sync_directory(path.parent)
 
     def _begin_anew(self) -> None:
         """Forget what was read: the file is another one, or none."""
@@ -298,6 +320,24 @@ class Journal:
         if self._path is None:
             raise ConfigurationError("this journal has no file")
         return self._path
+
+
+def _line(entry: InFlight, raw: bytes) -> dict[str, str]:
+    """One signed transaction of an intent."""
+    return {"id": entry.id.hex(), "raw": raw.hex(), "owner": entry.owner}
+
+
+def _encoded(records: Sequence[dict[str, str]]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _sync_directory(path: Path) -> None:
+    """Put a directory's entries on disk: a file whose name is lost is lost."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,9 @@
 
 An intent is a call under one nonce. It is written to the journal before it is sent, sent as the same bytes again for
 as long as its outcome is unknown, and signed anew only at a higher fee, under the same nonce. A call that was given
-up on, by a crash or an error, and is made again, is taken up where it was left instead of being sent twice.
+up on, by a crash or an error, and is made again, is taken up where it was left instead of being sent twice. That
+holds until another call is sent: whoever goes back to an earlier one may mean it anew, so that what was included by
+then is forgotten.
 """
 
 from __future__ import annotations
@@ -113,11 +115,13 @@ class Sender:
         TransactionRevertedError
             If the contract refuses; found by simulation before anything is sent, or in the block.
         ChainStalledError
-            If no block comes for five block intervals; the same call, made again, waits for the same transaction.
+            If no block comes for five block intervals; the same call, made again before any other, waits for the same
+            transaction.
         TransactionReplacedError
             If another transaction took the nonce, from outside this library.
         TransactionLostError
-            If it is not final within `patience` seconds; the same call, made again, waits for the same transaction.
+            If it is not final within `patience` seconds; the same call, made again before any other, waits for the same
+            transaction.
         """
         taken = self._take_up([(to, data)])[0]
         if taken is None:
@@ -216,22 +220,24 @@ class Sender:
         An endpoint that was changed to, or that was restarted, may not know all of ours: they are handed over again,
         since a gap would hold up everything behind it. So one that a refusal left between them is filled first.
         """
-        price, pending = self._price_and_pending(len(self._endpoint.members()))
+        price, pending = self._price_and_pending()
         if ahead := [entry for entry in self._journal.in_flight() if entry.nonce >= pending]:
             self._hand_over_again(ahead)
         taken = {entry.nonce for entry in self._journal.in_flight()}
         free = (nonce for nonce in itertools.count(pending) if nonce not in taken)
         return price, list(itertools.islice(free, wanted))
 
-    def _price_and_pending(self, tries: int) -> tuple[int, int]:
+    def _price_and_pending(self) -> tuple[int, int]:
         """Wei per gas and the first nonce that the chain has no transaction for; of another endpoint if one's cannot be."""
-        try:
-            return self._believable_price_and_pending()
-        except MalformedAnswerError as exc:
-            self._endpoint.leave(exc)
-            if tries <= 1:
-                raise
-        return self._price_and_pending(tries - 1)
+        tries = len(self._endpoint.members())
+        while True:
+            try:
+                return self._believable_price_and_pending()
+            except MalformedAnswerError as exc:
+                self._endpoint.leave(exc)
+                tries -= 1
+                if tries < 1:
+                    raise
 
     def _believable_price_and_pending(self) -> tuple[int, int]:
         """What the endpoint in use says.
@@ -477,7 +483,8 @@ class Sender:
             if now - begun >= self._patience:
                 raise TransactionLostError(
                     f"transaction 0x{last.transaction_hash.hex()} is not final after {self._patience:.0f} s",
-                    hint="it may still be included: repeat the command, which waits for the same transaction",
+                    hint="it may still be included: repeat the command before any other of this account, so that it waits for"
+                    " the same transaction; after another it is sent anew",
                 )
             if now >= look_after:
                 look_after = now + pause
