@@ -104,6 +104,8 @@ def repeated(one: Asked, other: Asked) -> bool:
         common = one.directions & other.directions
         if not common or common == {CONTRIBUTIONS}:
             return False
+    if one.subjects is None or other.subjects is None:
+        return False
     return np.array_equal(one.subjects, other.subjects)
 
 
