@@ -28,6 +28,7 @@ from usufruct.errors import (
     InputError,
     IntegrityError,
     NodeUnreachableError,
+    NoRightError,
     NotAuthorisedError,
     PeerError,
     VerificationError,
@@ -538,7 +539,6 @@ class Client:
             asked, error = parameters, 0.0
         cost, status = micro(rho), self._consent_status(bundle)
         job.check_allowed(bundle, asked, rho_micro=cost, status=status)
-        grant = self.ledger.grant(grant_id or self._grant_on(bundle.artifact_id, asked))
         joint = differencing.joint_cost(
             self.ledger,
             self.content,
@@ -546,7 +546,7 @@ class Client:
             asked,
             rho_micro=cost,
             requester=self.name,
-            min_cohort=grant.terms.min_cohort,
+            min_cohort=self._min_cohort(bundle.artifact_id, asked, grant_id),
         )
         found = job.estimate(bundle, asked, rho_micro=cost, status=status, model_error=error)
         return replace(found, joint_rho_micro=joint)
@@ -565,10 +565,12 @@ class Client:
         """Post a job under the consent epoch in force, unless another is named; see `usufruct.job.post_job`.
 
         Without `grant_id` the newest right on the bundle is used that still holds and names the kernel, or else the newest that
-        was granted; with none at all the job is posted all the same, and its denial recorded.
+        was granted: the ledger then records why it does not allow the job.
 
         Raises
         ------
+        NoRightError
+            Without `grant_id`, if no right on the bundle was ever granted; nothing was sent.
         DeniedError
             If the right allows the job and the bundle's policy does not: the ledger would admit what nobody would execute.
         """
@@ -577,7 +579,7 @@ class Client:
             if isinstance(parameters, JobParameters)
             else self.parameters(bundle, kernel, parameters)
         )
-        cost, used = micro(rho), grant_id or self._grant_on(bundle.artifact_id, checked)
+        cost, used = micro(rho), grant_id or self._right_on(bundle.artifact_id, checked)
         allowed = self.ledger.grant(used).terms
         if (
             checked.kernel.kernel_id in allowed.kernels
@@ -804,26 +806,24 @@ class Client:
     def _in_days(self, days: float) -> int:
         return max(int(time.time()), self.ledger.finalised().timestamp) + seconds(days)
 
-    def _grant_on(self, artifact_id: ArtifactId, parameters: JobParameters) -> GrantId:
-        now = self.ledger.finalised().timestamp
+    def _right_on(self, artifact_id: ArtifactId, parameters: JobParameters) -> GrantId:
+        return rights.find_right(
+            self.ledger,
+            self.content,
+            org_id(self.name),
+            artifact_id,
+            kernel_id=parameters.kernel.kernel_id,
+            row_level=parameters.row_level,
+        )
 
-        def fits(entry: dict[str, Any]) -> bool:
-            terms = entry["terms"]
-            return bool(
-                parameters.kernel.name in terms["kernels"]
-                and entry["used"] < terms["uses"]
-                and now < terms["expires_at"]
-                and (terms["row_level"] or not parameters.row_level)
-            )
-
-        granted = [
-            entry
-            for entry in self.grants()
-            if entry["artifact_id"] == artifact_id.hex() and entry["status"] == GrantStatus.GRANTED.name
-        ]
-        if not granted:
-            return GrantId(bytes(32))
-        return GrantId(bytes.fromhex(next(filter(fits, granted), granted[0])["grant_id"]))
+    def _min_cohort(
+        self, artifact_id: ArtifactId, parameters: JobParameters, grant_id: GrantId | None
+    ) -> int:
+        """What the right asks that a job would be posted under; 0 as long as there is none."""
+        try:
+            return self.ledger.grant(grant_id or self._right_on(artifact_id, parameters)).terms.min_cohort
+        except NoRightError:
+            return 0
 
     def _consent_status(self, bundle: FeatureBundle) -> ConsentStatus | None:
         """What the epoch in force says; None where there is none."""

@@ -433,6 +433,17 @@ class JobDeniedError(DeniedError):
         super().__init__(f"job {job_id.hex()[:12]} was denied: {reason}", hint=hint)
 
 
+class NoRightError(DeniedError):
+    """The caller has no right on a bundle that a job could be posted under; nothing was sent.
+
+    `request` is its newest request there, which nobody granted; None where it never asked.
+    """
+
+    def __init__(self, request: bytes | None, message: str, *, hint: str) -> None:
+        self.request = request
+        super().__init__(message, hint=hint)
+
+
 class JobFailedError(DeniedError):
     """A job ended without a release: refuted, expired, refused or stale."""
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from usufruct.errors import InputError
+from usufruct.content.node import NodeContent
+from usufruct.errors import InputError, NoRightError
 from usufruct.he.kernels import kernel_by_id, kernel_by_name
 from usufruct.ledger import Ledger
-from usufruct.records import ArtifactId, GrantId, GrantTerms, OrgId, Refusal, label
+from usufruct.records import (
+    REFUSAL_HINTS,
+    ArtifactId,
+    GrantId,
+    GrantStatus,
+    GrantTerms,
+    OrgId,
+    Refusal,
+    UsageGrant,
+    label,
+    unlabel,
+)
 from usufruct.register import Policy
 
 _REPEATED_WITHIN_S = 3600
@@ -119,3 +131,74 @@ def revoke_artifact(ledger: Ledger, artifact_id: ArtifactId) -> None:
 def revoke_grantee(ledger: Ledger, grantee: OrgId) -> None:
     """Take back every grant of the calling steward to one partner in one call."""
     ledger.transact("UsageRights", "revokeGrantee", grantee)
+
+
+def find_right(
+    ledger: Ledger,
+    node: NodeContent,
+    grantee: OrgId,
+    artifact_id: ArtifactId,
+    *,
+    kernel_id: bytes,
+    row_level: bool,
+) -> GrantId:
+    """The right to post a job under: the newest on the bundle that holds and names the kernel, or else the newest granted.
+
+    The index names the requests, the ledger says what became of each; before none is found to fit, the index is waited for.
+
+    Raises
+    ------
+    NoRightError
+        If none was ever granted.
+    NodeUnreachableError
+        If the index stays behind the ledger.
+    """
+    head = ledger.finalised()
+
+    def fits(grant: UsageGrant) -> bool:
+        terms = grant.terms
+        return (
+            grant.status == GrantStatus.GRANTED
+            and kernel_id in terms.kernels
+            and grant.used < terms.uses
+            and head.timestamp < terms.expires_at
+            and (terms.row_level or not row_level)
+        )
+
+    for grant_id, grant in _requests(ledger, node, grantee, artifact_id):
+        if fits(grant):
+            return grant_id
+    node.await_block(head.number)
+    asked = list(_requests(ledger, node, grantee, artifact_id))
+    granted = [one for one in asked if one[1].status == GrantStatus.GRANTED]
+    revoked = [one for one in asked if one[1].status == GrantStatus.REVOKED]
+    for grant_id, _ in (*(one for one in granted if fits(one[1])), *granted, *revoked):
+        return grant_id
+    raise _no_right(asked)
+
+
+def _requests(
+    ledger: Ledger, node: NodeContent, grantee: OrgId, artifact_id: ArtifactId
+) -> Iterator[tuple[GrantId, UsageGrant]]:
+    """A partner's requests on a bundle, newest first, each as it stands on the ledger."""
+    for entry in node.query("/grants", grantee=unlabel(grantee)):
+        if entry["artifact_id"] == artifact_id.hex():
+            grant_id = GrantId(bytes.fromhex(entry["grant_id"]))
+            yield grant_id, ledger.grant(grant_id)
+
+
+def _no_right(asked: Sequence[tuple[GrantId, UsageGrant]]) -> NoRightError:
+    for grant_id, grant in asked:
+        if grant.status == GrantStatus.REQUESTED:
+            return NoRightError(
+                grant_id,
+                f"your request {grant_id.hex()[:12]} on this bundle is not answered yet",
+                hint=REFUSAL_HINTS[Refusal.GRANT_NOT_OPEN],
+            )
+    for grant_id, _ in asked:
+        return NoRightError(
+            grant_id,
+            f"your request {grant_id.hex()[:12]} on this bundle was denied",
+            hint="`usufruct denials` shows why; ask for what the steward allows",
+        )
+    return NoRightError(None, "you have no rights on this bundle", hint=REFUSAL_HINTS[Refusal.GRANT_UNKNOWN])

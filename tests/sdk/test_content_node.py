@@ -8,7 +8,12 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
+from usufruct.client import Client
 from usufruct.content.node import NodeContent
+from usufruct.errors import NodeUnreachableError
+from usufruct.home import Home
 
 
 def test_a_connection_that_the_node_may_be_closing_is_not_used_again(tmp_path: Path) -> None:
@@ -42,3 +47,12 @@ def test_a_connection_that_the_node_may_be_closing_is_not_used_again(tmp_path: P
             node.query("/health")
             assert len(connections) == 2
         server.shutdown()
+
+
+def test_the_index_is_waited_for_and_not_for_ever(node_home: Home) -> None:
+    client = Client.open(node_home)
+    head = client.ledger.finalised().number
+    client.content.await_block(head)
+    assert client.content.query("/status")["indexed_block"] >= head
+    with pytest.raises(NodeUnreachableError, match=f"of {head + 10**6}"):
+        client.content.await_block(head + 10**6, patience_s=0)

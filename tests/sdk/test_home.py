@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bundle_fixture import SmallBundle
 from usufruct.client import Client, micro, seconds
 from usufruct.durable import write_private
 from usufruct.errors import (
@@ -21,7 +20,7 @@ from usufruct.errors import (
     WrongPassphraseError,
 )
 from usufruct.home import Home, Organisation
-from usufruct.records import ArtifactId, GrantId, Role
+from usufruct.records import Role
 
 
 @pytest.fixture
@@ -185,35 +184,3 @@ def test_a_list_longer_than_the_node_gives_at_once_is_fetched_whole(
     monkeypatch.setattr(client.content, "query", query)
     assert [entry["id"] for entry in client.denials()] == [entry["id"] for entry in entries]
     assert asked == [("/denials", 4, offset) for offset in (0, 4, 8, 12)]
-
-
-def test_the_right_that_a_job_uses_by_default_holds_and_names_the_kernel(
-    node_home: Home, bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = Client.open(node_home)
-    artifact = ArtifactId(b"\7" * 32)
-    later = client.ledger.finalised().timestamp + 1000
-
-    def right(number: int, **changes: object) -> dict[str, object]:
-        terms = {"kernels": ["sum"], "uses": 5, "expires_at": later, "row_level": False}
-        entry = {"grant_id": f"{number:064x}", "artifact_id": artifact.hex(), "status": "GRANTED", "used": 0}
-        return (
-            entry
-            | {key: changes[key] for key in changes if key in entry}
-            | {"terms": terms | {key: changes[key] for key in changes if key in terms}}
-        )
-
-    unfit = [
-        right(9, status="REVOKED"),
-        right(8, kernels=["linear"]),
-        right(7, expires_at=later - 2000),
-        right(6, used=5),
-        right(5, artifact_id="00" * 32),
-    ]
-    for rights, chosen in (
-        ([*unfit, right(2), right(1)], 2),
-        (unfit, 8),
-        ([], 0),
-    ):
-        monkeypatch.setattr(client, "grants", lambda rights=rights: rights)
-        assert client._grant_on(artifact, bundle.parameters("sum")) == GrantId(chosen.to_bytes(32, "big"))

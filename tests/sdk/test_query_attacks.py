@@ -218,6 +218,9 @@ class Desk:
         assert path == "/grants"
         return []
 
+    def await_block(self, number: int) -> None:
+        pass
+
     def query_all(self, path: str, **_: object) -> list[dict[str, object]]:
         assert path == "/jobs"
         return [self.job]

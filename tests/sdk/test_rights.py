@@ -11,13 +11,20 @@ import pytest
 
 from chain_fixture import FAR, TERMS, Consortium
 from rpc_door import door_to
-from usufruct.errors import InputError, TransactionLostError, TransactionRevertedError, UnknownKernelError
+from usufruct.errors import (
+    InputError,
+    NoRightError,
+    TransactionLostError,
+    TransactionRevertedError,
+    UnknownKernelError,
+)
 from usufruct.he.kernels import KERNELS
 from usufruct.ledger import Ledger, Sender
 from usufruct.ledger.endpoint import Endpoint
 from usufruct.records import ArtifactId, GrantId, GrantStatus, Level, Refusal, label
 from usufruct.rights import (
     deny_usage,
+    find_right,
     grant_usage,
     request_usage,
     revoke_artifact,
@@ -195,3 +202,87 @@ def test_terms_that_overflow_the_ledgers_numbers_are_refused_before_anything_is_
         fields = {f: getattr(TERMS, f) for f in TERMS.__dataclass_fields__} | {name: value}
         with pytest.raises(InputError, match="grantUsage"):
             grant_usage(desk.net["north"].ledger, grant_id, type(TERMS)(**fields))
+
+
+# Which right a job is posted under. The index lags the ledger: it is the ledger that says what became of a request.
+
+
+class Index:
+    """Stands where the partner's node stands, and learns of requests only when it is waited for."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.known: list[GrantId] = []
+        self.behind: list[GrantId] = []
+        self.waited_for: list[int] = []
+
+    def query(self, path: str, *, grantee: str) -> list[dict[str, str]]:
+        assert (path, grantee) == ("/grants", "university")
+        return [{"grant_id": id_.hex(), "artifact_id": self.desk.artifact.hex()} for id_ in self.known]
+
+    def await_block(self, number: int) -> None:
+        self.waited_for.append(number)
+        self.known = [*self.behind, *self.known]
+
+
+@pytest.fixture
+def index(desk: Desk) -> Index:
+    return Index(desk)
+
+
+def right(index: Index, kernel: str = "sum", *, artifact: ArtifactId | None = None) -> GrantId:
+    net = index.desk.net
+    return find_right(
+        net["university"].ledger,
+        index,  # type: ignore[arg-type]
+        net["university"].id,
+        artifact or index.desk.artifact,
+        kernel_id=KERNELS[kernel].kernel_id,
+        row_level=False,
+    )
+
+
+def answered(desk: Desk, **changes: object) -> GrantId:
+    grant_id = desk.asked()
+    grant_usage(desk.net["north"].ledger, grant_id, replace(WANTED, **changes))
+    return grant_id
+
+
+def test_a_request_granted_a_moment_ago_is_the_right_to_use(desk: Desk, index: Index) -> None:
+    index.known = [desk.granted()]
+    assert right(index) == index.known[0] and not index.waited_for
+    later = desk.granted()
+    index.known, index.behind = [], [later]
+    assert right(index) == later and index.waited_for
+
+
+def test_a_job_uses_the_newest_right_that_holds_and_names_the_kernel(desk: Desk, index: Index) -> None:
+    fitting, older = desk.granted(), desk.granted()
+    linear = answered(desk, kernels=(KERNELS["linear"].kernel_id,))
+    expired = answered(desk, expires_at=desk.net.reader.finalised().timestamp + 1)
+    revoked = desk.granted()
+    revoke_usage(desk.net["north"].ledger, revoked)
+    unfit = [desk.asked(), revoked, linear, expired]
+    index.known = [*unfit, fitting, older]
+    assert right(index) == fitting
+    index.known = unfit
+    assert right(index) == linear, "the ledger says why it does not allow the job"
+    index.known = [revoked]
+    assert right(index) == revoked
+
+
+def test_nobody_posts_under_rights_that_were_never_granted(desk: Desk, index: Index) -> None:
+    with pytest.raises(NoRightError, match="no rights on this bundle") as refused:
+        right(index)
+    assert refused.value.request is None and "rights request" in refused.value.hint
+    denied = desk.asked()
+    deny_usage(desk.net["north"].ledger, denied, Refusal.PURPOSE_NOT_GRANTED)
+    index.known = [denied]
+    with pytest.raises(NoRightError, match=f"{denied.hex()[:12]} on this bundle was denied"):
+        right(index)
+    index.known = [desk.asked(), denied]
+    with pytest.raises(NoRightError, match="not answered yet") as refused:
+        right(index)
+    assert refused.value.request == index.known[0] and refused.value.exit_code == 7
+    with pytest.raises(NoRightError, match="no rights"):
+        right(index, artifact=ArtifactId(bytes(32)))

@@ -58,10 +58,15 @@ class Report:
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show a step while it runs, and how long it took once it is done."""
+        """Show a step while it runs, and how long it took once it is done, or until it failed."""
         begun = time.monotonic()
-        with self.console.status(text):
-            yield
+        try:
+            with self.console.status(text):
+                yield
+        except BaseException:
+            failed = f"[red]✗[/red] {text} [dim]failed after {time.monotonic() - begun:.1f} s[/dim]"
+            self.console.print(failed, highlight=False)
+            raise
         took = time.monotonic() - begun
         self.steps.append({"step": text, "seconds": round(took, 2)})
         self.console.print(f"[green]✓[/green] {text} [dim]{took:.1f} s[/dim]", highlight=False)

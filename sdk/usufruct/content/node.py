@@ -5,6 +5,7 @@ Every block that comes back is checked against its CID; the node is ours, yet no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _PAGE = 1000
 """Most entries that the node gives at a time."""
 
 _BATCH_BYTES = 1_500_000
+_POLL_SECONDS = 0.1
 _IDLE_SECONDS = 2.0
 """After which a connection is not used again: the node closes it after five, and may do so while a request is on its way."""
 
@@ -124,6 +126,23 @@ class NodeContent:
             if len(part) < _PAGE or len(found) == known:
                 return list(found.values())
             offset += _PAGE
+
+    def await_block(self, number: int, *, patience_s: float = 10.0) -> None:
+        """Wait until the node has indexed a block: its answers are a moment older than the ledger.
+
+        Raises
+        ------
+        NodeUnreachableError
+            If it does not come to it within `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        while (indexed := self.query("/status")["indexed_block"] or 0) < number:
+            if time.monotonic() > deadline:
+                raise NodeUnreachableError(
+                    f"the node has read the ledger up to block {indexed} of {number}",
+                    hint="it may be catching up: `usufruct-node status` shows `indexed_block`; then repeat the command",
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _stage(self, batch: Sequence[bytes]) -> list[Cid]:
         expected = [Cid.of(block, Codec.RAW) for block in batch]
