@@ -26,7 +26,7 @@ from usufruct.home import Home
 from usufruct.ledger import Network
 from usufruct.lineage import Progress
 from usufruct.privacy import NoiseLevel
-from usufruct.records import JobId
+from usufruct.records import JobId, JobState, Refusal, org_id
 from usufruct.release import Release
 from usufruct_node.cli import app as node_app
 
@@ -231,6 +231,31 @@ def test_a_hostile_release_is_shown_and_not_obeyed(text: str, monkeypatch: pytes
     assert "values: [1 2]\n" in answer.stdout
 
 
+def test_whoever_waits_for_anothers_job_is_told_whose_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(state=JobState.RELEASED, refusal=Refusal.NONE)
+    record = SimpleNamespace(requester=org_id("university"))
+    client = SimpleNamespace(
+        name="auditor",
+        find_id=lambda *_: bytes(32),
+        ledger=SimpleNamespace(progress=lambda _: state, job=lambda _: record),
+    )
+    monkeypatch.setattr(Client, "open", lambda *_, **__: client)
+    assert run("job", "wait", ID).stdout == "released, for university\n"
+    state.state = JobState.REVEALING
+    refused(run("job", "wait", ID, "--timeout", 0), 9, "still REVEALING", "job wait")
+    state.state = JobState.STALE_CONSENT
+    refused(run("job", "wait", ID), 7, "ended as STALE_CONSENT")
+
+
+def test_a_job_shows_which_of_its_artifacts_is_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = dict.fromkeys(("deadline", "posted_at", "changed_at"), 1)
+    found = times | {"verdicts": [], "events": [], "artifacts": ["aa" * 32, "bb" * 32]}
+    client = SimpleNamespace(find_id=lambda *_: bytes(32), find_job=lambda _: found)
+    monkeypatch.setattr(Client, "open", lambda *_, **__: client)
+    told = run("job", "show", ID).stdout
+    assert f"result: {'aa' * 32}\nrelease: {'bb' * 32}\n" in told
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_index_does_not_steer_the_progress_of_a_lineage(
     text: str, monkeypatch: pytest.MonkeyPatch
@@ -239,7 +264,7 @@ def test_a_hostile_index_does_not_steer_the_progress_of_a_lineage(
         progress(text)
         raise VerificationError("a lie")
 
-    client = SimpleNamespace(find_id=lambda *_: bytes(32), lineage=walk)
+    client = SimpleNamespace(find_artifact=lambda _: bytes(32), lineage=walk)
     monkeypatch.setattr(Client, "open", lambda *_, **__: client)
     refused(run("lineage", ID), VerificationError.exit_code, "VerificationError: a lie")
 
@@ -316,9 +341,9 @@ BAD = {
     "malformed artifact": (("lineage", "zz" * 32), 2),
     "malformed grant": (("rights", "deny", "12", "--reason", "PURPOSE_NOT_GRANTED"), 2),
     "unknown reason": (("rights", "deny", ID, "--reason", "WHIM"), 2),
-    "unknown job": (("job", "show", ID), 5),
-    "unknown lineage": (("lineage", ID), 5),
-    "unknown impact": (("impact", ID), 5),
+    "unknown job": (("job", "show", ID), 2),
+    "unknown lineage": (("lineage", ID), 2),
+    "unknown impact": (("impact", ID), 2),
     "unknown verify": (("verify", ID), 2),
     "unknown release": (("release", ID), 2),
     "unknown state": (("job", "list", "--state", "flying"), 2),
@@ -331,7 +356,14 @@ BAD = {
     "rho overflow": (("rights", "grant", ID, "--kernel", "sum", "--rho", "1e30"), 2),
     "days nan": (("rights", "grant", ID, "--kernel", "sum", "--days", "nan"), 2),
     "days infinite": (("rights", "grant", ID, "--kernel", "sum", "--days", "inf"), 2),
-    "unknown grant": (("rights", "grant", ID, "--kernel", "sum"), 7),
+    "unknown grant": (("rights", "grant", ID, "--kernel", "sum"), 2),
+    "unknown artifact's budget": (("rights", "budget", ID), 2),
+    "unknown bundle": (("bundle", "show", ID), 2),
+    "unknown bundle's rights": (("rights", "request", "00" * 32, "--kernel", "sum"), 2),
+    "unknown bundle's copies": (("replication", "set", ID, "--copies", 2), 2),
+    "unknown job's end": (("job", "wait", ID), 2),
+    "unknown key domain": (("key-domain", "retire", ID, "--yes"), 2),
+    "unknown member's faults": (("members", "faults", "nobody"), 2),
     "nothing to revoke": (("rights", "revoke"), 2),
     "two to revoke": (("rights", "revoke", ID, "--grantee", "south"), 2),
     "unknown subject": (("consent", "withdraw", "nobody", "--scope", "study"), 2),
@@ -443,6 +475,32 @@ def test_a_number_of_too_many_digits_is_no_json(node_home: Home, tmp_path: Path)
     refused(run("features", tmp_path / "m.csv", "--schema", huge), 2, "no JSON")
     words = ("job", "post", ID, "--kernel", "sum", "--rho", "1", "--parameters", huge)
     refused(run(*words, "--home", node_home.root), 2, "no JSON")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("retire", "RETIRED"), ("compromised", "COMPROMISED")], ids=str
+)
+def test_what_ends_a_key_domain_for_good_asks_first(
+    node_home: Home, monkeypatch: pytest.MonkeyPatch, command: str, status: str
+) -> None:
+    home = ("--home", node_home.root)
+    key_id = json.loads(run("key-domain", "create", "--json", *home).stdout)["key_id"]
+    before = sent(node_home)
+    refused(run("key-domain", command, key_id, *home), 2, "no terminal to ask at", "--yes")
+    monkeypatch.setattr("usufruct.cli.terminal.sys", SimpleNamespace(stdin=Terminal()))
+    words = ["key-domain", command, key_id, *map(str, home)]
+    assert CliRunner().invoke(app, words, input="n\n").exit_code == 1
+    assert sent(node_home) == before
+    assert f"key domain is {status}\n" in CliRunner().invoke(app, words, input="y\n").stdout
+    other = json.loads(run("key-domain", "create", "--json", *home).stdout)["key_id"]
+    assert run("key-domain", command, other, "--yes", *home).stdout == f"key domain is {status}\n"
+
+
+class Terminal:
+    """A standard input at which somebody sits."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_network_is_not_deployed_whose_file_could_not_be_written(node_home: Home, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,
     PassphraseOption,
+    YesOption,
+    confirm,
     counted,
     custodian_keystore,
     done,
@@ -200,11 +202,13 @@ def key_domain_list(
 @guarded
 def key_domain_retire(
     key_domain: str,
+    yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """No new bundle, job or release under this key domain."""
+    """No new bundle, job or release under this key domain, for good."""
+    confirm("Retire this key domain for good: nothing under it is computed or released any more?", yes=yes)
     _set_key_status(key_domain, "retire", home, passphrase_file, as_json=as_json)
 
 
@@ -212,11 +216,13 @@ def key_domain_retire(
 @guarded
 def key_domain_compromised(
     key_domain: str,
+    yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The secret may be known to others: final, and on the ledger."""
+    confirm("Tell everybody, for good, that the secret of this key domain may be known to others?", yes=yes)
     _set_key_status(key_domain, "markCompromised", home, passphrase_file, as_json=as_json)
 
 

@@ -55,6 +55,7 @@ HolderOption = Annotated[
     list[str] | None,
     typer.Option("--holder", help="Member that may hold a copy; may be repeated. Default: any that fits."),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask first; for scripts.")]
 DEFAULT_HOME = Path("~/.usufruct")
 
 
@@ -176,6 +177,23 @@ def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
     default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
     prompt = f"Passphrase of {home.custodian_keystore}: "
     return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; whoever says no ends the command.
+
+    Raises
+    ------
+    InputError
+        If there is no terminal to ask at, and nobody said `--yes`.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(
+            f"{question} There is no terminal to ask at", hint="`--yes` says so; nothing was changed"
+        )
+    typer.confirm(question, abort=True, err=True)
 
 
 @contextmanager
