@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,6 +28,7 @@ from usufruct.errors import (
     ContentError,
     InputError,
     IntegrityError,
+    JobPendingError,
     NodeUnreachableError,
     NoRightError,
     NotAuthorisedError,
@@ -47,6 +49,7 @@ from usufruct.lineage import Lineage
 from usufruct.privacy import MICRO
 from usufruct.publish import Progress, PublishedBundle, publish_bundle, publish_round
 from usufruct.records import (
+    FINAL_JOB_STATES,
     ArtifactId,
     BudgetAccount,
     ConsentEpoch,
@@ -86,6 +89,14 @@ MAX_DAYS: Final = 365_000
 """Longest duration that can be named: a thousand years."""
 
 _POLL_SECONDS = 0.25
+
+_ON_LEDGER: Final[Mapping[str, Callable[[Ledger, bytes], IntEnum]]] = {
+    "artifact": lambda ledger, id_: ledger.artifact(ArtifactId(id_)).kind,
+    "job": lambda ledger, id_: ledger.progress(JobId(id_)).state,
+    "grant": lambda ledger, id_: ledger.grant(GrantId(id_)).status,
+    "key domain": lambda ledger, id_: ledger.key_domain(KeyId(id_)).status,
+}
+"""For each kind of id what the ledger says of one, NONE where it does not know it; of artifacts it knows the bundles."""
 
 
 class Client:
@@ -141,16 +152,59 @@ class Client:
         ------
         InputError
             If no id, or more than one, begins with them.
+        NodeUnreachableError
+            If the node's index, which is to know it, stays behind the ledger.
         """
-        if len(whole := text.lower().removeprefix("0x")) == 64:
-            return parse_id(whole, kind)
-        digits = id_digits(text, kind)
-        found = [entry["id"] for entry in self.content.query(f"/ids/{digits}") if entry["kind"] == kind]
-        if len(found) != 1:
-            raise InputError(
-                f"{len(found) or 'no'} {kind}s begin with {digits}", hint="give more digits of the id"
-            )
-        return parse_id(found[0], kind)
+        return self._find((kind,), text)[1]
+
+    def find_artifact(self, text: str) -> ArtifactId:
+        """An artifact by its id or that of its job, or the first digits of either; of a job the release, or else the result.
+
+        Raises
+        ------
+        InputError
+            As `find_id`, or if it is a job that ended without a result.
+        JobPendingError
+            If it is a job that has no result yet.
+        """
+        kind, found = self._find(("artifact", "job"), text)
+        return ArtifactId(found) if kind == "artifact" else self._left_by(JobId(found))
+
+    def _left_by(self, job_id: JobId) -> ArtifactId:
+        state = self.ledger.progress(job_id).state
+        if state == JobState.RELEASED:
+            return self.release_artifact(job_id)
+        if artifacts := self.find_job(job_id)["artifacts"]:
+            return ArtifactId(bytes.fromhex(artifacts[0]))
+        if state not in FINAL_JOB_STATES:
+            raise JobPendingError(job_id, state.name)
+        raise InputError(f"job {job_id.hex()[:12]} ended as {state.name} and left no result")
+
+    def _find(self, kinds: Collection[str], text: str) -> tuple[str, bytes]:
+        named = " or ".join(kinds)
+        digits = id_digits(text, named)
+        if len(digits) == 64:
+            whole = bytes.fromhex(digits)
+            for kind in kinds:
+                if _ON_LEDGER[kind](self.ledger, whole):
+                    return kind, whole
+        found = self._indexed(kinds, digits)
+        if not found:
+            self.content.await_block(self.ledger.finalised().number)
+            found = self._indexed(kinds, digits)
+        if not found:
+            said = f"has the id {digits[:12]}…" if len(digits) == 64 else f"begins with {digits}"
+            raise InputError(f"no {named} {said}")
+        if len(found) > 1:
+            raise InputError(f"{len(found)} {named}s begin with {digits}", hint="give more digits of the id")
+        return found[0]
+
+    def _indexed(self, kinds: Collection[str], digits: str) -> list[tuple[str, bytes]]:
+        return [
+            (entry["kind"], parse_id(entry["id"], entry["kind"]))
+            for entry in self.content.query(f"/ids/{digits}")
+            if entry["kind"] in kinds
+        ]
 
     # 1 features, 2 seal.
 
@@ -310,7 +364,7 @@ class Client:
 
     def set_replication(self, artifact_id: ArtifactId, replication: Replication) -> Cid:
         """Change how many members hold a bundle, and which may: its policy, otherwise unchanged, gets a new version."""
-        record = self.ledger.artifact(artifact_id)
+        record = register.registered_bundle(self.ledger, artifact_id)
         current = self.content.get_record(
             Cid.from_digest(record.policy_digest, Codec.DAG_CBOR), holder=unlabel(record.steward)
         )
@@ -462,11 +516,15 @@ class Client:
         Raises
         ------
         InputError
-            If no job could ever be run under these terms, by the bundle's policy or for want of verifiers; nothing was sent.
+            If no job could ever be run under these terms, by the bundle's policy or for want of subjects or verifiers; nothing
+            was sent.
         """
         asked = self.ledger.grant(grant_id)
         if asked.status != GrantStatus.NONE:
-            rights.check_terms(self.ledger, self.bundle(asked.artifact_id).policy, asked.grantee, terms)
+            bundle = self.bundle(asked.artifact_id)
+            rights.check_terms(
+                self.ledger, bundle.policy, asked.grantee, terms, n_subjects=bundle.manifest.n_subjects
+            )
         rights.grant_usage(self.ledger, grant_id, terms)
 
     def deny(self, grant_id: GrantId, reason: Refusal) -> None:
@@ -488,7 +546,8 @@ class Client:
             rights.revoke_grantee(self.ledger, org_id(grantee))
 
     def budget(self, artifact_id: ArtifactId) -> BudgetAccount:
-        """What is left of a bundle's privacy budget."""
+        """What is left of a bundle's privacy budget; raises InputError if there is no such bundle."""
+        register.registered_bundle(self.ledger, artifact_id)
         return self.ledger.budget(artifact_id)
 
     # 7 job.
@@ -641,17 +700,36 @@ class Client:
         blocks = [self.content.get(cid, holder=executor) for cid in manifest.blocks]
         return check_possessions(revealed, blocks, replicas=record.replicas)
 
+    def find_job(self, job_id: JobId) -> dict[str, Any]:
+        """What the own node tells of a job: its record, verdicts, artifacts and events.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If the ledger knows no such job.
+        NodeUnreachableError
+        """
+        path = f"/jobs/{job_id.hex()}"
+        with contextlib.suppress(BlockNotFoundError):
+            return dict(self.content.query(path))
+        self.content.await_block(self.ledger.finalised().number)
+        return dict(self.content.query(path))
+
     def open_release(self, job_id: JobId, *, patience_s: float = 30.0) -> Release:
         """Fetch, check and decrypt a release of one's own job.
 
         Raises
         ------
+        InputError
+            If the ledger knows no such job.
+        JobPendingError, JobFailedError
+            If the job is not over yet, or ended without a release.
+        NotAuthorisedError
+            If it is another's job.
         VerificationError
             If the custodian's signature or the digest on the ledger does not fit.
         """
-        record = self.ledger.job(job_id)
-        if record.state != JobState.RELEASED:
-            raise InputError(f"job {job_id.hex()[:12]} is {record.state.name}, not RELEASED")
+        record = job.released_job(self.ledger, job_id)
         if record.requester != org_id(self.name):
             raise NotAuthorisedError(
                 f"the release of job {job_id.hex()[:12]} is for {unlabel(record.requester)}, which alone can open it"
@@ -675,13 +753,12 @@ class Client:
 
         Raises
         ------
-        InputError
+        InputError, JobPendingError, JobFailedError
             If the job has no release.
         NodeUnreachableError
             If the node does not come to it within `patience_s`.
         """
-        if self.ledger.job(job_id).state != JobState.RELEASED:
-            raise InputError(f"job {job_id.hex()[:12]} has no release")
+        job.released_job(self.ledger, job_id)
         deadline = time.monotonic() + patience_s
         while True:
             with contextlib.suppress(BlockNotFoundError):

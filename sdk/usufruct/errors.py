@@ -457,7 +457,7 @@ class JobPendingError(UsufructError):
     """A job is not over yet; it goes on, and what it spends is spent once: do not post it again."""
 
     exit_code = 9
-    hint = "wait again, or open it later with `usufruct release`"
+    hint = "`usufruct job wait` waits for it, `usufruct release` opens it later"
 
     def __init__(self, job_id: bytes, state: str) -> None:
         self.job_id = job_id

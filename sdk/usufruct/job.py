@@ -69,7 +69,7 @@ from usufruct.records import (
     Refusal,
     unlabel,
 )
-from usufruct.register import Policy
+from usufruct.register import Policy, registered_bundle
 
 PARAMETERS_TYPE = "usufruct/parameters/1"
 
@@ -390,8 +390,16 @@ class Estimate:
 
 
 def read_bundle(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId) -> FeatureBundle:
-    """Look up a registered bundle; its manifest and policy come from the steward's node, checked by hash."""
-    artifact = ledger.artifact(artifact_id)
+    """Look up a registered bundle; its manifest and policy come from the steward's node, checked by hash.
+
+    Raises
+    ------
+    InputError
+        If the ledger knows no such bundle.
+    ContentError, IntegrityError, NotAuthorisedError
+        If manifest or policy cannot be read.
+    """
+    artifact = registered_bundle(ledger, artifact_id)
     steward = unlabel(artifact.steward)
     manifest = node.get_record(Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR), holder=steward)
     policy = node.get_record(Cid.from_digest(artifact.policy_digest, Codec.DAG_CBOR), holder=steward)
@@ -577,28 +585,41 @@ def wait_for_job(
 
     Raises
     ------
-    InputError
-        If the ledger knows no such job.
-    JobFailedError
-        If it ended in any other way.
+    InputError, JobFailedError
+        As `released_job`.
     JobPendingError
         If it is not over within `timeout_s`; it goes on all the same.
     """
     deadline = time.monotonic() + timeout_s
     seen = JobState.NONE
     while True:
-        job = ledger.progress(job_id)
-        if job.state != seen:
-            seen = job.state
-            if on_state:
-                on_state(seen)
-        if job.state == JobState.NONE:
-            raise InputError(f"the ledger knows no job {job_id.hex()[:12]}")
-        if job.state == JobState.RELEASED:
-            return ledger.job(job_id)
-        if job.state in FINAL_JOB_STATES:
-            reason = f" ({job.refusal.name})" if job.refusal else ""
-            raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))
-        if time.monotonic() > deadline:
-            raise JobPendingError(job_id, job.state.name)
+        state = ledger.progress(job_id).state
+        if state != seen and on_state:
+            on_state(state)
+        seen = state
+        if state in FINAL_JOB_STATES or state == JobState.NONE or time.monotonic() > deadline:
+            return released_job(ledger, job_id)
         time.sleep(poll_s)
+
+
+def released_job(ledger: Ledger, job_id: JobId) -> Job:
+    """A job that is released.
+
+    Raises
+    ------
+    InputError
+        If the ledger knows no such job.
+    JobFailedError
+        If it ended in any other way.
+    JobPendingError
+        If it is not over yet.
+    """
+    job = ledger.progress(job_id)
+    if job.state == JobState.NONE:
+        raise InputError(f"the ledger knows no job {job_id.hex()[:12]}")
+    if job.state not in FINAL_JOB_STATES:
+        raise JobPendingError(job_id, job.state.name)
+    if job.state != JobState.RELEASED:
+        reason = f" ({job.refusal.name})" if job.refusal else ""
+        raise JobFailedError(job_id, job.state.name + reason, hint=REFUSAL_HINTS.get(job.refusal, ""))
+    return ledger.job(job_id)

@@ -79,6 +79,11 @@ class BundleManifest:
         return int(np.unique(self.subjects, return_counts=True)[1].max())
 
     @property
+    def n_subjects(self) -> int:
+        """How many subjects, or members, have rows, or columns."""
+        return len(np.unique(self.subjects))
+
+    @property
     def of_contributions(self) -> bool:
         """Whether several members made the columns; only kernels that say the same of themselves take such a bundle."""
         return self.round is not None

@@ -128,7 +128,10 @@ REFUSAL_HINTS: dict[Refusal, str] = {
     Refusal.KEY_DOMAIN_NOT_ACTIVE: "the bundle's key is retired or compromised; ask the steward for a re-sealed bundle",
     Refusal.POLICY_VERSION_STALE: "read the new policy, then post the job again",
     Refusal.CONSENT_EPOCH_STALE: "post the job again: it will name the consent epoch in force",
-    Refusal.COHORT_TOO_SMALL: "fewer consent than the minimum cohort; a grant on a round of fewer than ten members needs 0",
+    Refusal.COHORT_TOO_SMALL: (
+        "fewer consent than grant or policy ask, and a grant counts them as 0, 10, 20, 50, ...: `usufruct rights list`"
+        " shows its minimum cohort; ask for a grant with a smaller one, 0 for a round of fewer than ten members"
+    ),
     Refusal.BUDGET_EXCEEDED: "`usufruct rights budget` shows what is left",
     Refusal.COHORTS_TOO_CLOSE: "nearly the same subjects were asked the same: ask for less rho, or later",
     Refusal.KEY_EXHAUSTED: "the bundle's key may open no more results; ask for a re-sealed bundle",

@@ -16,6 +16,7 @@ from usufruct.he.parameters import Parameters, parameters_by_id
 from usufruct.ledger import Ledger
 from usufruct.publish import MAX_SUBJECTS, PublishedBundle, read_manifest
 from usufruct.records import (
+    Artifact,
     ArtifactId,
     ArtifactKind,
     BundleRegistration,
@@ -108,6 +109,22 @@ class Policy:
             )
         except InputError as exc:
             raise ManifestError(f"policy: {exc}") from exc
+
+
+def registered_bundle(ledger: Ledger, artifact_id: ArtifactId) -> Artifact:
+    """The ledger's record of a bundle.
+
+    Raises
+    ------
+    InputError
+        If the ledger knows no such bundle: results and releases have no record of their own.
+    """
+    artifact = ledger.artifact(artifact_id)
+    if artifact.kind != ArtifactKind.BUNDLE:
+        raise InputError(
+            f"{artifact_id.hex()[:12]} is no registered bundle", hint="`usufruct bundles` lists them"
+        )
+    return artifact
 
 
 def register_key_domain(ledger: Ledger, node: NodeContent, public: Mapping[str, object]) -> KeyId:
@@ -221,12 +238,12 @@ def change_policy(ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, po
     Raises
     ------
     InputError
-        As `check_policy` and `check_runnable`; nothing was sent.
+        As `registered_bundle`, `check_policy` and `check_runnable`; nothing was sent.
     ContentError, IntegrityError
         If the bundle's manifest cannot be read.
     TransactionRevertedError
     """
-    artifact = ledger.artifact(artifact_id)
+    artifact = registered_bundle(ledger, artifact_id)
     check_policy(ledger, policy, parameters_by_id(ledger.key_domain(artifact.key_id).parameters_id))
     content = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
     manifest = read_manifest(node.get_record(content, holder=unlabel(artifact.steward)))

@@ -64,8 +64,10 @@ def terms(
     )
 
 
-def check_terms(ledger: Ledger, policy: Policy, grantee: OrgId, granted: GrantTerms) -> None:
-    """Check that terms could be used: against the bundle's policy, and the verifiers that there are.
+def check_terms(
+    ledger: Ledger, policy: Policy, grantee: OrgId, granted: GrantTerms, *, n_subjects: int
+) -> None:
+    """Check that terms could be used: against the bundle's policy and its subjects, and the verifiers that there are.
 
     Raises
     ------
@@ -79,6 +81,11 @@ def check_terms(ledger: Ledger, policy: Policy, grantee: OrgId, granted: GrantTe
         )
     if granted.row_level and not policy.row_level:
         raise InputError("the bundle's policy allows no per-row results")
+    if granted.min_cohort > n_subjects:
+        raise InputError(
+            f"the bundle has {n_subjects} subjects, and no release may be of fewer than {granted.min_cohort}",
+            hint="grant with a smaller `--min-cohort`",
+        )
     verifiers = int(ledger.read("ParticipantRegistry", "beside", grantee)[2])
     if granted.replicas > verifiers:
         raise InputError(f"{granted.replicas} verifiers are to agree, and {verifiers} could be asked")

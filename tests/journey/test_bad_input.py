@@ -131,7 +131,7 @@ def test_a_denial_on_the_command_line_names_its_reason_and_exits_with_7(shared_n
         network.indexed()
         artifact = network.clinics["clinic-south"].bundle.artifact_id.hex()
         words = ("job", "post", artifact, "--kernel", "sum", "--rho", "1", "--home", _home(network))
-        _said(run_cli("usufruct", *words), 7, "denied", "GRANT")
+        _said(run_cli("usufruct", *words), 7, "denied", "GRANT_REVOKED")
     finally:
         network.grants["clinic-south"] = network.grant("clinic-south")
 
@@ -239,6 +239,7 @@ def test_a_job_that_only_the_policy_rules_out_is_refused_before_it_is_posted(
     [
         ({"kernels": (kernel_by_name("distance").kernel_id,)}, "does not allow distance"),
         ({"replicas": 40}, "40 verifiers are to agree"),
+        ({"min_cohort": 61}, "has 60 subjects, and no release may be of fewer than 61"),
     ],
 )
 def test_terms_under_which_no_job_could_run_are_not_granted(
@@ -471,4 +472,14 @@ def test_waiting_for_a_job_that_cannot_move_ends_with_its_state(shared_network: 
         refused = error_of(lambda: network.university.wait(job, timeout_s=1.0))
         assert isinstance(refused, JobPendingError) and refused.state == "POSTED"
         assert time.monotonic() - begun < 10
-    network.reached(job, JobState.RELEASED)
+        at_university = ("--home", _home(network))
+        _said(run_cli("usufruct", "job", "wait", job.hex(), "--timeout", "0", *at_university), 9, "job wait")
+        _said(run_cli("usufruct", "release", job.hex(), *at_university), 9, "still POSTED")
+        _said(run_cli("usufruct", "lineage", job.hex(), *at_university), 9, "still POSTED")
+    _said(run_cli("usufruct", "job", "wait", job.hex(), *at_university), 0, "mean:")
+    at_auditor = ("--home", _home(network, "auditor"))
+    _said(run_cli("usufruct", "job", "wait", job.hex()[:16], *at_auditor), 0, "released, for university")
+    _said(run_cli("usufruct", "lineage", job.hex(), *at_auditor), 0, "release", "re-checked")
+    released = network.university.release_artifact(job).hex()
+    _said(run_cli("usufruct", "bundle", "show", released, *at_university), 2, "no registered bundle")
+    _said(run_cli("usufruct", "rights", "budget", released, *at_university), 2, "no registered bundle")

@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +15,16 @@ from usufruct.durable import write_private
 from usufruct.errors import (
     ConfigurationError,
     InputError,
+    JobFailedError,
+    JobPendingError,
     KeyStoreError,
     NodeUnreachableError,
     UsufructError,
     WrongPassphraseError,
 )
 from usufruct.home import Home, Organisation
-from usufruct.records import Role
+from usufruct.keys.he_keys import create_key_domain
+from usufruct.records import ArtifactKind, JobId, JobState, Refusal, Role
 
 
 @pytest.fixture
@@ -161,10 +165,94 @@ def test_budgets_and_durations_are_positive_finite_numbers(value: float) -> None
 
 def test_ids_are_found_by_their_first_digits_only_when_they_are_unambiguous(node_home: Home) -> None:
     client = Client.open(node_home)
-    assert client.find_id("job", "0x" + "ab" * 32) == b"\xab" * 32
-    for text in ("", "abc", "zzzz", "ab" * 33, "zz" * 32, "../..", "abcd"):
-        with pytest.raises(InputError):
+    for text in ("", "abc", "zzzz", "ab" * 33, "zz" * 32, "../.."):
+        with pytest.raises(InputError, match=" is no job"):
             client.find_id("job", text)
+    for text, said in (("abcd", "no job begins with abcd"), ("ab" * 32, "no job has the id abababababab…")):
+        with pytest.raises(InputError, match=said) as refused:
+            client.find_id("job", text)
+        assert not refused.value.hint
+
+
+def test_a_whole_id_that_the_ledger_knows_needs_no_index(
+    node_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client.open(node_home)
+    _, public = create_key_domain()
+    key_id = client.register_key_domain(public)
+
+    def query(_: str) -> None:
+        raise NodeUnreachableError("off")
+
+    monkeypatch.setattr(client.content, "query", query)
+    assert client.find_id("key domain", "0x" + key_id.hex().upper()) == key_id
+    with pytest.raises(NodeUnreachableError):
+        client.find_id("job", key_id.hex())
+
+
+class Desk(Client):
+    """A client whose node and ledger say what a test wants."""
+
+    def __init__(self, state: JobState, *, artifacts: list[str]) -> None:
+        self.name = "north"
+        self.indexed: list[dict[str, str]] = []
+        self.artifacts = artifacts
+        self.content = SimpleNamespace(query=self._query, await_block=self._await_block)
+        unknown = SimpleNamespace(kind=ArtifactKind.NONE)
+        self.ledger = SimpleNamespace(
+            finalised=lambda: SimpleNamespace(number=7),
+            artifact=lambda _: unknown,
+            progress=lambda _: SimpleNamespace(state=state, refusal=Refusal.NONE),
+            job=lambda _: None,
+        )
+
+    def _query(self, path: str) -> object:
+        if path.startswith("/ids/"):
+            return [entry for entry in self.indexed if entry["id"].startswith(path[5:])]
+        return {"artifacts": self.artifacts}
+
+    def _await_block(self, number: int) -> None:
+        assert number == 7
+        self.indexed = [{"kind": "job", "id": "ab" * 32}, {"kind": "grant", "id": "ab" * 31 + "00"}]
+
+
+RESULT, RELEASE = "01" * 32, "02" * 32
+
+
+def test_an_id_that_the_index_learns_a_moment_later_is_found() -> None:
+    assert Desk(JobState.NONE, artifacts=[]).find_id("job", "abab") == b"\xab" * 32
+
+
+@pytest.mark.parametrize(
+    ("state", "artifacts", "found"),
+    [(JobState.RELEASED, [RESULT, RELEASE], RELEASE), (JobState.VERIFIED, [RESULT], RESULT)],
+)
+def test_a_job_stands_for_what_it_left(state: JobState, artifacts: list[str], found: str) -> None:
+    desk = Desk(state, artifacts=artifacts)
+    for text in ("ab" * 32, "abab"):
+        assert desk.find_artifact(text).hex() == found
+
+
+def test_a_job_that_left_nothing_stands_for_no_artifact() -> None:
+    with pytest.raises(JobPendingError, match="still CLAIMED"):
+        Desk(JobState.CLAIMED, artifacts=[]).find_artifact("ab" * 32)
+    with pytest.raises(InputError, match="ended as DENIED and left no result"):
+        Desk(JobState.DENIED, artifacts=[]).find_artifact("ab" * 32)
+    with pytest.raises(InputError, match="no artifact or job begins with cdcd"):
+        Desk(JobState.NONE, artifacts=[]).find_artifact("cdcd")
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        (JobState.COMMITTED, JobPendingError),
+        (JobState.REFUTED, JobFailedError),
+        (JobState.NONE, InputError),
+    ],
+)
+def test_a_release_is_not_opened_before_there_is_one(state: JobState, error: type[UsufructError]) -> None:
+    with pytest.raises(error):
+        Desk(state, artifacts=[]).open_release(JobId(b"\xab" * 32))
 
 
 def test_a_list_longer_than_the_node_gives_at_once_is_fetched_whole(

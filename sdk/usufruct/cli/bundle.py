@@ -37,6 +37,7 @@ from usufruct.keys import he_keys, identity
 from usufruct.privacy import MICRO
 from usufruct.publish import publish_bundle
 from usufruct.records import ArtifactId
+from usufruct.register import registered_bundle
 from usufruct.seal import seal_features
 
 bundle_app = typer.Typer(
@@ -116,7 +117,7 @@ def bundle_show(
         "features": schema.name,
         "kind": schema.kind,
         "rows": found.manifest.shape.n_rows,
-        "subjects": len(set(found.manifest.subjects.tolist())),
+        "subjects": found.manifest.n_subjects,
         "scale": schema.scale,
         "max_l2": schema.max_l2,
         "kernels": list(policy.kernels),
@@ -151,7 +152,7 @@ def bundle_export(
 ) -> None:
     """Write an own bundle into a CAR file that every IPFS tool reads, and print the file's CID; ciphertext only."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    artifact = client.ledger.artifact(ArtifactId(client.find_id("artifact", bundle)))
+    artifact = registered_bundle(client.ledger, ArtifactId(client.find_id("artifact", bundle)))
     cid = Cid.from_digest(artifact.content_digest, Codec.DAG_CBOR)
     with counted("exporting") as progress:
         archive = export_bundle(

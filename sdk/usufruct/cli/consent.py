@@ -189,7 +189,7 @@ def _print_proof(
     if job is not None:
         if scope is not None or epoch is not None:
             raise InputError("a job names purpose and epoch by itself", hint="leave out --scope and --epoch")
-        row = client.content.query(f"/jobs/{client.find_id('job', job).hex()}")
+        row = client.find_job(JobId(client.find_id("job", job)))
         bundle = client.content.query(f"/artifacts/{row['artifact_id']}")
         own = unlabel(client.ledger.organisation_of(client.ledger.address))
         if bundle["steward"] != own:

@@ -31,9 +31,10 @@ from usufruct.cli.terminal import (
 from usufruct.client import Client
 from usufruct.errors import InputError
 from usufruct.he.kernels import KERNELS, MOMENTS
+from usufruct.job import wait_for_job
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
-from usufruct.records import REFUSAL_HINTS, ArtifactId, GrantId, JobId, JobState, Refusal, unlabel
+from usufruct.records import REFUSAL_HINTS, ArtifactId, GrantId, Job, JobId, JobState, Refusal, unlabel
 
 job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
 
@@ -105,9 +106,39 @@ def job_post(
         done(f"job {job_id.hex()}", {"job_id": job_id.hex()}, as_json=as_json)
         return
     err.print(f"job {job_id.hex()} is posted; it goes on, whoever waits", highlight=False)
-    with err.status("posted") as line:
-        client.wait(job_id, on_state=lambda state: line.update(state.name.lower()))
+    _wait(client, job_id)
     _print_release(client, job_id, as_json=as_json)
+
+
+def _wait(client: Client, job_id: JobId, *, timeout_s: float = 600.0) -> Job:
+    """Wait until a job is released, and show meanwhile where it stands."""
+    with err.status("waiting") as line:
+        return wait_for_job(
+            client.ledger,
+            job_id,
+            timeout_s=timeout_s,
+            on_state=lambda state: line.update(state.name.lower()),
+        )
+
+
+@job_app.command("wait")
+@guarded
+def job_wait(
+    job: str,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 600,
+    home: HomeOption = DEFAULT_HOME,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait until a job is over, and print the release of one's own; exit code 7 when it failed, 9 when it is not over yet."""
+    client = Client.open(home, passphrase_file=passphrase_file)
+    job_id = JobId(client.find_id("job", job))
+    requester = unlabel(_wait(client, job_id, timeout_s=timeout).requester)
+    if requester == client.name:
+        _print_release(client, job_id, as_json=as_json)
+    else:
+        answer = {"job_id": job_id.hex(), "state": JobState.RELEASED.name, "requester": requester}
+        done(f"released, for {requester}", answer, as_json=as_json)
 
 
 @job_app.command("estimate")
@@ -203,14 +234,15 @@ def job_show(
 ) -> None:
     """Show one job with its verdicts and every event of its life."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    found = client.content.query(f"/jobs/{client.find_id('job', job).hex()}")
+    found = client.find_job(JobId(client.find_id("job", job)))
     if as_json:
         print_json(found)
         return
-    facts = {key: value for key, value in found.items() if key not in ("verdicts", "events")}
+    facts = {key: value for key, value in found.items() if key not in ("artifacts", "verdicts", "events")}
     facts |= {key: moment(facts[key]) for key in ("deadline", "posted_at", "changed_at")}
+    facts |= dict(zip(("result", "release"), found["artifacts"], strict=False))
     for key, value in facts.items():
-        out.print(plain(f"{key}: {', '.join(value) if isinstance(value, list) else value}"), highlight=False)
+        out.print(plain(f"{key}: {value}"), highlight=False)
     columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
     show("verdicts", found["verdicts"], columns, as_json=False)
     columns = {
@@ -310,7 +342,9 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
 
 @guarded
 def lineage_command(
-    artifact: str,
+    artifact: Annotated[
+        str, typer.Argument(help="Id of a release, result or bundle, or of the job that left it.")
+    ],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -318,9 +352,7 @@ def lineage_command(
     """Step 10: walk from an artifact to every consent, re-checking events and contents, and print the tree."""
     client = Client.open(home, passphrase_file=passphrase_file)
     with err.status("checking") as line:
-        found = client.lineage(
-            ArtifactId(client.find_id("artifact", artifact)), progress=lambda told: line.update(plain(told))
-        )
+        found = client.lineage(client.find_artifact(artifact), progress=lambda told: line.update(plain(told)))
     if as_json:
         print_json(found.to_json())
         return

@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -63,9 +62,8 @@ def members_faults(
     as_json: JsonOption = False,
 ) -> None:
     """List what a member did wrong in jobs, newest first; points fade with time, the council may take them away."""
-    rows = Client.open(home, passphrase_file=passphrase_file).content.query(
-        f"/members/{quote(name, safe='')}/faults"
-    )
+    client = Client.open(home, passphrase_file=passphrase_file)
+    rows = client.content.query(f"/members/{client.member(name).name}/faults")
     columns = {"job": "job_id", "fault": "fault", "points then": "points", "recorded": "recorded_at"}
     show("faults", rows, columns, as_json=as_json)
 

@@ -69,6 +69,8 @@ def rights_list(
             "uses": f"{row['used']}/{chosen['uses']}",
             "rho": chosen["rho_micro"] / MICRO,
             "until": moment(chosen["expires_at"]),
+            "min_cohort": chosen["min_cohort"],
+            "replicas": chosen["replicas"],
         }
     columns = {
         "grant": "grant_id",
@@ -80,6 +82,8 @@ def rights_list(
         "uses": "uses",
         "rho": "rho",
         "until": "until",
+        "cohort at least": "min_cohort",
+        "verifiers": "replicas",
     }
     show("rights", rows, columns, as_json=as_json)
 
