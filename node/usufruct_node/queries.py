@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,7 @@ from usufruct.records import (
     JobRequest,
     JobState,
     Level,
+    MemberStatus,
     OrgId,
     Refusal,
     Role,
@@ -395,13 +396,35 @@ def _call_text(contract: str | None, data: bytes) -> str:
                 values = eth_abi.abi.decode(function.input_types, data[4:])
             except (eth_abi.exceptions.DecodingError, UnicodeDecodeError):
                 break
-            return f"{contract}.{function.name}({', '.join(_argument(value) for value in values)})"
+            return f"{contract}.{function.name}({_arguments(function.inputs, values)})"
     return f"{contract}: UNKNOWN CALL {data.hex()}"
 
 
-def _argument(value: object) -> str:
+def _arguments(entries: Iterable[Mapping[str, Any]], values: Iterable[Any]) -> str:
+    return ", ".join(
+        f"{entry['name']} {_argument(entry, value)}" for entry, value in zip(entries, values, strict=True)
+    )
+
+
+def _argument(entry: Mapping[str, Any], value: Any) -> str:
+    """An argument as people read it; whoever votes sees every bit of it."""
+    kind = str(entry["type"])
+    if kind == "tuple":
+        return f"({_arguments(entry['components'], value)})"
+    if kind.endswith("[]"):
+        return f"[{', '.join(_argument({**entry, 'type': kind[:-2]}, item) for item in value)}]"
+    if entry["name"] == "roles":
+        return _role_names(value)
+    if entry.get("internalType") == "enum IParticipantRegistry.Status" and value in list(MemberStatus):
+        return MemberStatus(value).name
     if isinstance(value, bytes):
         return unlabel(value) if len(value) == 32 else "0x" + value.hex()
-    if isinstance(value, tuple):
-        return f"({', '.join(_argument(item) for item in value)})"
     return str(value)
+
+
+def _role_names(bits: int) -> str:
+    named = [role for role in Role if role and role in Role(bits)]
+    unknown = bits & ~sum(named)
+    return (
+        "+".join([*(str(role.name) for role in named), *([f"UNKNOWN {unknown}"] if unknown else [])]) or "0"
+    )

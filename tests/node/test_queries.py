@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ledger_story import HOSTILE_ENDPOINT, Story
 
-from usufruct.records import ArtifactId, GrantId, JobId, JobState, Refusal
+from usufruct.records import ArtifactId, GrantId, JobId, JobState, MemberStatus, Refusal
 from usufruct_node.index import Index, catch_up, database
 from usufruct_node.index.rows import event_of
 from usufruct_node.queries import Queries, UnknownRecordError
@@ -163,6 +163,25 @@ def test_a_grant_is_looked_up_by_its_id_and_not_searched_for(story: Story, queri
     plans = [row["detail"] for sql in statements for row in db.execute(f"EXPLAIN QUERY PLAN {sql}")]
     assert plans
     assert all(plan.startswith("SEARCH") for plan in plans), plans
+
+
+def test_a_proposal_names_arguments_roles_and_states_and_hides_no_bit(story: Story, queries: Queries) -> None:
+    net = story.net
+    record, org = net["late"].record, net["late"].id
+    ledger = net["north"].ledger
+    for function, arguments in (
+        ("admit", [record]),
+        ("setRoles", [org, 68]),
+        ("setStatus", [org, MemberStatus.SUSPENDED]),
+    ):
+        call = ledger.call_data("ParticipantRegistry", function, *arguments)
+        ledger.transact("MemberCouncil", "propose", *call)
+    catch_up(queries._index, net.reader)
+    suspended, roles, admitted = [row["call"] for row in queries.proposals()[:3]]
+    assert suspended == "ParticipantRegistry.setStatus(id late, status SUSPENDED)"
+    assert roles == "ParticipantRegistry.setRoles(id late, roles PARTNER+UNKNOWN 64)"
+    assert admitted.startswith("ParticipantRegistry.admit(newcomer (id late, account 0x")
+    assert f"roles PARTNER+AUDITOR, status NONE, hpkeKey 0x{record.hpke_key.hex()}, peerId 0x" in admitted
 
 
 def test_unknown_records_are_a_typed_error(queries: Queries) -> None:

@@ -426,6 +426,23 @@ def test_a_hostile_participant_file_is_refused(node_home: Home, tmp_path: Path) 
     assert sent(node_home) == before
 
 
+def test_nobody_is_admitted_twice(node_home: Home) -> None:
+    before = sent(node_home)
+    answer = run("members", "admit", node_home.root / "participant.json", "--home", node_home.root)
+    refused(answer, 2, "north was admitted before and is ACTIVE", "set-status")
+    assert sent(node_home) == before
+
+
+def test_a_proposal_is_shown_without_whole_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = f"admit(account 0x{'ab' * 20}, hpkeKey 0x{'cd' * 32}, endpoint /ip4/127.0.0.1)"
+    rows = [{"proposal": 1, "proposer": "north", "call": call, "for": [], "against": [], "executed": False}]
+    client = SimpleNamespace(content=SimpleNamespace(query=lambda _: rows))
+    monkeypatch.setattr(Client, "open", lambda *_, **__: client)
+    shown = run("members", "proposals").stdout
+    assert "0xcdcdcdcdcd…" in shown and "cd" * 6 not in shown
+    assert json.loads(run("members", "proposals", "--json").stdout) == rows
+
+
 def test_what_a_publication_is_refused_for_is_found_before_anything_is_sealed(
     node_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,9 @@ from usufruct.ledger.genesis import found_network
 from usufruct.ledger.network import read_pin
 from usufruct.ledger.profile import profile_of
 from usufruct.records import MemberStatus
+
+_LONG_HEX = re.compile(r"(0x[0-9a-f]{10})[0-9a-f]{54,}")
+"""Keys and ids; addresses are short enough to be read whole."""
 
 members_app = typer.Typer(help="Who is a member; votes of the council.", no_args_is_help=True)
 network_app = typer.Typer(help="The network that a home belongs to.", no_args_is_help=True)
@@ -78,9 +82,14 @@ def members_admit(
 ) -> None:
     """Propose to admit an organisation."""
     record = ParticipantFile.load(participant).to_participant()
-    number = Client.open(home, passphrase_file=passphrase_file).propose(
-        "ParticipantRegistry", "admit", record
-    )
+    client = Client.open(home, passphrase_file=passphrase_file)
+    known = client.ledger.participant(record.id).status
+    if known != MemberStatus.NONE:
+        raise InputError(
+            f"{record.name} was admitted before and is {known.name}",
+            hint="`usufruct members set-status` reinstates a member; a newcomer needs a name of its own",
+        )
+    number = client.propose("ParticipantRegistry", "admit", record)
     done(f"proposal {number}", {"proposal": number}, as_json=as_json)
 
 
@@ -121,8 +130,10 @@ def members_forgive(
 def members_proposals(
     home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
-    """List what the members vote on, newest first."""
+    """List what the members vote on, newest first; keys and ids are whole in `--json`."""
     rows = Client.open(home, passphrase_file=passphrase_file).content.query("/proposals")
+    if not as_json:
+        rows = [row | {"call": _LONG_HEX.sub(r"\1…", row["call"])} for row in rows]
     columns = {
         "proposal": "proposal",
         "by": "proposer",

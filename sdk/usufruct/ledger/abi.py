@@ -124,6 +124,8 @@ class FunctionCodec:
 
     name: str
     selector: bytes
+    inputs: tuple[Mapping[str, Any], ...]
+    """ABI entries of the arguments, with their names."""
     input_types: tuple[str, ...]
     output_types: tuple[str, ...]
 
@@ -249,7 +251,7 @@ def load_abi(name: str) -> ContractAbi:
         digest = keccak(signature.encode())
         if entry["type"] == "function":
             outputs = tuple(_wire_type(item) for item in entry["outputs"])
-            functions[entry["name"]] = FunctionCodec(entry["name"], digest[:4], types, outputs)
+            functions[entry["name"]] = FunctionCodec(entry["name"], digest[:4], inputs, types, outputs)
         elif entry["type"] == "event":
             events[digest] = EventCodec.of(name, entry["name"], digest, inputs)
         elif entry["type"] == "error":
