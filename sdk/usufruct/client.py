@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
@@ -240,6 +240,21 @@ class Client:
         """
         self._book.check_anchored(scope, row_subjects)
         return publish_bundle(sealed, self.content, scope=scope, row_subjects=row_subjects, progress=progress)
+
+    def bundles_of_subjects(self, positions: Collection[int], *, scope: str) -> list[FeatureBundle]:
+        """Own bundles of a purpose, still in use, that have rows of any of these subjects: each has a budget of its own.
+
+        Parameters
+        ----------
+        positions :
+            Of the subjects in the status bitstring of `scope`.
+        """
+        subjects = np.asarray(list(positions))
+        return [
+            bundle
+            for bundle in self._readable_bundles(self._own_bundles_in_use(scope))
+            if np.isin(bundle.manifest.subjects, subjects).any()
+        ]
 
     def call_for_updates(self, secret: SecretKey, terms: RoundTerms, *, scope: str) -> Call:
         """A signed call for updates of other members, to be summed under a key domain of which one keeps the secret."""
@@ -477,7 +492,7 @@ class Client:
         One whose steward does not answer, or sends what is no manifest, is left out and logged: no steward can hide the
         bundles of the others.
         """
-        return list(self._readable_bundles())
+        return list(self._readable_bundles(self.content.query("/bundles")))
 
     def bundle(self, artifact_id: str | ArtifactId) -> FeatureBundle:
         """One registered bundle, by id."""
@@ -841,6 +856,15 @@ class Client:
             if (entry["steward"], entry["scope"]) == (self.name, scope)
         ]
 
+    def _own_bundles_in_use(self, scope: str) -> list[dict[str, Any]]:
+        """Of the own bundles of a purpose those that are neither frozen nor past their retention."""
+        now = self.ledger.finalised().timestamp
+        return [
+            entry
+            for entry in self._own_bundles(scope)
+            if entry["frozen"] == FreezeState.NONE.name and now < entry["retain_until"]
+        ]
+
     def _check_not_closed(self, call: Call, contributions: Sequence[Contributed]) -> None:
         """Two bundles of one call would have two budgets, and their sums would differ by whom only one of them has."""
         cids = {cid for one in contributions for cid in one.cids}
@@ -854,10 +878,8 @@ class Client:
 
     def _bound_positions(self, scope: str) -> int:
         """All positions to which rows of own bundles of a purpose are bound are below this."""
-        now, bound = self.ledger.finalised().timestamp, 0
-        for entry in self._own_bundles(scope):
-            if entry["frozen"] != FreezeState.NONE.name or now >= entry["retain_until"]:
-                continue
+        bound = 0
+        for entry in self._own_bundles_in_use(scope):
             try:
                 bound = max(bound, int(self.bundle(entry["artifact_id"]).manifest.subjects.max()) + 1)
             except NodeUnreachableError:
@@ -869,8 +891,8 @@ class Client:
                 ) from exc
         return bound
 
-    def _readable_bundles(self) -> Iterator[FeatureBundle]:
-        for entry in self.content.query("/bundles"):
+    def _readable_bundles(self, entries: Iterable[dict[str, Any]]) -> Iterator[FeatureBundle]:
+        for entry in entries:
             try:
                 yield self.bundle(entry["artifact_id"])
             except NodeUnreachableError:

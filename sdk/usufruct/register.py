@@ -207,7 +207,7 @@ def register_bundle(
     ):
         raise InputError(
             f"the bundle is registered already as {artifact_id.hex()[:12]}, with another policy or retention",
-            hint="`Client.change_policy` puts another policy in force, `usufruct rights set-budget` another budget",
+            hint="`usufruct policy set` puts another policy in force, `usufruct rights set-budget` another budget",
         )
     total = ledger.budget(artifact_id).total
     if total not in (0, budget_rho_micro):

@@ -80,6 +80,10 @@ class Replication:
             return member.name in self.holders
         return bool(member.roles & _KEEPERS) and Role.PARTNER not in member.roles
 
+    def most_copies(self, steward: OrgId, members: Iterable[Participant]) -> int:
+        """How many copies there can be as the members are now, the steward's among them."""
+        return 1 + sum(self.may_hold(member, steward) for member in members)
+
     def choose(
         self,
         artifact_id: ArtifactId,

@@ -22,6 +22,7 @@ from usufruct.cli.jobs import (
     verify,
 )
 from usufruct.cli.network import members_app, network_app
+from usufruct.cli.policy import policy_app
 from usufruct.cli.replication import replication_app
 from usufruct.cli.rights import rights_app
 from usufruct.cli.rounds import round_app
@@ -68,6 +69,7 @@ app.command("features")(features_command)
 app.command("publish")(publish)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(round_app, name="round")
+app.add_typer(policy_app, name="policy")
 app.command("freeze")(freeze)
 app.add_typer(replication_app, name="replication")
 app.add_typer(consent_app, name="consent")

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from usufruct.carry import CarDestination, export_bundle, import_bundle
-from usufruct.cli.steward import check_cohort, checked_policy, read_features, register
+from usufruct.cli.steward import (
+    check_cohort,
+    checked_policy,
+    read_features,
+    register,
+    warn_of_same_subjects,
+)
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -204,5 +210,7 @@ def bundle_import(
     )
     with counted("importing") as progress:
         published = import_bundle(file, client.content, expected=expected, progress=progress)
-    check_cohort(min_cohort, published.manifest.subjects.tolist())
+    positions = published.manifest.subjects.tolist()
+    check_cohort(min_cohort, positions)
+    warn_of_same_subjects(client, published.manifest.scope, positions, but=published.cid)
     register(client, published, policy, retain_days=retain_days, budget_rho=budget_rho, as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from usufruct.cli.steward import warn_of_copies
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     CopiesOption,
@@ -41,6 +42,7 @@ def replication_set(
     """Change how many members hold a bundle, and which may; jobs posted under the former policy are not released."""
     client = Client.open(home, passphrase_file=passphrase_file)
     wanted = Replication(copies=copies, holders=tuple(holder or ()))
+    warn_of_copies(client.ledger, wanted)
     cid = client.set_replication(ArtifactId(client.find_id("artifact", bundle)), wanted)
     done(f"policy {cid} is in force", {"policy": str(cid)}, as_json=as_json)
 

@@ -30,14 +30,17 @@ from usufruct.cli.terminal import (
     guarded,
     read_text,
     show,
+    warn,
 )
 from usufruct.client import Client, micro, seconds
+from usufruct.content import Cid
 from usufruct.errors import InputError
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.parameters import PARAMETER_SETS, Parameters
 from usufruct.home import Home
 from usufruct.keys import he_keys
 from usufruct.ledger import Ledger
+from usufruct.privacy import MICRO
 from usufruct.publish import PublishedBundle
 from usufruct.records import ArtifactId, KeyId
 from usufruct.register import Policy, check_policy, check_runnable
@@ -107,7 +110,7 @@ def checked_policy(
     budget_rho: float,
     retain_days: float,
 ) -> Policy:
-    """The policy that options ask for, but for its purpose; raises, as registering would, before hours of sealing."""
+    """The policy that options ask for, but for its purpose; raises and warns, as registering would, before hours of sealing."""
     policy = Policy(
         purposes=(),
         kernels=tuple(kernel),
@@ -117,9 +120,46 @@ def checked_policy(
         replication=Replication(copies=copies, holders=tuple(holder or ())),
     )
     check_policy(ledger, policy, parameters)
-    micro(budget_rho)
+    check_spending(policy.max_rho_micro_per_job, micro(budget_rho))
     seconds(retain_days)
+    warn_of_copies(ledger, policy.replication)
     return policy
+
+
+def warn_of_copies(ledger: Ledger, wanted: Replication) -> None:
+    """Say so where fewer members than wanted can hold a copy: more may join, so that it is no error."""
+    if wanted.copies == 1:
+        return
+    most = wanted.most_copies(ledger.organisation_of(ledger.address), ledger.participants())
+    if wanted.copies > most:
+        warn(
+            f"{wanted.copies} copies are wanted, and as the members are now there can be {most}, the steward's among them"
+        )
+
+
+def warn_of_same_subjects(
+    client: Client, scope: str, positions: Iterable[int], *, but: Cid | None = None
+) -> None:
+    """Say so where own bundles have rows of these subjects already, apart from the one with the manifest `but`."""
+    others = [
+        bundle.artifact_id.hex()[:12]
+        for bundle in client.bundles_of_subjects(set(positions), scope=scope)
+        if but is None or bundle.artifact.content_digest != but.digest
+    ]
+    if others:
+        warn(
+            f"rows of some of these subjects are in {', '.join(others)} too: budgets are per bundle, and releases of both add"
+            " up for these subjects; `usufruct freeze` ends the use of a bundle that the new one replaces"
+        )
+
+
+def check_spending(job_rho_micro: int, budget_rho_micro: int) -> None:
+    """Raise InputError where a policy promises a job more than the budget of all jobs together."""
+    if job_rho_micro > budget_rho_micro:
+        raise InputError(
+            f"one job may spend rho {job_rho_micro / MICRO:g}, and the budget over all jobs is {budget_rho_micro / MICRO:g}",
+            hint="a smaller `--max-rho`, or a larger budget (`--budget-rho`, `usufruct rights set-budget`)",
+        )
 
 
 def check_cohort(min_cohort: int, row_subjects: Iterable[int]) -> None:
@@ -304,6 +344,7 @@ def publish(
         retain_days=retain_days,
     )
     check_cohort(min_cohort, positions)
+    warn_of_same_subjects(client, scope, positions)
     sealed = client.seal(features, secret)
     check_runnable(policy, sealed.shape)
     with counted("sealing and publishing") as progress:

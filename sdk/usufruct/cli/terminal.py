@@ -179,6 +179,11 @@ def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
     return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
 
 
+def warn(text: str) -> None:
+    """A line on stderr about what was done all the same."""
+    err.print(Text.assemble(("warning", "yellow"), f": {printable(text)}"), soft_wrap=True)
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before what cannot be undone; whoever says no ends the command.
 
