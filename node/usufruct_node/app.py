@@ -184,6 +184,7 @@ class Node:
         """Serve until cancelled; `started` gives the URL of the HTTP interface."""
         with self._stack:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._close_ledger_at_the_end)
                 unlocked = trio.Event()
                 nursery.start_soon(self._unlock, unlocked)
                 await catch_up_in_thread(self.index, self.ledger)
@@ -489,6 +490,13 @@ class Node:
                 seen = now
                 self._chain.heard()
                 await self._follow_registry()
+
+    async def _close_ledger_at_the_end(self) -> None:
+        """Threads that wait for the chain cannot be cancelled: their waiting is ended."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.ledger.endpoint.close()
 
     async def _unlock(self, unlocked: trio.Event) -> None:
         """Start the custodian while the rest starts; a node that cannot have the one it needs does not run."""

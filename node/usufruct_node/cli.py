@@ -47,6 +47,7 @@ devnet_app = typer.Typer(help="A whole network on this machine, for development.
 app.add_typer(devnet_app, name="devnet")
 app.add_typer(blocks_app, name="blocks")
 app.add_typer(kubo_app, name="kubo")
+_log = logging.getLogger(__name__)
 out = Console()
 err = Console(stderr=True)
 
@@ -131,7 +132,7 @@ def run(
     )
     for noisy in ("libp2p", "httpx", "web3", "hypercorn"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    settings = NodeSettings.load(place.root)
+    name, settings = place.organisation().name, NodeSettings.load(place.root)
     default = place.node_passphrase if place.node_passphrase.is_file() else None
     passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")
 
@@ -140,22 +141,25 @@ def run(
             # Before the start, which reads a long chain for minutes.
             await nursery.start(until_told, nursery.cancel_scope)
             url = await nursery.start(node.run)
-            logging.getLogger(__name__).info("%s is up: %s", place.organisation().name, url)
+            _log.info("%s is up: %s", name, url)
 
     async def until_told(scope: trio.CancelScope, *, task_status: TaskStatus[None]) -> None:
         """Stop at the first signal. A second Ctrl-C interrupts the stopping; a second SIGTERM says nothing new."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             await anext(signals)
+        _log.info("%s is stopping", name)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scope.cancel()
 
     with exclusive(place):
+        _log.info("%s is starting on %s", name, place.root)
         node = Node(place, settings, passphrase, custodian_passphrase_file=custodian_passphrase_file)
         try:
             trio.run(serve)
         except BaseExceptionGroup as group:
             raise _own_error(group) from group
+        _log.info("%s has stopped", name)
 
 
 @app.command()

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
+from chain_fixture import until
 from node_fixture import found_home
+from rpc_door import Door, door_to
+from usufruct.home import Home
 from usufruct.ledger import Network
 
 
@@ -60,14 +64,25 @@ def slow(chain_url: str) -> Iterator[SlowLogs]:
         endpoint.close()
 
 
+def home_that_asks(rpc_url: str, chain_url: str, root: Path) -> Home:
+    """A founder's home on the chain, which knows it by another address."""
+    home = found_home(root / "north", chain_url)
+    network = json.loads(home.network_file.read_text("utf-8"))
+    home.network_file.write_text(json.dumps(network | {"rpc_urls": [rpc_url]}), "utf-8")
+    assert Network.load(home.network_file).rpc_urls == (rpc_url,)
+    return home
+
+
+def hang(door: Door) -> None:
+    """Keep every caller waiting for its answer."""
+    door.before = lambda calls: time.sleep(60) or b""
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
 def test_a_node_that_reads_the_chain_for_the_first_time_obeys_signals(
     how: signal.Signals, chain_url: str, slow: SlowLogs, tmp_path: Path
 ) -> None:
-    home = found_home(tmp_path / "north", chain_url)
-    network = json.loads(home.network_file.read_text("utf-8"))
-    home.network_file.write_text(json.dumps(network | {"rpc_urls": [slow.url]}), "utf-8")
-    assert Network.load(home.network_file).rpc_urls == (slow.url,)
+    home = home_that_asks(slow.url, chain_url, tmp_path)
     run = [str(Path(sys.executable).parent / "usufruct-node"), "run", "--home", str(home.root)]
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as node:
         try:
@@ -79,3 +94,29 @@ def test_a_node_that_reads_the_chain_for_the_first_time_obeys_signals(
             node.kill()
     assert node.returncode == 0, told
     assert "is up" not in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("fault", [Door.shut, hang], ids=["down", "hanging"])
+def test_a_node_whose_chain_is_gone_says_that_it_stops_and_does(
+    fault: Callable[[Door], None], chain_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with door_to(chain_url) as door, log.open("wb") as told:
+        home = home_that_asks(door.url, chain_url, tmp_path)
+        run = [sys.executable, "-m", "usufruct_node", "run", "--home", str(home.root)]
+        with subprocess.Popen(run, stdout=told, stderr=subprocess.STDOUT) as node:
+            try:
+                until(lambda: "is up" in log.read_text() or node.poll() is not None)
+                assert "north is starting on" in log.read_text()
+                fault(door)
+                asked = len(door.seen)
+                until(lambda: len(door.seen) > asked)
+                node.send_signal(signal.SIGTERM)
+                told_at = time.monotonic()
+                until(lambda: "north is stopping" in log.read_text(), wait_s=1)
+                assert node.wait(30) == 0
+                assert time.monotonic() - told_at < 6
+            finally:
+                node.kill()
+    assert log.read_text().rstrip().endswith("north has stopped")
+    assert "Traceback" not in log.read_text()

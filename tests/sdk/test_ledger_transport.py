@@ -236,3 +236,25 @@ def test_one_that_drips_does_not_hold_up_the_others(
         assert several.url == good
         trouble = {seen.url: seen.trouble for seen in several.health().endpoints}
         assert trouble[good] is None and trouble[bad] is not None
+
+
+def keeps_silent(connection: socket.socket, _: Any) -> None:
+    connection.recv(1)
+
+
+def refuses(connection: socket.socket, _: Any) -> None:
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("conduct", [keeps_silent, refuses])
+def test_closing_ends_what_waits_in_other_threads(conduct: Conduct) -> None:
+    with endpoint_that(conduct) as url:
+        chain = Endpoints([url], profile=QUICK, chain_id=1, genesis_hash=GENESIS, patience=60)
+        closing = threading.Timer(0.5, chain.close)
+        closing.start()
+        begun = time.monotonic()
+        with pytest.raises(LedgerUnreachableError):
+            chain.finalised()
+        with pytest.raises(LedgerUnreachableError):
+            chain.call("eth_chainId")
+        assert time.monotonic() - begun < 3

@@ -49,7 +49,12 @@ def catch_up(index: Index, ledger: Ledger, *, between: Callable[[], None] = lamb
 async def catch_up_in_thread(index: Index, ledger: Ledger) -> bool:
     """`catch_up` beside the event loop; a cancellation takes effect at the next span."""
     between = trio.from_thread.check_cancelled
-    return await trio.to_thread.run_sync(partial(catch_up, index, ledger, between=between))
+    try:
+        return await trio.to_thread.run_sync(partial(catch_up, index, ledger, between=between))
+    except LedgerError:
+        # A node that stops closes its ledger: that is no trouble of the chain.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise
 
 
 def _catch_up(index: Index, ledger: Ledger, between: Callable[[], None]) -> bool:

@@ -123,6 +123,7 @@ class Dispatcher:
         try:
             await role.handle(row)
         except Exception as exc:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if isinstance(exc, TransactionRevertedError) and exc.name in _MOVED_ON:
                 _log.info("job %s: the ledger has moved on (%s)", job[:12], exc)
                 self._failures[key] = (0, time.monotonic() + 2 * _FIRST_PAUSE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
@@ -14,7 +15,14 @@ from typing import Any, TypeGuard, cast
 import requests
 from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
 from usufruct.errors import (
     AnswerTooLargeError,
@@ -60,15 +68,21 @@ class Endpoint:
         patience: float = 30.0,
         profile: ChainProfile = PROFILES["embedded"],
         request_s: float = _REQUEST_SECONDS,
+        closed: threading.Event | None = None,
     ) -> None:
         self.url = url
         self.profile = profile
         self.watch = ChainWatch(profile)
         self._patience = patience
+        self._closed = closed or threading.Event()
         # Here, and not above: a command's help, a custodian and a compute worker know this class and ask no chain.
         from usufruct.ledger.transport import Transport
 
-        self._transport = Transport(url, timeout_s=request_s)
+        self._transport = Transport(url, timeout_s=request_s, cut=self._closed)
+
+    def close(self) -> None:
+        """End what waits for the chain in any thread, and let nothing wait again: LedgerUnreachableError."""
+        self._closed.set()
 
     def call(self, method: str, *params: object) -> Any:
         """One request; returns `result`.
@@ -76,7 +90,7 @@ class Endpoint:
         Raises
         ------
         LedgerUnreachableError
-            If no answer came within `patience` seconds.
+            If no answer came within `patience` seconds, or before this was closed.
         TransactionRevertedError
             If a contract refused; carries the custom error.
         LedgerError
@@ -238,17 +252,20 @@ class Endpoint:
         return Retrying(
             retry=retry_if_exception_type(LedgerUnreachableError),
             wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self._patience) | stop_when_event_set(self._closed),
+            sleep=sleep_using_event(self._closed),
             reraise=True,
         )
 
     def _post(self, method: str, params: Sequence[object]) -> object:
+        self._require_open()
         try:
             return self._transport.post(method, params)
         except (requests.RequestException, OSError, ValueError) as exc:
             raise LedgerUnreachableError(f"{self.url} does not answer {method}: {_brief(exc)}") from exc
 
     def _post_batch(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[dict[str, Any]]:
+        self._require_open()
         try:
             answers = self._transport.post_batch(calls)
         except (TypeError, KeyError, AttributeError) as exc:
@@ -260,6 +277,10 @@ class Endpoint:
         if not all(map(is_response, answers)):
             raise LedgerError(f"{self.url} answers a batch with what is no JSON-RPC response")
         return cast(list[dict[str, Any]], answers)
+
+    def _require_open(self) -> None:
+        if self._closed.is_set():
+            raise LedgerUnreachableError(f"{self.url} is not asked any more: this connection was closed")
 
     @staticmethod
     def _unwrap(method: str, answer: object) -> Any:

@@ -11,9 +11,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
 from usufruct.errors import (
     AnswerTooLargeError,
@@ -94,10 +102,11 @@ class Endpoints(Endpoint):
         super().__init__(urls[0], patience=patience, profile=profile)
         self._chain_id, self._genesis_hash = chain_id, genesis_hash
         self._arbiter, self._census = arbiter, census
-        self._members = [_Member(Endpoint(url, patience=0.0, profile=profile)) for url in dict.fromkeys(urls)]
+        single = partial(Endpoint, patience=0.0, profile=profile, closed=self._closed)
+        self._members = [_Member(single(url)) for url in dict.fromkeys(urls)]
         # One that hangs must not hold up the others; where there are none, there is nothing else to wait for.
         self._probes = {
-            m.endpoint.url: Endpoint(m.endpoint.url, patience=0.0, profile=profile, request_s=_PROBE_SECONDS)
+            m.endpoint.url: single(m.endpoint.url, request_s=_PROBE_SECONDS)
             if len(self._members) > 1
             else m.endpoint
             for m in self._members
@@ -242,7 +251,8 @@ class Endpoints(Endpoint):
         return Retrying(
             retry=retry_if_exception(self._may_pass),
             wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.1),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self._patience) | stop_when_event_set(self._closed),
+            sleep=sleep_using_event(self._closed),
             reraise=True,
         )
 

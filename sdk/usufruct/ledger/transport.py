@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -36,13 +37,14 @@ class Transport(HTTPProvider):
 
     An endpoint is hostile until checked: an answer has `timeout_s` for its headers and as much for its body, and a second more
     for every 64 KiB of it, however steadily its bytes drip; and at most `ANSWER_BYTES`. Redirections are not followed.
+    Once `cut` is set, no answer is waited for.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, cut: threading.Event) -> None:
         session = requests.Session()
         session.headers["Accept-Encoding"] = "identity"
         for scheme in ("http://", "https://"):
-            session.mount(scheme, _BoundedAdapter(pool_maxsize=_CONNECTIONS))
+            session.mount(scheme, _BoundedAdapter(cut, pool_maxsize=_CONNECTIONS))
         super().__init__(
             url,
             session=session,
@@ -72,8 +74,9 @@ class Transport(HTTPProvider):
 class _Watch:
     """When an answer must be here, and its connection is cut: timeouts of reads begin anew with every byte."""
 
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
+    def __init__(self, connection: socket.socket, seconds: float, cut: threading.Event) -> None:
         self._connection = connection
+        self._cut = cut
         self._ends_at = time.monotonic() + seconds
         _watchman.add(self)
 
@@ -87,7 +90,7 @@ class _Watch:
 
     def look(self) -> None:
         """Cut the connection if it is time."""
-        if time.monotonic() >= self._ends_at:
+        if self._cut.is_set() or time.monotonic() >= self._ends_at:
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
 
@@ -129,8 +132,12 @@ _watchman = _Watchman()
 class _Watched(HTTPConnection):
     """A connection whose answer comes with a watch over it, armed before its first byte."""
 
+    def __init__(self, *args: Any, cut: threading.Event, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cut = cut
+
     def getresponse(self) -> Any:
-        watch = _Watch(self.sock, self.timeout or 0)
+        watch = _Watch(self.sock, self.timeout or 0, self._cut)
         try:
             response: Any = super().getresponse()
         except BaseException:
@@ -153,19 +160,20 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureWatched
 
 
-_POOLS = {"http": _Pool, "https": _SecurePool}
-
-
 class _BoundedAdapter(HTTPAdapter):
     """Reads the whole answer within its bounds."""
 
+    def __init__(self, cut: threading.Event, *, pool_maxsize: int) -> None:
+        self._pools = {"http": partial(_Pool, cut=cut), "https": partial(_SecurePool, cut=cut)}
+        super().__init__(pool_maxsize=pool_maxsize)
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = self._pools
         return manager
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
