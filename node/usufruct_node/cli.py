@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from usufruct import waiting
 from usufruct.cli import HomeOption, JsonOption, VersionOption, guarded, plain, print_json, table_of
 from usufruct.content.node import NodeContent
 from usufruct.errors import ConfigurationError, UsufructError
@@ -130,7 +131,7 @@ def run(
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("libp2p", "httpx", "web3", "hypercorn"):
+    for noisy in ("libp2p", "httpx", "web3", "hypercorn", waiting.__name__):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     name, settings = place.organisation().name, NodeSettings.load(place.root)
     default = place.node_passphrase if place.node_passphrase.is_file() else None

@@ -395,7 +395,7 @@ class Client:
 
     def erasures(self, artifact_id: str | ArtifactId) -> dict[str, Any]:
         """Who has signed that it erased a bundle's ciphertexts or key at the end of its retention, and who has not yet."""
-        return dict(self.content.query(f"/erasures/{_artifact_id(artifact_id).hex()}"))
+        return dict(self.content.query_members(f"/erasures/{_artifact_id(artifact_id).hex()}"))
 
     def freeze(self, artifact_id: ArtifactId, *, frozen: bool = True) -> None:
         """Freeze a bundle, or thaw it: no job on it is admitted or released meanwhile."""

@@ -24,12 +24,16 @@ from usufruct.errors import (
     PeerError,
     StoreFullError,
 )
+from usufruct.waiting import told
 
 _PAGE = 1000
 """Most entries that the node gives at a time."""
 
 _BATCH_BYTES = 1_500_000
 _POLL_SECONDS = 0.1
+_QUERY_SECONDS = 15.0
+"""For what the node looks up on its own disk."""
+
 _IDLE_SECONDS = 2.0
 """After which a connection is not used again: the node closes it after five, and may do so while a request is on its way."""
 
@@ -47,7 +51,7 @@ class NodeContent:
     """Blocking client of one node's HTTP interface."""
 
     def __init__(self, url: str, token_file: Path, *, timeout_s: float = 120.0) -> None:
-        """Raises ConfigurationError if the token cannot be read."""
+        """Raises ConfigurationError if the token cannot be read; `timeout_s` is for what may need other members' nodes."""
         try:
             token = token_file.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as exc:
@@ -55,9 +59,9 @@ class NodeContent:
                 f"the node's token {token_file} cannot be read: {exc}",
                 hint="`usufruct-node run` makes one; only the account that runs the node may read it",
             ) from exc
+        self._timeout_s = timeout_s
         self._client = httpx.Client(
             base_url=url,
-            timeout=timeout_s,
             headers={"Authorization": f"Bearer {token}"},
             trust_env=False,
             limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
@@ -88,7 +92,7 @@ class NodeContent:
         """Hand the node a DAG-CBOR record of a known kind (bundle, policy, status, public, parameters)."""
         data = dag.encode(record)
         cid = Cid.of(data, Codec.DAG_CBOR)
-        self._request("PUT", f"/records/{kind}/{cid}", content=data)
+        self._request("PUT", f"/records/{kind}/{cid}", content=data, timeout=self._timeout_s)
         return cid
 
     def get(self, cid: Cid, *, holder: str) -> bytes:
@@ -98,7 +102,9 @@ class NodeContent:
         ------
         BlockNotFoundError, NotAuthorisedError, PeerError, BlockMismatchError
         """
-        data = self._request("GET", f"/blocks/{cid}", params={"holder": holder}).content
+        data = self._exchange(
+            "GET", f"/blocks/{cid}", params={"holder": holder}, timeout=self._timeout_s
+        ).content
         cid.check(data)
         return data
 
@@ -107,8 +113,13 @@ class NodeContent:
         return dag.decode_map(self.get(cid, holder=holder))
 
     def query(self, path: str, **params: str | int | bool) -> Any:
-        """A JSON answer of the node's query interface."""
-        return self._request("GET", path, params=params).json()
+        """A JSON answer of the node's query interface, from what the node itself has."""
+        most_s = min(_QUERY_SECONDS, self._timeout_s)
+        return self._request("GET", path, params=params, timeout=most_s).json()
+
+    def query_members(self, path: str) -> Any:
+        """A JSON answer for which the node asks other members' nodes."""
+        return self._request("GET", path, timeout=self._timeout_s).json()
 
     def query_all(self, path: str, *, key: str, **params: str | int | bool) -> list[dict[str, Any]]:
         """Every entry of a list that the node gives a part at a time, newest first; `key` names an entry's id.
@@ -146,10 +157,14 @@ class NodeContent:
 
     def _stage(self, batch: Sequence[bytes]) -> list[Cid]:
         expected = [Cid.of(block, Codec.RAW) for block in batch]
-        self._request("POST", "/blocks", content=dag.encode(list(batch)))
+        self._request("POST", "/blocks", content=dag.encode(list(batch)), timeout=self._timeout_s)
         return expected
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, timeout: float, **kwargs: Any) -> httpx.Response:
+        with told(f"the node at {self._client.base_url}", most_s=timeout):
+            return self._exchange(method, path, timeout=timeout, **kwargs)
+
+    def _exchange(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
             response = self._client.request(method, path, **kwargs)
         except httpx.HTTPError as exc:

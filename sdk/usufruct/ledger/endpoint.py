@@ -16,6 +16,7 @@ import requests
 from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 from tenacity import (
+    AttemptManager,
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
@@ -35,6 +36,7 @@ from usufruct.errors import (
 from usufruct.ledger.abi import FunctionCodec, decode_revert
 from usufruct.ledger.health import ChainHealth, ChainWatch, EndpointHealth
 from usufruct.ledger.profile import PROFILES, ChainProfile
+from usufruct.waiting import told
 
 _LOG_SPAN = 5_000
 _BATCH_CALLS = 200
@@ -248,7 +250,11 @@ class Endpoint:
         with well_formed(self.url):
             return head_of(block)
 
-    def _attempts(self) -> Retrying:
+    def _attempts(self) -> Iterator[AttemptManager]:
+        with told(f"the chain at {self.url}", most_s=self._patience):
+            yield from self._retrying()
+
+    def _retrying(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception_type(LedgerUnreachableError),
             wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
@@ -338,4 +344,15 @@ def transaction_hash(raw: bytes) -> bytes:
 
 
 def _brief(exc: BaseException) -> str:
-    return str(exc).split("(Caused by")[0][:200]
+    """Why there is no answer, as the system says it; the libraries in between wrap it in their own objects."""
+    causes: list[BaseException] = [exc]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror[:1].lower() + cause.strerror[1:200]
+    if any(isinstance(cause, TimeoutError | requests.Timeout) for cause in causes):
+        return "no answer in time"
+    if any(isinstance(cause, ConnectionError) for cause in causes):
+        return "the connection ended without an answer"
+    return str(exc)[:200]

@@ -247,7 +247,7 @@ class Endpoints(Endpoint):
             self._drop(member, exc)
             raise LedgerUnreachableError(str(exc)) from exc
 
-    def _attempts(self) -> Retrying:
+    def _retrying(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception(self._may_pass),
             wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.1),
