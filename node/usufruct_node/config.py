@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from usufruct.content.kubo.rpc import check_address
 from usufruct.errors import ConfigurationError
+from usufruct.fields import fault_of
 from usufruct_node.peers.quota import Quota
 
 
@@ -115,7 +116,7 @@ class NodeSettings(BaseSettings):
         try:
             loaded: NodeSettings = HomeSettings()
         except ValueError as exc:
-            raise ConfigurationError(f"settings of {home}: {exc}", hint=f"correct {file}") from exc
+            raise ConfigurationError(f"settings of {home}: {fault_of(exc)}", hint=f"correct {file}") from exc
         if loaded.kubo_address is not None:
             check_address(loaded.kubo_address)
         if loaded.announce is None and loaded.listen_host in ("0.0.0.0", "::", ""):  # noqa: S104

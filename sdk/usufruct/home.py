@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from usufruct.durable import write_private
 from usufruct.errors import ConfigurationError, NodeUnreachableError
+from usufruct.fields import fault_of
 from usufruct.records import MemberStatus, OrgId, Participant, Role, org_id
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,7 +79,7 @@ class ParticipantFile(BaseModel):
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as exc:
-            raise ConfigurationError(f"{path} is no participant file: {exc}") from exc
+            raise ConfigurationError(f"{path} is no participant file: {fault_of(exc)}") from exc
 
     def to_participant(self) -> Participant:
         """The ledger record; the contract sets the status.
@@ -140,7 +141,7 @@ class Home:
         if not (path / "organisation.json").is_file():
             raise ConfigurationError(
                 f"{path} is not a home directory",
-                hint="make one with `usufruct-node init --home DIR --name NAME`",
+                hint="make one with `usufruct-node init --home DIR --name NAME --role ROLE`",
             )
         return cls(path)
 
@@ -259,4 +260,4 @@ def _load(model: type[Model], path: Path) -> Model:
     try:
         return model.model_validate_json(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+        raise ConfigurationError(f"{path} cannot be read: {fault_of(exc)}") from exc

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from usufruct.cli.terminal import JsonOption, done, guarded
 from usufruct.durable import new_file
 from usufruct.errors import ConfigurationError, InputError
+from usufruct.fields import fault_of
 from usufruct.home import ParticipantFile
 from usufruct.ledger.subnet_evm import GenesisMember, genesis
 
@@ -44,7 +45,7 @@ class MembersFile(BaseModel):
         try:
             found = cls.model_validate(tomllib.loads(path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as exc:
-            raise ConfigurationError(f"{path} is no members file: {exc}") from exc
+            raise ConfigurationError(f"{path} is no members file: {fault_of(exc)}") from exc
         return found.model_copy(
             update={"participants": tuple(path.parent / participant for participant in found.participants)}
         )

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from usufruct.errors import ConfigurationError
+from usufruct.fields import fault_of
 from usufruct.ledger.abi import CONTRACTS
 from usufruct.ledger.profile import PROFILES, ChainProfile
 
@@ -80,7 +81,7 @@ def read_pin(path: Path) -> FinalityPin:
             validators=tuple(sorted(validators, key=lambda validator: validator_order(validator.key))),
         )
     except (OSError, UnicodeDecodeError, ValidationError) as exc:
-        raise ConfigurationError(f"{path} does not describe running validators: {exc}") from exc
+        raise ConfigurationError(f"{path} does not describe running validators: {fault_of(exc)}") from exc
 
 
 def validator_order(key: str) -> bytes:
@@ -116,7 +117,7 @@ class Network(BaseModel):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in PROFILES:
-            raise ValueError(f"no chain profile is called {name!r}; known are {', '.join(sorted(PROFILES))}")
+            raise ValueError(f"no such chain profile; known are {', '.join(sorted(PROFILES))}")
         return name
 
     @property
@@ -141,7 +142,7 @@ class Network(BaseModel):
                 hint="copy network.json from another member into the home directory",
             ) from exc
         except (ValidationError, OSError, UnicodeDecodeError) as exc:
-            raise ConfigurationError(f"{path} is not a network file: {exc}") from exc
+            raise ConfigurationError(f"{path} is not a network file: {fault_of(exc)}") from exc
         missing = [name for name in CONTRACTS if name not in network.contracts]
         if missing:
             raise ConfigurationError(f"{path} lacks the contracts {', '.join(missing)}")
