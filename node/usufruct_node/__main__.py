@@ -1,6 +1,12 @@
-"""`python -m usufruct_node`: the same as `usufruct-node`."""
+"""`usufruct-node` and `python -m usufruct_node`."""
 
-from usufruct_node.cli import main
+from usufruct.entry import start
+
+
+def main() -> None:
+    """Entry point."""
+    start("usufruct_node.cli")
+
 
 if __name__ == "__main__":
     main()

@@ -340,8 +340,3 @@ def _health(net: Devnet, name: str) -> str:
     if health.pop("ok"):
         return "ok"
     return ", ".join(f"{part}: {state}" for part, state in health.items() if state != "ok")
-
-
-def main() -> None:
-    """Entry point."""
-    app()

@@ -557,9 +557,8 @@ def test_consents_are_recorded_once(node_home: Home, tmp_path: Path) -> None:
 
 
 def test_the_programs_start_and_exit_codes_reach_the_shell(tmp_path: Path) -> None:
-    script = "from usufruct.cli import main; main()"
     answer = subprocess.run(
-        [sys.executable, "-c", script, "bundles", "--home", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-m", "usufruct", "bundles", "--home", str(tmp_path)], capture_output=True, text=True
     )
     assert answer.returncode == 2
     assert answer.stdout == ""

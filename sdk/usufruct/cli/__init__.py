@@ -45,7 +45,6 @@ __all__ = [
     "app",
     "guarded",
     "lineage_tree",
-    "main",
     "moment",
     "plain",
     "print_json",
@@ -88,8 +87,3 @@ network_app.command("propose-validators")(network_propose_validators)
 network_app.command("recovery")(network_recovery)
 network_app.command("init")(network_init)
 app.add_typer(network_app, name="network")
-
-
-def main() -> None:
-    """Entry point."""
-    app()
