@@ -250,10 +250,13 @@ def test_whoever_waits_for_anothers_job_is_told_whose_it_was(monkeypatch: pytest
 def test_a_job_shows_which_of_its_artifacts_is_which(monkeypatch: pytest.MonkeyPatch) -> None:
     times = dict.fromkeys(("deadline", "posted_at", "changed_at"), 1)
     found = times | {"verdicts": [], "events": [], "artifacts": ["aa" * 32, "bb" * 32]}
+    found |= {"rho_micro": 500_000, "sigma_micro": 2_500_000, "refusal": "NONE", "release_digest": "00" * 32}
     client = SimpleNamespace(find_id=lambda *_: bytes(32), find_job=lambda _: found)
     monkeypatch.setattr(Client, "open", lambda *_, **__: client)
     told = run("job", "show", ID).stdout
     assert f"result: {'aa' * 32}\nrelease: {'bb' * 32}\n" in told
+    assert "rho: 0.5\nsigma: 2.5 units" in told
+    assert "refusal" not in told and "release_digest" not in told
 
 
 @pytest.mark.parametrize("text", HOSTILE)

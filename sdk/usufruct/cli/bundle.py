@@ -23,7 +23,9 @@ from usufruct.cli.terminal import (
     HolderOption,
     HomeOption,
     JsonOption,
+    MatrixArgument,
     PassphraseOption,
+    SchemaOption,
     counted,
     custodian_keystore,
     done,
@@ -54,9 +56,9 @@ bundle_app = typer.Typer(
 @bundle_app.command("seal")
 @guarded
 def bundle_seal(
-    matrix: Path,
+    matrix: MatrixArgument,
     file: Annotated[Path, typer.Argument(help="CAR file to make; nothing is overwritten.")],
-    schema: Annotated[Path, typer.Option(help="JSON schema of the features.")],
+    schema: SchemaOption,
     scope: Annotated[str, typer.Option(help="Purpose that the subjects consented to.")],
     subjects: Annotated[
         Path, typer.Option(help="One subject per line, in row order; needs recorded consents.")

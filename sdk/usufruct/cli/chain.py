@@ -14,6 +14,7 @@ from usufruct.cli.terminal import (
     DEFAULT_HOME,
     HomeOption,
     JsonOption,
+    MemberArgument,
     PassphraseOption,
     done,
     guarded,
@@ -30,7 +31,7 @@ from usufruct.records import MemberStatus, org_id
 
 @guarded
 def members_refuel(
-    name: str,
+    name: MemberArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,

@@ -13,6 +13,7 @@ from usufruct.cli.terminal import (
     HomeOption,
     JsonOption,
     PassphraseOption,
+    SubjectArgument,
     counted,
     done,
     err,
@@ -79,7 +80,7 @@ def consent_list(
 @consent_app.command("withdraw")
 @guarded
 def consent_withdraw(
-    subject: str,
+    subject: SubjectArgument,
     scope: Annotated[str, typer.Option(help="Purpose.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -113,7 +114,7 @@ def consent_anchor(
 @consent_app.command("uses")
 @guarded
 def consent_uses(
-    subject: str,
+    subject: SubjectArgument,
     scope: Annotated[str, typer.Option(help="Purpose.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -141,7 +142,7 @@ def consent_uses(
 @consent_app.command("receipt")
 @guarded
 def consent_receipt(
-    subject: str,
+    subject: SubjectArgument,
     scope: ScopeOption = None,
     epoch: EpochOption = None,
     job: JobOption = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -14,7 +14,11 @@ from rich.tree import Tree
 
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
+    ArtifactArgument,
+    BundleArgument,
     HomeOption,
+    JobArgument,
+    JobRhoOption,
     JsonOption,
     PassphraseOption,
     done,
@@ -82,9 +86,9 @@ def kernels(as_json: JsonOption = False) -> None:
 @job_app.command("post")
 @guarded
 def job_post(
-    artifact: str,
+    artifact: BundleArgument,
     kernel: Annotated[str, typer.Option(help="Kernel to run.")],
-    rho: Annotated[float, typer.Option(help="Privacy to spend; decides the noise.")],
+    rho: JobRhoOption,
     parameters: Annotated[
         Path | None, typer.Option(help="JSON file with the kernel's integer parameters.")
     ] = None,
@@ -124,7 +128,7 @@ def _wait(client: Client, job_id: JobId, *, timeout_s: float = 600.0) -> Job:
 @job_app.command("wait")
 @guarded
 def job_wait(
-    job: str,
+    job: JobArgument,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 600,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -144,9 +148,9 @@ def job_wait(
 @job_app.command("estimate")
 @guarded
 def job_estimate(
-    artifact: str,
+    artifact: BundleArgument,
     kernel: Annotated[str, typer.Option(help="Kernel to run.")],
-    rho: Annotated[float, typer.Option(help="Privacy to spend; decides the noise.")],
+    rho: JobRhoOption,
     parameters: Annotated[
         Path | None, typer.Option(help="JSON file with the kernel's integer parameters.")
     ] = None,
@@ -210,6 +214,7 @@ def job_list(
     rows = client.jobs(state=state)
     for row in rows:
         row |= {"rho": row["rho_micro"] / MICRO, "posted": moment(row["posted_at"])}
+        row["why"] = row["refusal"] if row["refusal"] != Refusal.NONE.name else ""
     columns = {
         "job": "job_id",
         "posted": "posted",
@@ -219,7 +224,7 @@ def job_list(
         "rho": "rho",
         "state": "state",
         "level": "level",
-        "refusal": "refusal",
+        "refusal": "why",
     }
     show("jobs", rows, columns, as_json=as_json)
 
@@ -227,7 +232,7 @@ def job_list(
 @job_app.command("show")
 @guarded
 def job_show(
-    job: str,
+    job: JobArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -238,10 +243,7 @@ def job_show(
     if as_json:
         print_json(found)
         return
-    facts = {key: value for key, value in found.items() if key not in ("artifacts", "verdicts", "events")}
-    facts |= {key: moment(facts[key]) for key in ("deadline", "posted_at", "changed_at")}
-    facts |= dict(zip(("result", "release"), found["artifacts"], strict=False))
-    for key, value in facts.items():
+    for key, value in _facts(found).items():
         out.print(plain(f"{key}: {value}"), highlight=False)
     columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
     show("verdicts", found["verdicts"], columns, as_json=False)
@@ -252,6 +254,17 @@ def job_show(
         "transaction": "transaction_hash",
     }
     show("events", found["events"], columns, as_json=False, times=("block_time",))
+
+
+def _facts(job: dict[str, Any]) -> dict[str, object]:
+    """What there is to say of a job, in units that people read; what does not apply to it is left out."""
+    facts = {key: value for key, value in job.items() if key not in ("artifacts", "verdicts", "events")}
+    facts |= {key: moment(facts[key]) for key in ("deadline", "posted_at", "changed_at")}
+    facts |= dict(zip(("result", "release"), job["artifacts"], strict=False))
+    facts["rho"] = facts.pop("rho_micro") / MICRO
+    if sigma := facts.pop("sigma_micro"):
+        facts["sigma"] = f"{sigma / MICRO:g} units of the integer result"
+    return {key: value for key, value in facts.items() if str(value).strip("0") not in ("", "None", "NONE")}
 
 
 @job_app.command("rechecks")
@@ -270,7 +283,7 @@ def job_rechecks(
 @job_app.command("report")
 @guarded
 def job_report(
-    job: str,
+    job: JobArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -285,7 +298,7 @@ def job_report(
 
 @guarded
 def verify(
-    job: str,
+    job: JobArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -303,7 +316,7 @@ def verify(
 
 @guarded
 def release(
-    job: str,
+    job: JobArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -397,7 +410,7 @@ def _branch(node: LineageNode, shown: set[ArtifactId]) -> Tree:
 
 @guarded
 def impact(
-    artifact: str,
+    artifact: ArtifactArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,

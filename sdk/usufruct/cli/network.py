@@ -14,7 +14,9 @@ from usufruct.cli.terminal import (
     DEFAULT_HOME,
     HomeOption,
     JsonOption,
+    MemberArgument,
     PassphraseOption,
+    ProposalArgument,
     done,
     err,
     guarded,
@@ -96,7 +98,7 @@ def members_admit(
 @members_app.command("set-status")
 @guarded
 def members_set_status(
-    name: str,
+    name: MemberArgument,
     status: Annotated[str, typer.Option(help="active, suspended or removed.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -148,7 +150,7 @@ def members_proposals(
 @members_app.command("vote")
 @guarded
 def members_vote(
-    proposal: int,
+    proposal: ProposalArgument,
     against: Annotated[bool, typer.Option(help="Vote against it.")] = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -162,7 +164,7 @@ def members_vote(
 @members_app.command("execute")
 @guarded
 def members_execute(
-    proposal: int,
+    proposal: ProposalArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,

@@ -9,6 +9,8 @@ import typer
 from usufruct import rights
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
+    BundleArgument,
+    GrantArgument,
     HomeOption,
     JsonOption,
     PassphraseOption,
@@ -29,7 +31,7 @@ rights_app = typer.Typer(help="Step 6: request, grant, deny, revoke.", no_args_i
 @rights_app.command("request")
 @guarded
 def rights_request(
-    artifact: str,
+    artifact: BundleArgument,
     kernel: Annotated[list[str], typer.Option(help="Kernel asked for; may be repeated.")],
     uses: Annotated[int, typer.Option(help="Number of jobs.")] = 10,
     rho: Annotated[float, typer.Option(help="Privacy budget asked for.")] = 1.0,
@@ -91,7 +93,7 @@ def rights_list(
 @rights_app.command("grant")
 @guarded
 def rights_grant(
-    grant: str,
+    grant: GrantArgument,
     kernel: Annotated[list[str], typer.Option(help="Kernel granted; may be repeated.")],
     uses: Annotated[int, typer.Option(help="Number of jobs.")] = 10,
     rho: Annotated[float, typer.Option(help="Privacy budget of the grant.")] = 1.0,
@@ -127,7 +129,7 @@ def rights_grant(
 @rights_app.command("deny")
 @guarded
 def rights_deny(
-    grant: str,
+    grant: GrantArgument,
     reason: Annotated[str, typer.Option(help="One of the ledger's reasons, such as PURPOSE_NOT_GRANTED.")],
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -169,7 +171,7 @@ def rights_revoke(
 @rights_app.command("set-budget")
 @guarded
 def rights_set_budget(
-    artifact: str,
+    artifact: BundleArgument,
     rho: Annotated[
         float, typer.Option(help="Privacy budget over all partners; not below what is committed.")
     ],
@@ -187,7 +189,7 @@ def rights_set_budget(
 @rights_app.command("budget")
 @guarded
 def rights_budget(
-    artifact: str,
+    artifact: BundleArgument,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,

@@ -16,12 +16,16 @@ import typer
 
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
+    ArtifactArgument,
     CopiesOption,
     CustodianPassphraseOption,
     HolderOption,
     HomeOption,
     JsonOption,
+    KeyDomainArgument,
+    MatrixArgument,
     PassphraseOption,
+    SchemaOption,
     YesOption,
     confirm,
     counted,
@@ -241,7 +245,7 @@ def key_domain_list(
 @key_domain_app.command("retire")
 @guarded
 def key_domain_retire(
-    key_domain: str,
+    key_domain: KeyDomainArgument,
     yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -255,7 +259,7 @@ def key_domain_retire(
 @key_domain_app.command("compromised")
 @guarded
 def key_domain_compromised(
-    key_domain: str,
+    key_domain: KeyDomainArgument,
     yes: YesOption = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -278,7 +282,7 @@ def _set_key_status(
 
 @guarded
 def freeze(
-    artifact: str,
+    artifact: ArtifactArgument,
     thaw: Annotated[bool, typer.Option("--thaw", help="Lift the freeze.")] = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
@@ -293,9 +297,7 @@ def freeze(
 
 
 @guarded
-def features_command(
-    matrix: Path, schema: Annotated[Path, typer.Option()], as_json: JsonOption = False
-) -> None:
+def features_command(matrix: MatrixArgument, schema: SchemaOption, as_json: JsonOption = False) -> None:
     """Step 1: check a feature matrix against its schema; sends nothing."""
     features = read_features(matrix, schema)
     answer = {"rows": features.n_rows, "features": features.n_features, "max_abs": features.max_abs}
@@ -304,8 +306,8 @@ def features_command(
 
 @guarded
 def publish(
-    matrix: Path,
-    schema: Annotated[Path, typer.Option(help="JSON schema of the features.")],
+    matrix: MatrixArgument,
+    schema: SchemaOption,
     scope: Annotated[str, typer.Option(help="Purpose that the subjects consented to.")],
     subjects: Annotated[
         Path, typer.Option(help="One subject per line, in row order; needs recorded consents.")

@@ -55,6 +55,28 @@ HolderOption = Annotated[
     list[str] | None,
     typer.Option("--holder", help="Member that may hold a copy; may be repeated. Default: any that fits."),
 ]
+_DIGITS = "the first hex digits will do, as long as they stay unambiguous"
+ArtifactArgument = Annotated[str, typer.Argument(help=f"Id of a bundle, result or release; {_DIGITS}.")]
+BundleArgument = Annotated[str, typer.Argument(help=f"Id of a bundle; {_DIGITS}.")]
+JobArgument = Annotated[str, typer.Argument(help=f"Id of a job; {_DIGITS}.")]
+GrantArgument = Annotated[str, typer.Argument(help=f"Id of a request or grant; {_DIGITS}.")]
+KeyDomainArgument = Annotated[str, typer.Argument(help=f"Id of a key domain; {_DIGITS}.")]
+MemberArgument = Annotated[str, typer.Argument(help="Name of a member.")]
+ProposalArgument = Annotated[
+    int, typer.Argument(help="Number of a proposal, as `members proposals` lists it.")
+]
+SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject, as it was recorded.")]
+MatrixArgument = Annotated[
+    Path, typer.Argument(help="`.npy` matrix, or `.csv` with a header line; a row for each sample.")
+]
+SchemaOption = Annotated[Path, typer.Option("--schema", help="JSON schema of the features.")]
+JobRhoOption = Annotated[
+    float,
+    typer.Option(
+        "--rho",
+        help="Privacy to spend (zCDP): a sum's noise has a deviation of max_l2 / sqrt(2 rho), 0.5 is a common value.",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask first; for scripts.")]
 DEFAULT_HOME = Path("~/.usufruct")
 
