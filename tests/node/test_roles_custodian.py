@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -16,11 +19,13 @@ from job_node import JobNode, JobStory, Task, served
 
 from chain_fixture import Consortium, word
 from usufruct.content import Cid, Codec, dag
+from usufruct.errors import CustodianError
 from usufruct.records import JobState, Refusal
 from usufruct.replication import Replication
-from usufruct_node.custodian import CustodianProcess
+from usufruct_node.custodian import Case, CustodianProcess
 from usufruct_node.custodian import process as process_module
 from usufruct_node.holdings import Purpose
+from usufruct_node.index import JobRow
 from usufruct_node.roles import custodian as custodian_module
 from usufruct_node.roles.context import job_pin
 from usufruct_node.roles.custodian import Custodian
@@ -173,6 +178,56 @@ def test_a_withheld_result_that_the_bundle_does_not_give_is_refused_without_cost
     assert carried_on(node, task, tmp_path) == [JobState.VERIFIED, JobState.REFUSED]
     assert node.row(task).job.refusal == Refusal.RESULT_INVALID
     assert (before(task.bundle).spent, before(task.bundle).reserved) == (0, 0)
+
+
+def test_a_job_is_put_to_the_process_with_all_that_is_under_way_by_then_and_by_itself(
+    node: JobNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a question that took long to put together has the place of a job that came meanwhile given away."""
+    story = node.story
+    bundle = story.bundle()
+    first, second = (story.verified(story.task(artifact_id=bundle)) for _ in range(2))
+    third = story.task(artifact_id=bundle)
+    for task in (first, second, third):
+        node.has(task)
+        node.store.put_many(task.blocks, pin="result")
+        node.given(task.result.to_record(), "result")
+    asked: list[Case] = []
+    is_busy = threading.Lock()
+
+    def examine(case: Case, *_: object) -> None:
+        assert is_busy.acquire(blocking=False), "two at a time"
+        time.sleep(0.2)
+        asked.append(case)
+        is_busy.release()
+        raise CustodianError("enough is known")
+
+    process: Any = SimpleNamespace(examine=examine)
+    custodian = Custodian(node.context, process=process, signing_key=node.member.node_key)
+    put_together = custodian._question
+
+    async def slowly(row: JobRow) -> Any:
+        question = await put_together(row)
+        if row.job_id == first.job_id:
+            story.verified(third)
+            node.follow()
+        return question
+
+    monkeypatch.setattr(custodian, "_question", slowly)
+
+    async def handle(task: Task) -> None:
+        with pytest.raises(CustodianError):
+            await custodian._ask(custodian._examine, node.row(task))
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            for task in (first, second):
+                nursery.start_soon(handle, task)
+
+    trio.run(run)
+    (case,) = [case for case in asked if case.job_id == first.job_id]
+    assert set(case.under_way) >= {first.job_id, second.job_id, third.job_id}
+    assert len(asked) == 2
 
 
 def test_a_custodian_that_waits_for_its_passphrase_keeps_neither_other_work_nor_a_stop_waiting(

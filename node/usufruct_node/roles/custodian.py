@@ -11,7 +11,7 @@ the verified result's digest, so nobody has to be believed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -65,6 +65,10 @@ class Custodian:
         self._context = context
         self._process = process
         self._signing_key = signing_key
+        self._turn = trio.Lock()
+        """Held while a job is put to the process: what is under way beside it is told as of then, and what the process hears
+        nothing of it takes for over.
+        """
         self._withheld: set[JobId] = set()
         """Opened, and then refused: consent or rights have gone since. They expire."""
 
@@ -136,7 +140,9 @@ class Custodian:
         question = await self._question(row)
         while True:
             try:
-                return await self._context.ask(partial(ask, question))
+                async with self._turn:
+                    question = replace(question, case=await trio.to_thread.run_sync(self._case, row))
+                    return await self._context.ask(partial(ask, question))
             except ForgottenReleasesError as exc:
                 log.warning("job %s: %s", row.job_id.hex()[:12], exc)
                 for job in exc.jobs:
