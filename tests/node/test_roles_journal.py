@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -81,6 +82,24 @@ class Faulty:
         if row.job_id in self.outcome:
             raise self.outcome[row.job_id]
         self.rows.remove(row)
+
+
+@pytest.mark.parametrize("error", [PeerError("gone"), sqlite3.OperationalError("database is locked")])
+def test_a_role_that_cannot_look_for_work_ends_neither_the_node_nor_other_roles(error: Exception) -> None:
+    role, looks = Faulty(PeerError("gone")), list[int]()
+
+    class Blind:
+        def wanted(self) -> list[Row]:
+            looks.append(1)
+            raise error
+
+    async def run() -> None:
+        with trio.move_on_after(0.5):
+            await Dispatcher([Blind(), role]).run()
+
+    trio.run(run)
+    assert looks
+    assert len(role.handled) >= 3
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ class Dispatcher:
             return await trio.to_thread.run_sync(role.wanted)
         except UsufructError as exc:
             _log.warning("%s cannot look for work: %s", type(role).__name__, exc)
-            return []
+        except Exception:
+            # Such as a database that is locked or on a full disk: the other roles go on, and so does the node.
+            _log.exception("%s cannot look for work", type(role).__name__)
+        return []
 
     def _forget_all_but(self, current: set[tuple[int, JobId]]) -> None:
         """A job that went on without this node, or is over, is no trouble any more."""
