@@ -37,14 +37,8 @@ from usufruct_node.placement import Placements
 
 _log = logging.getLogger(__name__)
 
-MAX_ARTIFACTS = 64
-"""Bundles in one question for notices that is answered."""
-
 MAX_NOTICES = 24
-"""Notices that fit into one answer, however many members each leaves out."""
-
-MAX_NOTICE_BYTES = 2560
-"""Longest record of a notice."""
+"""Bundles in one question for notices: as many as fit into one answer, however many members each notice leaves out."""
 
 PAGE = 128
 """Statements, and members whose statements are missing, in one answer."""
@@ -179,17 +173,10 @@ class CustodyService:
         return Holding(Purpose.HELD, artifact_id)
 
     def _notices(self, wanted: object) -> Answer:
-        if not isinstance(wanted, list) or len(wanted) > MAX_ARTIFACTS:
+        if not isinstance(wanted, list) or len(wanted) > MAX_NOTICES:
             raise ManifestError("not a short list of bundles")
         found = [self._store.notice(_id(artifact_id)) for artifact_id in wanted]
-        records, left = list[dict[str, object]](), MAX_NOTICES * MAX_NOTICE_BYTES
-        for notice in found:
-            if notice is not None:
-                left -= len(dag.encode(notice.to_record()))
-                # Whoever asks about more than the answer holds learns of some, and not of none.
-                if left >= 0:
-                    records.append(notice.to_record())
-        return {"notices": records}
+        return {"notices": [notice.to_record() for notice in found if notice is not None]}
 
     def _replaced(self, member: Participant, artifact_id: ArtifactId) -> Answer:
         """As its steward: whether every present holder of a bundle has proved that it holds it, so that a member may go.

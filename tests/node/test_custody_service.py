@@ -29,7 +29,7 @@ from usufruct.custody import (
 from usufruct.records import ArtifactId, MemberStatus, OrgId, Role, label
 from usufruct.replication import Replication
 from usufruct_node.challenge_log import ChallengeLog, Entry, Outcome
-from usufruct_node.custody_service import MAX_NOTICE_BYTES, MAX_NOTICES, Allowance, CustodyService
+from usufruct_node.custody_service import MAX_NOTICES, Allowance, CustodyService
 from usufruct_node.custody_store import CustodyStore, Held
 from usufruct_node.holdings import Holdings, Purpose
 from usufruct_node.index import Index, catch_up
@@ -199,7 +199,7 @@ def test_the_ration_refills_evenly_and_does_not_pile_up() -> None:
         {"ask": "proof", "challenge": 1},
         {"ask": "proof", "challenge": {}},
         {"ask": "proof", "challenge": {}, "extra": 1},
-        {"ask": "notices", "artifacts": [b"\1" * 32] * 65},
+        {"ask": "notices", "artifacts": [b"\1" * 32] * (MAX_NOTICES + 1)},
         {"ask": "notices", "artifacts": [b"\1"]},
         {"ask": "notices", "artifacts": b"\1" * 32},
         {"ask": "erasures", "artifact": "0" * 32},
@@ -253,7 +253,6 @@ def test_what_exceeds_one_answer_is_told_in_several(holder: Holder) -> None:
         notice = PlacementNotice.sign(
             net.network, artifact_id, sequence=2**63 - 1, left_out=left_out, signing_key=key
         )
-        assert len(dag.encode(notice.to_record())) <= MAX_NOTICE_BYTES
         holder.store.keep_notice(notice)
     members = [OrgId(word()) for _ in range(300)]
     for member in members[:290]:
@@ -299,9 +298,7 @@ def test_what_exceeds_one_answer_is_told_in_several(holder: Holder) -> None:
         "stated": set(members[:290]),
         "awaited": set(members[290:]),
     }
-    whole = service.answer(asker, {"ask": "notices", "artifacts": bundles})
-    assert len(whole["notices"]) >= MAX_NOTICES
-    encode_message(whole)
+    encode_message(service.answer(asker, {"ask": "notices", "artifacts": bundles[:MAX_NOTICES]}))
 
 
 def test_a_member_that_never_had_any_of_a_bundle_says_so_to_its_steward_once_it_has_ended(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Final, overload
 
@@ -64,12 +63,6 @@ class Service:
         self._vault = Vault(home.custodian_database)
         self._openers: dict[KeyId, IsolatedOpener] = {}
         self._opening = threading.Lock()
-        self._stack = ExitStack()
-        self._stack.callback(self._vault.close)
-
-    def close(self) -> None:
-        """Stop the workers and close the files."""
-        self._stack.close()
 
     def serve(self, channel: socket.socket) -> None:
         """Answer the requests of one connection until it ends, or breaks the protocol."""
@@ -220,7 +213,7 @@ class Service:
     def _opener(self, key_id: KeyId) -> IsolatedOpener:
         if key_id not in self._openers:
             secret = he_keys.load_secret(self._keystore, key_id)
-            self._openers[key_id] = self._stack.enter_context(IsolatedOpener(secret))
+            self._openers[key_id] = IsolatedOpener(secret)
         return self._openers[key_id]
 
 
