@@ -644,7 +644,8 @@ class Client:
         Raises
         ------
         NoRightError
-            Without `grant_id`, if no right on the bundle was ever granted; nothing was sent.
+            Without `grant_id`, if no right on the bundle was ever granted, or none holds and the newest request is not answered
+            yet; nothing was sent.
         DeniedError
             If the right allows the job and the bundle's policy does not: the ledger would admit what nobody would execute.
         """

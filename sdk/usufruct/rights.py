@@ -151,12 +151,13 @@ def find_right(
 ) -> GrantId:
     """The right to post a job under: the newest on the bundle that holds and names the kernel, or else the newest granted.
 
+    Under one that does not hold the ledger records why it does not allow the job; not while a newer request awaits its answer.
     The index names the requests, the ledger says what became of each; before none is found to fit, the index is waited for.
 
     Raises
     ------
     NoRightError
-        If none was ever granted.
+        If none was ever granted, or none holds and the newest request is not answered yet.
     NodeUnreachableError
         If the index stays behind the ledger.
     """
@@ -177,10 +178,15 @@ def find_right(
             return grant_id
     node.await_block(head.number)
     asked = list(_requests(ledger, node, grantee, artifact_id))
-    granted = [one for one in asked if one[1].status == GrantStatus.GRANTED]
-    revoked = [one for one in asked if one[1].status == GrantStatus.REVOKED]
-    for grant_id, _ in (*(one for one in granted if fits(one[1])), *granted, *revoked):
-        return grant_id
+    for grant_id, grant in asked:
+        if fits(grant):
+            return grant_id
+    if asked and asked[0][1].status == GrantStatus.REQUESTED:
+        raise _no_right(asked)
+    for status in (GrantStatus.GRANTED, GrantStatus.REVOKED):
+        for grant_id, grant in asked:
+            if grant.status == status:
+                return grant_id
     raise _no_right(asked)
 
 

@@ -262,10 +262,13 @@ def test_a_job_uses_the_newest_right_that_holds_and_names_the_kernel(desk: Desk,
     expired = answered(desk, expires_at=desk.net.reader.finalised().timestamp + 1)
     revoked = desk.granted()
     revoke_usage(desk.net["north"].ledger, revoked)
-    unfit = [desk.asked(), revoked, linear, expired]
-    index.known = [*unfit, fitting, older]
+    pending, unfit = desk.asked(), [revoked, linear, expired]
+    index.known = [pending, *unfit, fitting, older]
     assert right(index) == fitting
-    index.known = unfit
+    index.known = [pending, *unfit]
+    with pytest.raises(NoRightError, match="not answered yet"):
+        right(index)
+    index.known = [*unfit, pending]
     assert right(index) == linear, "the ledger says why it does not allow the job"
     index.known = [revoked]
     assert right(index) == revoked
