@@ -177,6 +177,7 @@ def test_passphrase_comes_from_a_private_file_or_a_prompt(
     for wrong in (b"", b"\nx", b"\xff\xfe"):
         with pytest.raises(KeyStoreError):
             read_passphrase(write(path, wrong))
+    monkeypatch.setattr("usufruct.keys.keystore._has_terminal", lambda: True)
     answers = iter(["typed", "typed", "one", "two", ""])
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(answers))
     assert read_passphrase(None, confirm=True) == "typed"
@@ -189,8 +190,26 @@ def test_passphrase_comes_from_a_private_file_or_a_prompt(
         raise EOFError
 
     monkeypatch.setattr("getpass.getpass", at_end)
-    with pytest.raises(KeyStoreError, match="no terminal"):
+    with pytest.raises(KeyStoreError, match="no passphrase was entered"):
         read_passphrase(None)
+
+
+def test_without_a_terminal_nothing_is_asked_and_the_option_is_named() -> None:
+    code = (
+        "from usufruct.errors import KeyStoreError; from usufruct.keys.keystore import read_passphrase\n"
+        "try: read_passphrase(None, prompt='Passphrase of x: ', option='--some-file')\n"
+        "except KeyStoreError as exc: print(exc, exc.hint, sep='|')"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        input="typed\n",
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=True,
+    )
+    said = "there is no terminal to ask at: Passphrase of x|name a file that holds it with --some-file\n"
+    assert (answer.stdout, answer.stderr) == (said, "")
 
 
 @pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r"])

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from usufruct.errors import KeyStoreError, UsufructError
+from usufruct.errors import UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct_node.custodian import wire
@@ -49,13 +49,9 @@ def _passphrase(home: Home, file: Path | None) -> str:
     if file is None and home.custodian_passphrase.is_file():
         file = home.custodian_passphrase
     prompt = f"Passphrase of {home.custodian_keystore}: "
-    if file is None and not _has_terminal():
-        raise KeyStoreError(
-            f"there is no terminal to ask at: {prompt.rstrip(': ')}", hint="name a file that holds it"
-        )
     signal.signal(signal.SIGTERM, _leave)
     try:
-        return read_passphrase(file, prompt=prompt)
+        return read_passphrase(file, prompt=prompt, option="--custodian-passphrase-file")
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -64,15 +60,6 @@ def _leave(*_: object) -> None:
     """End while the passphrase is asked for, by way of what makes the terminal echo again; once."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
-
-
-def _has_terminal() -> bool:
-    """Whether there is one; the standard input is the node's, and no place to ask."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 def _serve(service: Service, channel: socket.socket) -> None:

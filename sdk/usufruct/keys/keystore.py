@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,7 +194,13 @@ class KeyStore:
         write_private(self.path, data)
 
 
-def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm: bool = False) -> str:
+def read_passphrase(
+    file: Path | None,
+    *,
+    prompt: str = "Passphrase: ",
+    confirm: bool = False,
+    option: str = "--passphrase-file",
+) -> str:
     """Read a passphrase from a file, or ask at the terminal if no file is named.
 
     Parameters
@@ -204,6 +211,8 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
         Shown at the terminal.
     confirm :
         Ask twice at the terminal, for a new keystore.
+    option :
+        What names the file on the command line that asks.
 
     Raises
     ------
@@ -217,18 +226,28 @@ def read_passphrase(file: Path | None, *, prompt: str = "Passphrase: ", confirm:
             raise KeyStoreError(f"{file} is not UTF-8 text") from exc
         passphrase = _LINE_END.split(text, maxsplit=1)[0]
     else:
+        hint = f"name a file that holds it with {option}"
+        if not _has_terminal():
+            raise KeyStoreError(f"there is no terminal to ask at: {prompt.rstrip(': ')}", hint=hint)
         try:
             passphrase = getpass.getpass(prompt)
             again = getpass.getpass("Again: ") if confirm else passphrase
         except EOFError:
-            raise KeyStoreError(
-                "there is no terminal to ask for the passphrase", hint="name a file that holds it"
-            ) from None
+            raise KeyStoreError("no passphrase was entered", hint=hint) from None
         if again != passphrase:
             raise KeyStoreError("the two passphrases differ")
     if not passphrase:
         raise KeyStoreError("the passphrase is empty")
     return passphrase
+
+
+def _has_terminal() -> bool:
+    """Whether `getpass` would find a terminal: without one it warns at length and reads the input, which may be echoed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin is not None and sys.stdin.isatty()
+    return True
 
 
 _DERIVING = threading.Lock()
