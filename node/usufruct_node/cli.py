@@ -15,18 +15,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import trio
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from usufruct import waiting
-from usufruct.cli import HomeOption, JsonOption, VersionOption, guarded, plain, print_json, table_of
+from usufruct.cli import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    VersionOption,
+    bar_of,
+    err,
+    guarded,
+    out,
+    plain,
+    print_json,
+    say,
+    table_of,
+)
 from usufruct.content.node import NodeContent
 from usufruct.errors import ConfigurationError, UsufructError
 from usufruct.home import Home, Organisation
 from usufruct.keys.keystore import read_passphrase
 from usufruct.ledger import Network
-from usufruct.records import Role
+from usufruct.records import Role, org_id
 from usufruct_node.backup import Manifest, back_up, size_of
 from usufruct_node.backup import restore as restore_home
 from usufruct_node.config import NodeSettings
@@ -49,8 +61,6 @@ app.add_typer(devnet_app, name="devnet")
 app.add_typer(blocks_app, name="blocks")
 app.add_typer(kubo_app, name="kubo")
 _log = logging.getLogger(__name__)
-out = Console()
-err = Console(stderr=True)
 
 
 @app.callback()
@@ -87,6 +97,8 @@ def init(
 ) -> None:
     """Make a home: keys, and the public record on which the members vote."""
     joined = None if network is None else Network.load(network)
+    # Before anything is asked.
+    org_id(name)
     roles = Organisation(name=name, roles=role).role_bits
     check_place(home)
     record = create_home(
@@ -94,28 +106,35 @@ def init(
         name=name,
         roles=roles,
         authority_passphrase=read_passphrase(
-            authority_passphrase_file, prompt="New passphrase of the authority's keys: ", confirm=True
+            authority_passphrase_file,
+            prompt="New passphrase of the authority's keys: ",
+            confirm=True,
+            option="--authority-passphrase-file",
         ),
         node_passphrase=read_passphrase(
-            node_passphrase_file, prompt="New passphrase of the node's keys: ", confirm=True
+            node_passphrase_file,
+            prompt="New passphrase of the node's keys: ",
+            confirm=True,
+            option="--node-passphrase-file",
         ),
         custodian_passphrase=read_passphrase(
-            custodian_passphrase_file, prompt="New passphrase of the homomorphic secrets: ", confirm=True
+            custodian_passphrase_file,
+            prompt="New passphrase of the homomorphic secrets: ",
+            confirm=True,
+            option="--custodian-passphrase-file",
         )
         if Role.CUSTODIAN in roles
         else None,
         network=joined,
     )
-    out.print(f"home {home} of {record.name}")
-    out.print(
-        f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission"
-    )
+    say(f"home {home} of {record.name}")
+    say(f"hand {home / 'participant.json'} to a member: `usufruct members admit FILE` proposes the admission")
 
 
 @app.command()
 @guarded
 def run(
-    home: HomeOption,
+    home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     custodian_passphrase_file: Annotated[
         Path | None,
@@ -165,7 +184,7 @@ def run(
 
 @app.command()
 @guarded
-def status(home: HomeOption, as_json: JsonOption = False) -> None:
+def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show what the running node sees: chain, membership, peers, jobs in trouble."""
     place = Home.at(home)
     answer = NodeContent(place.node_address().url, place.api_token).query("/status")
@@ -181,7 +200,7 @@ def status(home: HomeOption, as_json: JsonOption = False) -> None:
 
 @app.command()
 @guarded
-def peers(home: HomeOption, as_json: JsonOption = False) -> None:
+def peers(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show who is connected, since when, what they took, and why somebody was refused."""
     place = Home.at(home)
     answer = NodeContent(place.node_address().url, place.api_token).query("/peers")
@@ -194,7 +213,9 @@ def peers(home: HomeOption, as_json: JsonOption = False) -> None:
 
 @app.command()
 @guarded
-def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    home: HomeOption = DEFAULT_HOME, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
+) -> None:
     """Check a home from outside: files, keys, chain, contracts, membership, disk. Exit code 1 when something is wrong."""
     place = Home.at(home)
     default = place.node_passphrase if place.node_passphrase.is_file() else None
@@ -204,7 +225,7 @@ def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: 
     else:
         for finding in findings:
             mark = ("ok  ", "green") if finding.ok else ("FAIL", "red")
-            out.print(Text.assemble(mark, plain(f" {finding.check}: {finding.detail}")))
+            out.print(Text.assemble(mark, plain(f" {finding.check}: {finding.detail}")), soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -213,7 +234,7 @@ def doctor(home: HomeOption, passphrase_file: PassphraseOption = None, as_json: 
 @guarded
 def backup(
     file: Annotated[Path, typer.Argument(help="Archive to make; nothing is overwritten.")],
-    home: HomeOption,
+    home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -242,13 +263,13 @@ def restore(
         found = restore_home(file, home, passphrase, advance=advance)
     _tell_archive(f"{home} is restored:", found, as_json=as_json)
     if not as_json:
-        out.print("passphrase files are in no backup; `usufruct-node doctor` looks whether all is well")
+        say("passphrase files are in no backup; `usufruct-node doctor` looks whether all is well")
 
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with bar_of(*columns) as bar:
         task = bar.add_task(what, total=total)
         yield lambda size: bar.advance(task, size)
 
@@ -258,10 +279,9 @@ def _tell_archive(what: str, manifest: Manifest, *, as_json: bool) -> None:
         print_json(manifest.to_dict())
         return
     made = datetime.fromtimestamp(manifest.made_at, UTC).isoformat(" ", "seconds")
-    out.print(
+    say(
         f"{what} {manifest.organisation} as of {made}: {len(manifest.files)} files, {manifest.blocks} blocks"
-        f" ({manifest.block_bytes:,} bytes), index up to block {manifest.indexed_block}",
-        highlight=False,
+        f" ({manifest.block_bytes:,} bytes), index up to block {manifest.indexed_block}"
     )
 
 
@@ -282,11 +302,9 @@ def devnet_up(
     kind = None if chain is None else chain_kind(chain)
     with err.status("starting") as line:
         net.up(chain=kind, say=lambda text: line.update(f"starting {text}"), block_interval_s=block_interval)
-    out.print(f"network up in {net.root}; `usufruct-node devnet status --dir {directory}` shows it")
+    say(f"network up in {net.root}; `usufruct-node devnet status --dir {directory}` shows it")
     names = ", ".join(member.name for member in net.members)
-    out.print(
-        f"homes below it: {names}; for example `usufruct bundles --home {directory}/{net.members[0].name}`"
-    )
+    say(f"homes below it: {names}; for example `usufruct bundles --home {directory}/{net.members[0].name}`")
 
 
 @devnet_app.command("down")
@@ -296,7 +314,7 @@ def devnet_down(directory: DirectoryOption = Path(".devnet")) -> None:
     _require_network(directory)
     with err.status("stopping") as line:
         Devnet(directory).down(say=line.update)
-    out.print("network down")
+    say("network down")
 
 
 @devnet_app.command("status")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from usufruct.cli import HomeOption, JsonOption, guarded, print_json, table_of
+from usufruct.cli import DEFAULT_HOME, HomeOption, JsonOption, err, guarded, out, print_json, say, table_of
 from usufruct.content import BlockStore, EmbeddedBlockStore, copy_pinned, repair, scan
 from usufruct.content.node import NodeContent
 from usufruct.errors import ConfigurationError
@@ -24,8 +23,6 @@ blocks_app = typer.Typer(
     help="What is stored and what for; the node may run meanwhile.", no_args_is_help=True
 )
 kubo_app = typer.Typer(help="A private Kubo daemon as this node's block store.", no_args_is_help=True)
-out = Console()
-err = Console(stderr=True)
 
 
 @contextmanager
@@ -39,7 +36,7 @@ def _table(rows: list[dict[str, Any]], *, as_json: bool, none: str) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        out.print(none)
+        say(none)
     else:
         shown = ([", ".join(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
         out.print(table_of(rows[0], shown))
@@ -47,7 +44,7 @@ def _table(rows: list[dict[str, Any]], *, as_json: bool, none: str) -> None:
 
 @blocks_app.command("list")
 @guarded
-def list_blocks(home: HomeOption, as_json: JsonOption = False) -> None:
+def list_blocks(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Every block with its size and the reasons for which it is kept."""
     with _opened(home) as (_, store):
         rows = [
@@ -61,7 +58,7 @@ def list_blocks(home: HomeOption, as_json: JsonOption = False) -> None:
 @blocks_app.command("pins")
 @guarded
 def pins(
-    home: HomeOption,
+    home: HomeOption = DEFAULT_HOME,
     prefix: Annotated[str, typer.Option(help="Only reasons that begin so, such as `bundle:`.")] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +73,7 @@ def pins(
 
 @blocks_app.command("missing")
 @guarded
-def missing(home: HomeOption, as_json: JsonOption = False) -> None:
+def missing(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Blocks of own bundles and records that are not in the store. Exit code 1 when there are any."""
     with _opened(home) as (place, store), closing(Holdings(place.node_database)) as holdings:
         rows = [
@@ -92,7 +89,7 @@ def missing(home: HomeOption, as_json: JsonOption = False) -> None:
 @blocks_app.command("scan")
 @guarded
 def scan_blocks(
-    home: HomeOption,
+    home: HomeOption = DEFAULT_HOME,
     repair_from: Annotated[
         str | None, typer.Option(help="Member from whom the running node fetches what is damaged.")
     ] = None,
@@ -123,18 +120,18 @@ def scan_blocks(
 
 @blocks_app.command("gc")
 @guarded
-def gc(home: HomeOption, as_json: JsonOption = False) -> None:
+def gc(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Remove what nobody keeps; the node does it by itself every ten minutes."""
     with _opened(home) as (_, store):
         before = store.usage_bytes()
         removed = store.gc()
         answer = {"removed": removed, "freed_bytes": before - store.usage_bytes()}
-    print_json(answer) if as_json else out.print(f"{removed} blocks removed")
+    print_json(answer) if as_json else say(f"{removed} blocks removed")
 
 
 @blocks_app.command("adopt")
 @guarded
-def adopt(home: HomeOption, as_json: JsonOption = False) -> None:
+def adopt(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Copy what the embedded store keeps into Kubo: after `kubo_address` was set, or after a restore."""
     with _opened(home) as (place, store):
         if isinstance(store, EmbeddedBlockStore):
@@ -144,7 +141,7 @@ def adopt(home: HomeOption, as_json: JsonOption = False) -> None:
         with closing(EmbeddedBlockStore(place.blocks)) as source, err.status("copying") as line:
             copied = copy_pinned(source, store, progress=lambda done: line.update(f"{done} blocks copied"))
     answer = {"copied": copied}
-    print_json(answer) if as_json else out.print(
+    print_json(answer) if as_json else say(
         f"{copied} blocks are in Kubo; {place.blocks} can be removed once the node runs well"
     )
 
@@ -152,8 +149,8 @@ def adopt(home: HomeOption, as_json: JsonOption = False) -> None:
 @kubo_app.command("config")
 @guarded
 def kubo_config(
-    home: HomeOption,
     repository: Annotated[Path, typer.Option(help="Kubo's own directory (IPFS_PATH), made by `ipfs init`.")],
+    home: HomeOption = DEFAULT_HOME,
     rpc: Annotated[str, typer.Option(help="Address of Kubo's RPC.")] = "/ip4/127.0.0.1/tcp/5001",
     swarm: Annotated[
         list[str] | None, typer.Option(help="Address for other Kubo daemons with the same swarm.key.")
@@ -163,9 +160,9 @@ def kubo_config(
     """Write the configuration of a private daemon: it stores blocks, obeys this node alone and talks to nobody."""
     place = Home.at(home)
     configure(place, repository, rpc_address=rpc, swarm=swarm or (), new_secret=new_secret)
-    out.print(f"{repository / 'config'} is a private daemon's; its secret is in {place.kubo_token}")
-    out.print(f"start it: LIBP2P_FORCE_PNET=1 IPFS_PATH={repository} ipfs daemon")
+    say(f"{repository / 'config'} is a private daemon's; its secret is in {place.kubo_token}")
+    say(f"start it: LIBP2P_FORCE_PNET=1 IPFS_PATH={repository} ipfs daemon")
     settings = [f'kubo_address = "{rpc}"']
     if swarm:
         settings.append(f"kubo_swarm = [{', '.join(repr(address) for address in swarm)}]")
-    out.print(f"then, in {place.root / 'node.toml'}: " + "; ".join(settings), highlight=False, markup=False)
+    say(f"then, in {place.root / 'node.toml'}: " + "; ".join(settings))

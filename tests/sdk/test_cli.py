@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,19 +16,24 @@ import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from bundle_fixture import SCHEMA
 from usufruct.cli import app
-from usufruct.cli.terminal import cell, printable
+from usufruct.cli.terminal import cell, counted, custodian_keystore, out, printable, say
 from usufruct.client import Client
-from usufruct.errors import UsufructError, VerificationError
-from usufruct.home import Home
+from usufruct.errors import ConfigurationError, UsufructError, VerificationError
+from usufruct.home import Home, Organisation
 from usufruct.ledger import Network
+from usufruct.ledger import compile as compile_module
+from usufruct.ledger.compile import find_compiler
 from usufruct.lineage import Progress
 from usufruct.privacy import NoiseLevel
 from usufruct.records import JobId, JobState, Refusal, org_id
 from usufruct.release import Release
+from usufruct_node import cli as node_cli
+from usufruct_node import storage_cli
 from usufruct_node.cli import app as node_app
 
 ID = "ab" * 32
@@ -301,8 +307,88 @@ def test_nothing_that_steers_a_terminal_is_left_in_a_cell(text: str) -> None:
 def test_a_directory_that_is_no_home_is_refused_with_what_to_type(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    refused(run(*words, "--home", tmp_path), 2, "is not a home directory", "usufruct-node init")
+    refused(
+        run(*words, "--home", tmp_path), 2, "is not a home directory", "usufruct-node init", "--role ROLE"
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("status",), ("peers",), ("doctor",), ("blocks", "list")], ids=" ".join)
+def test_the_node_s_commands_have_the_same_home_by_default(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USUFRUCT_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    refused(run(*words, of=node_app), 2, f"{tmp_path}/.usufruct is not a home directory")
+
+
+def never_asked(*_: object, **__: object) -> str:
+    raise AssertionError("a passphrase was asked for")
+
+
+def test_nothing_is_asked_for_a_home_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usufruct_node.cli.read_passphrase", never_asked)
+    words = ("init", "--home", tmp_path / "home", "--name", "Bad Name", "--role", "steward")
+    refused(run(*words, of=node_app), 2, "'Bad Name' is not a label")
+
+
+def test_who_is_no_custodian_is_told_so_and_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usufruct.cli.terminal.read_passphrase", never_asked)
+    Home(tmp_path).write("organisation.json", Organisation(name="north", roles=["steward"]))
+    with pytest.raises(ConfigurationError, match="north is no custodian"):
+        custodian_keystore(Home(tmp_path), None)
+
+
+# What a pipe gets.
+
+
+def test_what_is_said_in_a_pipe_is_not_broken_and_no_bar_is_drawn_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = "usufruct bundles --home " + "directory/" * 30
+    say(f"{command} [bold]")
+    with counted("sealing") as progress:
+        progress(54, 800)
+    assert capsys.readouterr() == (f"{command} [bold]\n", "")
+
+
+def test_a_bar_knows_no_total_before_it_is_told_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr("usufruct.cli.terminal.err", shown)
+    with counted("sealing"):
+        pass
+    assert "0/?" in shown.file.getvalue()
+
+
+def test_both_programs_write_to_the_same_terminal() -> None:
+    assert node_cli.out is storage_cli.out is out
+
+
+# Recompiling.
+
+
+def test_a_compiler_that_is_not_there_is_said_before_anything_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compile_module, "_CLONE", tmp_path / "clone")
+    with pytest.raises(ConfigurationError, match="no npm package `solc`"):
+        find_compiler(Path(sys.executable), None)
+    with pytest.raises(ConfigurationError, match="no program"):
+        find_compiler(tmp_path / "node", None)
+
+
+def test_the_clone_s_compiler_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = tmp_path / "clone"
+    (clone / "node_modules" / "solc").mkdir(parents=True)
+    (clone / "node_modules" / "solc" / "package.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compile_module, "_CLONE", clone)
+    assert find_compiler(Path(sys.executable), None)[1] == clone / "node_modules"
 
 
 def test_a_wrong_passphrase_is_refused(node_home: Home, tmp_path: Path) -> None:

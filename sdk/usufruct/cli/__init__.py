@@ -28,26 +28,36 @@ from usufruct.cli.rights import rights_app
 from usufruct.cli.rounds import round_app
 from usufruct.cli.steward import features_command, freeze, key_domain_app, publish
 from usufruct.cli.terminal import (
+    DEFAULT_HOME,
     HomeOption,
     JsonOption,
     VersionOption,
+    bar_of,
+    err,
     guarded,
     moment,
+    out,
     plain,
     print_json,
+    say,
     table_of,
 )
 
 __all__ = [
+    "DEFAULT_HOME",
     "HomeOption",
     "JsonOption",
     "VersionOption",
     "app",
+    "bar_of",
+    "err",
     "guarded",
     "lineage_tree",
     "moment",
+    "out",
     "plain",
     "print_json",
+    "say",
     "table_of",
 ]
 

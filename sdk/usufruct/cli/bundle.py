@@ -30,10 +30,9 @@ from usufruct.cli.terminal import (
     custodian_keystore,
     done,
     guarded,
-    out,
-    plain,
     print_json,
     read_text,
+    say,
     show,
 )
 from usufruct.client import Client, open_authority_keystore
@@ -145,7 +144,7 @@ def bundle_show(
         return
     for name, value in facts.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
-        out.print(plain(f"{name}: {text}"), highlight=False)
+        say(f"{name}: {text}")
     show("columns", columns, {name: name for name in columns[0]}, as_json=False)
 
 

@@ -30,6 +30,7 @@ from usufruct.cli.terminal import (
     print_json,
     printable,
     read_text,
+    say,
     show,
 )
 from usufruct.client import Client
@@ -170,7 +171,7 @@ def job_estimate(
         out.print(f"[red]it will be refused: {REFUSAL_HINTS[Refusal.COHORTS_TOO_CLOSE]}[/red]")
     for key, value in found.items():
         shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-        out.print(f"{key}: {shown} {_UNITS[key]}".rstrip(), highlight=False)
+        say(f"{key}: {shown} {_UNITS[key]}".rstrip())
 
 
 _UNITS = {
@@ -244,7 +245,7 @@ def job_show(
         print_json(found)
         return
     for key, value in _facts(found).items():
-        out.print(plain(f"{key}: {value}"), highlight=False)
+        say(f"{key}: {value}")
     columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
     show("verdicts", found["verdicts"], columns, as_json=False)
     columns = {
@@ -348,9 +349,9 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
     for key, value in answer.items():
         if isinstance(value, np.ndarray):
             digits = np.array2string(value, formatter={"float_kind": lambda number: f"{number:.5g}"})
-            out.print(f"{key}:{' ' if value.ndim == 1 else chr(10)}{digits}", highlight=False, markup=False)
+            say(f"{key}:{' ' if value.ndim == 1 else chr(10)}{digits}")
         else:
-            out.print(plain(f"{key}: {value}"), highlight=False)
+            say(f"{key}: {value}")
 
 
 @guarded
@@ -371,7 +372,7 @@ def lineage_command(
         return
     out.print(lineage_tree(found.root))
     checked = found.checked
-    out.print(
+    say(
         f"re-checked {checked.events} events in {checked.series} series and {checked.contents} contents"
         f" ({checked.bytes} bytes)"
     )

