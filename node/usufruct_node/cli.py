@@ -310,17 +310,19 @@ def devnet_up(
 @devnet_app.command("down")
 @guarded
 def devnet_down(directory: DirectoryOption = Path(".devnet")) -> None:
-    """Stop every process of the development network; its data stays."""
+    """Stop every process of the development network; its data stays. Names what was started by hand and goes on."""
     _require_network(directory)
+    net = Devnet(directory)
     with err.status("stopping") as line:
-        Devnet(directory).down(say=line.update)
-    say("network down")
+        net.down(say=line.update)
+    left = [f"process {pid} on the home of {name}" for name, pid in net.strangers().items()]
+    say(f"network down, but for what it did not start: {', '.join(left)}" if left else "network down")
 
 
 @devnet_app.command("status")
 @guarded
 def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOption = False) -> None:
-    """Show which processes run and whether they are well."""
+    """Show which processes run and whether they are well. Exit code 1 when one is down."""
     _require_network(directory)
     net = Devnet(directory)
     rows: list[dict[str, Any]] = []
@@ -330,9 +332,11 @@ def devnet_status(directory: DirectoryOption = Path(".devnet"), as_json: JsonOpt
         rows.append({"process": name, "pid": pid, "health": health})
     if as_json:
         print_json(rows)
-        return
-    shown = ((row["process"], row["pid"] or "-", row["health"]) for row in rows)
-    out.print(table_of(("process", "pid", "health"), shown))
+    else:
+        shown = ((row["process"], row["pid"] or "-", row["health"]) for row in rows)
+        out.print(table_of(("process", "pid", "health"), shown))
+    if any(row["pid"] is None for row in rows):
+        raise typer.Exit(1)
 
 
 def _own_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

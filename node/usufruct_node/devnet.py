@@ -6,6 +6,7 @@ chain and libp2p; what this module hands to each of them is the network file, as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -145,6 +146,16 @@ class Devnet:
             say("stopping the validators")
             self.validators.down()
 
+    def strangers(self) -> dict[str, int]:
+        """Process id of each node that runs on a home of this network and was not started by it."""
+        found: dict[str, int] = {}
+        for member in self.members:
+            with contextlib.suppress(UsufructError):
+                pid = self.home(member.name).node_address().pid
+                if pid != self._alive(member.name):
+                    found[member.name] = pid
+        return found
+
     def running(self) -> dict[str, int | None]:
         """Process id of each part that runs."""
         chain = {"chain": self._alive("chain")} if self.chain == "embedded" else self.validators.running()
@@ -185,8 +196,14 @@ class Devnet:
             self.wait_for_node(name)
 
     def wait_for_node(self, name: str) -> None:
-        """Wait until a node answers on its HTTP interface."""
-        self._until(name, lambda: self._health(name))
+        """Wait until the node that was started answers on its HTTP interface: another one may hold the home.
+
+        Raises
+        ------
+        NodeUnreachableError
+            If it does not come up; carries the last line of its log.
+        """
+        self._until(name, lambda: self._own_health(name))
 
     def health(self, name: str) -> dict[str, Any]:
         """A node's own view of its dependencies."""
@@ -298,6 +315,11 @@ class Devnet:
             return None
         return pid if found.runs and found.started == started else None
 
+    def _own_health(self, name: str) -> dict[str, Any]:
+        if name in (strangers := self.strangers()):
+            raise NodeUnreachableError(f"process {strangers[name]} runs on the home of {name}")
+        return self._health(name)
+
     def _health(self, name: str) -> dict[str, Any]:
         url = self.home(name).node_address().url
         try:
@@ -313,12 +335,16 @@ class Devnet:
                 return probe()
             except UsufructError as exc:
                 if self._alive(name) is None or time.monotonic() > deadline:
-                    log = self.log_file(name).read_text("utf-8", "replace").strip().splitlines()
                     raise NodeUnreachableError(
-                        f"{name} did not start: {log[-1] if log else exc}",
+                        f"{name} did not start: {self._last_words(name) or exc}",
                         hint=f"its log is {self.log_file(name)}",
                     ) from exc
                 time.sleep(0.05)
+
+    def _last_words(self, name: str) -> str:
+        """The last line of a process's log that is no hint."""
+        lines = self.log_file(name).read_text("utf-8", "replace").splitlines()
+        return next((line for line in reversed(lines) if line and not line.startswith(" ")), "")
 
 
 @dataclass(frozen=True, slots=True)

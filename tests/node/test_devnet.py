@@ -6,17 +6,23 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from chain_fixture import until
-from usufruct.errors import ConfigurationError
+from usufruct.errors import ConfigurationError, NodeUnreachableError
+from usufruct.home import NodeAddress
 from usufruct.keys.keystore import KeyStore
 from usufruct.records import Role
 from usufruct_node import enrol
+from usufruct_node.app import exclusive
+from usufruct_node.cli import app
 from usufruct_node.devnet import Devnet, Member
 
 MEMBERS = (Member("clinic", Role.STEWARD), Member("auditor", Role.AUDITOR))
@@ -115,3 +121,48 @@ def test_a_process_that_is_gone_is_no_trouble_and_one_of_somebody_else_is_named(
         net.down()
     assert not errors
     net.stop("clinic")
+
+
+@pytest.fixture
+def healthy() -> Iterator[str]:
+    """URL of something that says that it is well."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ok": true}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_node_that_was_started_by_hand_is_not_taken_for_the_one_that_could_not_start(
+    net: Devnet, healthy: str
+) -> None:
+    net._enrol(lambda _: None)
+    net.network_file.write_text("{}")
+    home = net.home("auditor")
+    with exclusive(home):
+        home.write("api.json", NodeAddress(url=healthy, pid=os.getpid()))
+        with pytest.raises(NodeUnreachableError) as caught:
+            net.start_node("auditor")
+        assert str(caught.value).startswith("auditor did not start: ConfigurationError: another node runs on")
+        assert net.strangers() == {"auditor": os.getpid()}
+        told = CliRunner().invoke(app, ["devnet", "down", "--dir", str(net.root)])
+        assert f"process {os.getpid()} on the home of auditor" in told.stdout
+    assert net.strangers() == {}
+
+
+def test_the_status_of_a_network_that_is_down_is_an_error(net: Devnet) -> None:
+    net.network_file.write_text("{}")
+    words = ["devnet", "status", "--dir", str(net.root)]
+    assert CliRunner().invoke(app, words).exit_code == 1
+    told = CliRunner().invoke(app, [*words, "--json"])
+    assert told.exit_code == 1
+    assert {row["pid"] for row in json.loads(told.stdout)} == {None}
