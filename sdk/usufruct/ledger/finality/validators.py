@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from usufruct.errors import (
     FinalityError,
     ForeignProofError,
@@ -21,6 +19,7 @@ from usufruct.errors import (
     ProofSignatureError,
     ProofUnavailableError,
 )
+from usufruct.fields import fault_of
 from usufruct.ledger.abi import load_abi
 from usufruct.ledger.endpoint import Endpoint, well_formed
 from usufruct.ledger.finality import bls
@@ -236,5 +235,5 @@ def _pin(old: FinalityPin, arguments: dict[str, Any]) -> FinalityPin:
             for key, weight in zip(keys, arguments["weights"], strict=True)
         ]
         return FinalityPin(network_id=old.network_id, chain=old.chain, validators=tuple(validators))
-    except (ValidationError, ValueError) as exc:
-        raise ForeignProofError(f"the members voted for a set that cannot be one: {exc}") from exc
+    except ValueError as exc:
+        raise ForeignProofError(f"the members voted for a set that cannot be one: {fault_of(exc)}") from exc
