@@ -15,9 +15,8 @@ from usufruct.cli.terminal import (
     PassphraseOption,
     done,
     guarded,
-    out,
-    plain,
     print_json,
+    say,
 )
 from usufruct.client import Client, micro
 from usufruct.errors import InputError
@@ -87,7 +86,7 @@ def policy_show(
         return
     for name, value in facts.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
-        out.print(plain(f"{name}: {text}"), highlight=False)
+        say(f"{name}: {text}")
 
 
 def _facts(bundle: FeatureBundle) -> dict[str, object]:
