@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from chain_fixture import FAR, TERMS, Consortium
+from chain_fixture import FAR, TERMS, Consortium, until
 from rpc_door import door_to
 from usufruct.errors import (
     InputError,
@@ -259,9 +259,11 @@ def test_a_request_granted_a_moment_ago_is_the_right_to_use(desk: Desk, index: I
 def test_a_job_uses_the_newest_right_that_holds_and_names_the_kernel(desk: Desk, index: Index) -> None:
     fitting, older = desk.granted(), desk.granted()
     linear = answered(desk, kernels=(KERNELS["linear"].kernel_id,))
-    expired = answered(desk, expires_at=desk.net.reader.finalised().timestamp + 1)
+    soon = desk.net.reader.finalised().timestamp + 5
+    expired = answered(desk, expires_at=soon)
     revoked = desk.granted()
     revoke_usage(desk.net["north"].ledger, revoked)
+    until(lambda: desk.asked() and desk.net.reader.finalised().timestamp >= soon)
     pending, unfit = desk.asked(), [revoked, linear, expired]
     index.known = [pending, *unfit, fitting, older]
     assert right(index) == fitting
