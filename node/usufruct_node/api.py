@@ -150,6 +150,11 @@ def build_api(node: NodeView, token: str) -> FastAPI:
         """Who is connected since when, bytes each way, quotas, and why somebody was refused."""
         return node.peers()
 
+    @api.get("/cursor", dependencies=private, tags=["queries"])
+    def cursor() -> dict[str, int]:
+        """The block up to which the answers of this interface are."""
+        return queries.cursor()
+
     @api.get("/members", dependencies=private, tags=["queries"])
     def members() -> list[dict[str, Any]]:
         """Every organisation ever admitted, with the points that it has for faults now and the number of faults ever."""

@@ -47,6 +47,11 @@ class Queries:
         self._index = index
         self._contracts = {address.lower(): name for name, address in contracts.items()}
 
+    def cursor(self) -> dict[str, int]:
+        """The newest indexed block, 0 while there is none."""
+        head = self._index.cursor()
+        return {"indexed_block": head.number if head else 0}
+
     def members(self) -> list[dict[str, Any]]:
         """Every organisation ever admitted, with the points that it has for faults now and the number of faults ever."""
         head = self._index.cursor()

@@ -113,9 +113,9 @@ def test_a_node_whose_chain_is_gone_says_that_it_stops_and_does(
                 until(lambda: len(door.seen) > asked)
                 node.send_signal(signal.SIGTERM)
                 told_at = time.monotonic()
-                until(lambda: "north is stopping" in log.read_text(), wait_s=1)
+                until(lambda: "north is stopping" in log.read_text(), wait_s=10)
                 assert node.wait(30) == 0
-                assert time.monotonic() - told_at < 6
+                assert time.monotonic() - told_at < 20, "calls are repeated for thirty seconds"
             finally:
                 node.kill()
     assert log.read_text().rstrip().endswith("north has stopped")

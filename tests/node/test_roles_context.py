@@ -146,9 +146,17 @@ def test_what_was_kept_for_an_ended_job_goes_and_what_answers_for_a_release_stay
     rows = {
         JobId(bytes([number]) * 32): SimpleNamespace(
             job_id=JobId(bytes([number]) * 32),
-            job=SimpleNamespace(state=state, request=SimpleNamespace(artifact_id=state)),
+            job=SimpleNamespace(state=state, request=SimpleNamespace(artifact_id=bundle)),
         )
-        for number, state in enumerate((JobState.VERIFIED, JobState.RELEASED, JobState.REFUSED), start=1)
+        for number, (state, bundle) in enumerate(
+            (
+                (JobState.VERIFIED, JobState.VERIFIED),
+                (JobState.RELEASED, JobState.RELEASED),
+                (JobState.REFUSED, JobState.REFUSED),
+                (JobState.REFUSED, JobState.VERIFIED),
+            ),
+            start=1,
+        )
     }
     index: Any = SimpleNamespace(job=rows.get)
     context = replace(node.context, index=index)
@@ -158,13 +166,13 @@ def test_what_was_kept_for_an_ended_job_goes_and_what_answers_for_a_release_stay
         node.store.put(bytes(job_id), pin=job_pin(job_id))
         for purpose in (Purpose.RESULT, Purpose.RELEASE):
             node.holdings.add([cid], purpose, job_id)
-    assert context.tidy() == 1
-    live, released, _ = rows
+    assert context.tidy() == 2
+    live, released, *_ = rows
     for purpose in (Purpose.RESULT, Purpose.RELEASE):
-        assert [len(node.holdings.cids(purpose, job_id)) for job_id in rows] == [1, 1, 0]
+        assert [len(node.holdings.cids(purpose, job_id)) for job_id in rows] == [1, 1, 0, 0]
     assert node.store.reasons("job:") == [job_pin(live)]
     assert sorted(node.store.reasons("result:")) == [result_pin(live), result_pin(released)]
-    assert JobState.VERIFIED in context.sound, "its blocks are here"
+    assert JobState.VERIFIED in context.sound, "a job that goes on has its blocks here"
     assert not context.sound & {JobState.RELEASED, JobState.REFUSED}, "they may have to be fetched again"
 
 

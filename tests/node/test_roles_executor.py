@@ -21,6 +21,7 @@ from usufruct.errors import (
     InputError,
     LedgerUnreachableError,
     PeerError,
+    StoreFullError,
 )
 from usufruct.records import ArtifactId, JobId, JobState, MemberStatus, OrgId, Role
 from usufruct_node.roles import context as context_module
@@ -94,7 +95,7 @@ def test_only_claims_that_are_not_computed_yet_keep_a_node_from_claiming_more() 
 def failing(executor: Executor, found: Any, error: Exception, *, step: str = "_execute") -> None:
     """Let the execution of a claimed job fail."""
 
-    async def fail(_: Any) -> None:
+    async def fail(*_: object) -> None:
         raise error
 
     setattr(executor, step, fail)
@@ -209,6 +210,24 @@ def test_after_a_claim_lapsed_for_want_of_blocks_new_bundles_of_its_steward_are_
     assert lapse() == posted[1:]
     time += 3600
     assert wanted(executor, posted, sound=set()) == posted, "what is a day ago is forgotten"
+
+
+@pytest.mark.parametrize(
+    "error", [LedgerUnreachableError("gone"), StoreFullError("full")], ids=["ledger", "disk"]
+)
+def test_a_claim_that_lapsed_for_what_is_no_stewards_fault_puts_nobody_off(error: Exception) -> None:
+    executor = Executor(None, room=9)  # type: ignore[arg-type]
+    claim, posted = row(1, JobState.CLAIMED, bundle=10), row(2, JobState.POSTED, bundle=11)
+    wanted(executor, [claim], sound=set())
+    with pytest.raises(type(error)):
+        if isinstance(error, LedgerUnreachableError):
+            executor._computed[claim.job_id] = bytes(32)
+            failing(executor, claim, error, step="_commit")
+        else:
+            failing(executor, claim, error, step="_compute")
+    claim.overdue = lambda now: True
+    wanted(executor, [claim, posted], sound=set())
+    assert wanted(executor, [claim, posted], sound=set()) == [posted]
 
 
 def test_a_claim_that_lapsed_while_the_node_was_down_is_not_its_stewards_doing() -> None:

@@ -93,13 +93,16 @@ def test_a_role_that_cannot_look_for_work_ends_neither_the_node_nor_other_roles(
             looks.append(1)
             raise error
 
+    dispatcher = Dispatcher([Blind(), role])
+
     async def run() -> None:
         with trio.move_on_after(0.5):
-            await Dispatcher([Blind(), role]).run()
+            await dispatcher.run()
 
     trio.run(run)
     assert looks
     assert len(role.handled) >= 3
+    assert str(error) in dispatcher.troubles["blind"]
 
 
 @pytest.mark.parametrize(

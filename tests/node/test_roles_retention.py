@@ -163,6 +163,22 @@ def test_a_bundle_that_was_handed_over_and_is_not_registered_keeps_its_key(stewa
     assert steward.retention.troubles == {}
 
 
+def test_what_was_handed_over_and_never_registered_goes_with_its_key_a_week_after(steward: Steward) -> None:
+    """Publishing was interrupted and repeated: the second bundle has other blocks, and the first is nobody's."""
+    artifact_id, made = steward.own(), steward.story.made
+    steward.store.put_many(made.blocks, pin=STAGED)
+    accept_record(steward.store, steward.holdings, "bundle", dag.encode(made.record))
+    steward.time = steward.artifact(artifact_id).retain_until + 7 * 86_400 - 1
+    steward.look()
+    assert steward.destroyed == [] and steward.retention.troubles
+    steward.time += 1
+    steward.look()
+    assert steward.destroyed == [made.artifact.key_id]
+    assert steward.retention.troubles == {}
+    assert not any(steward.store.has(block) for block in made.manifest.blocks)
+    assert steward.holdings.refs(Purpose.BUNDLE) == []
+
+
 def test_what_keys_are_needed_for_is_looked_up_once_however_many_bundles_have_ended(
     steward: Steward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +188,7 @@ def test_what_keys_are_needed_for_is_looked_up_once_however_many_bundles_have_en
     monkeypatch.setattr(steward.index, "artifacts", lambda kind: asked.append(kind) or artifacts(kind))
     steward.look()
     assert len(steward.destroyed) == 3
-    assert len(asked) == 2, "for what has ended, and for the keys"
+    assert len(asked) == 3, "for what has ended, and for the keys before and after the index has caught up"
     asked.clear()
     steward.look()
     assert len(asked) == 1, "no key is left"

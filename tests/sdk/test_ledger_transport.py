@@ -257,4 +257,4 @@ def test_closing_ends_what_waits_in_other_threads(conduct: Conduct) -> None:
             chain.finalised()
         with pytest.raises(LedgerUnreachableError):
             chain.call("eth_chainId")
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 30

@@ -402,20 +402,29 @@ class RoleContext:
 
         Results of released jobs stay with their executor, and releases with their custodian: they answer for them.
         """
-        for prefix, kept in ((_JOB_PIN, False), (_RESULT_PIN, True)):
-            for reason in self.store.reasons(prefix):
-                row = self.index.job(JobId(bytes.fromhex(reason.removeprefix(prefix))))
-                if row is None or row.job.state not in FINAL_JOB_STATES:
-                    continue
-                if not kept:
-                    self.sound.discard(row.job.request.artifact_id)
-                elif row.job.state == JobState.RELEASED:
-                    continue
-                else:
-                    self.holdings.drop(Purpose.RESULT, row.job_id)
-                    self.holdings.drop(Purpose.RELEASE, row.job_id)
+        ended: set[ArtifactId] = set()
+        live: set[ArtifactId] = set()
+        for reason in self.store.reasons(_JOB_PIN):
+            row = self._job_of(reason.removeprefix(_JOB_PIN))
+            if row is None:
+                continue
+            is_over = row.job.state in FINAL_JOB_STATES
+            (ended if is_over else live).add(row.job.request.artifact_id)
+            if is_over:
                 self.store.unpin_all(reason)
+        # What another job pins stays, and need not come again.
+        self.sound.difference_update(ended - live)
+        for reason in self.store.reasons(_RESULT_PIN):
+            row = self._job_of(reason.removeprefix(_RESULT_PIN))
+            if row is None or row.job.state not in FINAL_JOB_STATES or row.job.state == JobState.RELEASED:
+                continue
+            self.holdings.drop(Purpose.RESULT, row.job_id)
+            self.holdings.drop(Purpose.RELEASE, row.job_id)
+            self.store.unpin_all(reason)
         return self.store.gc()
+
+    def _job_of(self, digits: str) -> JobRow | None:
+        return self.index.job(JobId(bytes.fromhex(digits)))
 
     def forget_rechecks(self) -> None:
         """Let go of what an earlier run of the node kept for rechecks that it did not end."""

@@ -57,8 +57,16 @@ class Dispatcher:
         self._done: dict[tuple[int, JobId], tuple[JobRow, float]] = {}
         self._changed = trio.Event()
         self._held = False
-        self.troubles: dict[str, str] = {}
-        """Job id in hex -> last error of a step on it; empty when all is well."""
+        self._troubles: dict[str, str] = {}
+        """Job id in hex -> last error of a step on it."""
+        self._blind: dict[int, str] = {}
+        """Roles that could not look for work, and why."""
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Job id in hex -> last error of a step on it, and role -> why it cannot look for work; empty when all is well."""
+        blind = {type(self._roles[number]).__name__.lower(): why for number, why in self._blind.items()}
+        return self._troubles | blind
 
     def wake(self) -> None:
         """Look again; called when the index has advanced."""
@@ -75,7 +83,7 @@ class Dispatcher:
                 self._changed = trio.Event()
                 wanted: set[tuple[int, JobId]] = set()
                 for number, role in enumerate(() if self._held else self._roles):
-                    for row in await self._wanted(role):
+                    for row in await self._wanted(number, role):
                         key = (number, row.job_id)
                         wanted.add(key)
                         if key not in self._busy and self._rested(key) and not self._is_done(key, row):
@@ -85,23 +93,25 @@ class Dispatcher:
                 with trio.move_on_after(self._rest()):
                     await self._changed.wait()
 
-    async def _wanted(self, role: Role) -> list[JobRow]:
+    async def _wanted(self, number: int, role: Role) -> list[JobRow]:
         try:
-            return await trio.to_thread.run_sync(role.wanted)
-        except UsufructError as exc:
-            _log.warning("%s cannot look for work: %s", type(role).__name__, exc)
-        except Exception:
+            rows = await trio.to_thread.run_sync(role.wanted)
+        except Exception as exc:
             # Such as a database that is locked or on a full disk: the other roles go on, and so does the node.
-            _log.exception("%s cannot look for work", type(role).__name__)
-        return []
+            unexpected = exc if not isinstance(exc, UsufructError) else None
+            _log.warning("%s cannot look for work: %s", type(role).__name__, exc, exc_info=unexpected)
+            self._blind[number] = f"cannot look for work: {exc}"
+            return []
+        self._blind.pop(number, None)
+        return rows
 
     def _forget_all_but(self, current: set[tuple[int, JobId]]) -> None:
         """A job that went on without this node, or is over, is no trouble any more."""
-        self._failures = {key: held for key, held in self._failures.items() if key in current}
-        self._done = {key: held for key, held in self._done.items() if key in current}
-        jobs = {job_id.hex() for _, job_id in current}
-        for job in [job for job in self.troubles if job not in jobs]:
-            del self.troubles[job]
+        known = current | {key for key in self._failures if key[0] in self._blind}
+        self._failures = {key: held for key, held in self._failures.items() if key in known}
+        self._done = {key: held for key, held in self._done.items() if key in known}
+        jobs = {job_id.hex() for _, job_id in known}
+        self._troubles = {job: why for job, why in self._troubles.items() if job in jobs}
 
     def _rest(self) -> float:
         """Seconds until something may be tried again, if nothing changes before."""
@@ -137,11 +147,11 @@ class Dispatcher:
             tries = self._failures.get(key, (0, 0.0))[0] + 1
             pause = min(_FIRST_PAUSE * 2 ** min(tries - 1, 8), _LONGEST_PAUSE)
             self._failures[key] = (tries, time.monotonic() + pause)
-            self.troubles[job] = f"{type(role).__name__.lower()}: {exc}"
+            self._troubles[job] = f"{type(role).__name__.lower()}: {exc}"
             _log.warning("job %s: %s; again in %.2g s", job[:12], exc, pause)
         else:
             self._done[key] = (row, time.monotonic())
             self._failures.pop(key, None)
-            self.troubles.pop(job, None)
+            self._troubles.pop(job, None)
         finally:
             self._busy.discard(key)

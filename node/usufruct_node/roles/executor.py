@@ -20,6 +20,7 @@ from usufruct.errors import (
     BlockMismatchError,
     BlockNotFoundError,
     ConfigurationError,
+    ContainerError,
     InputError,
     IntegrityError,
     LedgerError,
@@ -85,7 +86,7 @@ class Executor:
         self._failed: dict[JobId, int] = {}
         """How often an open job's inputs were not to be had."""
         self._begun: set[JobId] = set()
-        """Own claims on which this node has set to work."""
+        """Own claims whose ciphertexts are being fetched, or could not be had when last tried."""
         self._put_off: dict[OrgId, tuple[float, float]] = {}
         """Stewards on whose bundles claims lapsed: seconds of the last pause, and when it ends."""
 
@@ -221,7 +222,7 @@ class Executor:
             await self._context.transact("claimJob", row.job_id)
         except Exception as exc:
             self._claiming.discard(row.job_id)
-            if isinstance(exc, (PeerError, BlockNotFoundError, BlockMismatchError)):
+            if not isinstance(exc, LedgerError):
                 self._failed[row.job_id] = self._failed.get(row.job_id, 0) + 1
             raise
 
@@ -230,11 +231,23 @@ class Executor:
         if row.job.state != JobState.CLAIMED:
             await self._compute(row)
             return
-        self._begun.add(row.job_id)
         begun = trio.current_time()
-        digest = self._computed.get(row.job_id) or await self._compute(row)
+        digest = self._computed.get(row.job_id) or await self._compute_claimed(row)
         self._computed[row.job_id] = digest
         await self._commit(row, digest, trio.current_time() - begun)
+
+    async def _compute_claimed(self, row: JobRow) -> bytes:
+        """As `_compute`; a steward is to blame only for blocks that do not come, or are none of its bundle's."""
+        self._begun.add(row.job_id)
+        try:
+            digest = await self._compute(row)
+        except (PeerError, BlockNotFoundError, BlockMismatchError, ContainerError, WrongKeyDomainError):
+            raise
+        except Exception:
+            self._begun.discard(row.job_id)
+            raise
+        self._begun.discard(row.job_id)
+        return digest
 
     async def _compute(self, row: JobRow) -> bytes:
         """Digest of a job's result manifest, which is kept with its blocks."""

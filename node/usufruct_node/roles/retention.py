@@ -8,7 +8,7 @@ was handed over and is not registered yet.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -36,6 +36,8 @@ from usufruct_node.roles.pinner import check_gone
 _PAUSE_SECONDS = 0.1
 _CATCHING_UP_SECONDS = 5.0
 """For how long the index may take to reach the newest final block; after that keys wait for the next look."""
+_UNREGISTERED_SECONDS = 7 * 86_400
+"""For how long a key is kept, once all registered bundles under it have ended, for one that was only handed over."""
 
 
 class Retention:
@@ -112,12 +114,18 @@ class Retention:
         bundles = await trio.to_thread.run_sync(self._with_key, bundles)
         if not bundles:
             return
-        try:
-            await self._catch_up()
-        except LedgerError as exc:
-            log.warning("no key is destroyed while the ledger is not known as it is: %s", exc)
-            return
         needed = await trio.to_thread.run_sync(self._needed_keys)
+        unneeded = [artifact_id.hex() for artifact_id, artifact in bundles if artifact.key_id not in needed]
+        if unneeded:
+            try:
+                await self._catch_up()
+            except LedgerError as exc:
+                log.warning("no key is destroyed while the ledger is not known as it is: %s", exc)
+                troubles |= dict.fromkeys(
+                    unneeded, f"its key stays until the ledger is known as it is: {exc}"
+                )
+                return
+            needed = await trio.to_thread.run_sync(self._needed_keys)
         for artifact_id, artifact in bundles:
             if artifact.key_id in needed:
                 if needed[artifact.key_id]:
@@ -179,25 +187,39 @@ class Retention:
         """
         context, index = self._context, self._context.index
         bundles, now = [artifact for _, artifact in index.artifacts(ArtifactKind.BUNDLE)], context.now()
-        own = {bundle.content_digest for bundle in bundles if bundle.steward == context.org}
-        needed = self._handed_over(own)
+        needed = self._handed_over([bundle for bundle in bundles if bundle.steward == context.org], now)
         needed |= {bundle.key_id: "" for bundle in bundles if now < bundle.retain_until}
         return needed | {row.job.key_id: "" for row in index.jobs(JobState.VERIFIED, JobState.OPENED)}
 
-    def _handed_over(self, registered: Container[bytes]) -> dict[KeyId, str]:
-        """Keys of own bundles that are not registered."""
+    def _handed_over(self, own: Sequence[Artifact], now: int) -> dict[KeyId, str]:
+        """Keys of own bundles that are not registered; a week after the last registered one under its key has ended, such a
+        bundle is let go.
+        """
         keys: dict[KeyId, str] = {}
+        registered = {bundle.content_digest for bundle in own}
+        last: dict[KeyId, int] = {}
+        for bundle in own:
+            last[bundle.key_id] = max(bundle.retain_until, last.get(bundle.key_id, 0))
         for digest in self._context.holdings.refs(Purpose.BUNDLE):
             if digest in registered:
                 continue
             cid = Cid.from_digest(digest, Codec.DAG_CBOR)
             # One whose manifest is lost can be opened by nobody, and must not keep a key.
             with suppress(BlockNotFoundError, IntegrityError):
-                shape = read_manifest(dag.decode_map(self._context.store.get(cid))).shape
-                keys[KeyId(shape.key_id)] = (
-                    f"its key stays: bundle {cid} under it was handed over and is not registered"
-                )
+                key_id = KeyId(read_manifest(dag.decode_map(self._context.store.get(cid))).shape.key_id)
+                if now < last.get(key_id, now) + _UNREGISTERED_SECONDS:
+                    keys[key_id] = (
+                        f"its key stays: bundle {cid} under it was handed over and is not registered"
+                    )
+                else:
+                    self._drop_unregistered(cid)
         return keys
+
+    def _drop_unregistered(self, bundle: Cid) -> None:
+        log.warning("bundle %s was handed over and never registered; it goes with its key", bundle)
+        self._context.store.unpin_all(bundle_pin(bundle.digest))
+        self._context.tidy()
+        self._context.holdings.drop(Purpose.BUNDLE, bundle.digest)
 
     def _state(self, artifact_id: ArtifactId, what: Erased, blocks: int) -> None:
         context = self._context

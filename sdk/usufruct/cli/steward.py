@@ -252,8 +252,13 @@ def key_domain_retire(
     as_json: JsonOption = False,
 ) -> None:
     """No new bundle, job or release under this key domain, for good."""
-    confirm("Retire this key domain for good: nothing under it is computed or released any more?", yes=yes)
-    _set_key_status(key_domain, "retire", home, passphrase_file, as_json=as_json)
+    client = Client.open(home, passphrase_file=passphrase_file)
+    key_id = KeyId(client.find_id("key domain", key_domain))
+    confirm(
+        f"Retire key domain {key_id.hex()} for good: nothing under it is computed or released any more?",
+        yes=yes,
+    )
+    _set_key_status(client, key_id, "retire", as_json=as_json)
 
 
 @key_domain_app.command("compromised")
@@ -266,15 +271,16 @@ def key_domain_compromised(
     as_json: JsonOption = False,
 ) -> None:
     """The secret may be known to others: final, and on the ledger."""
-    confirm("Tell everybody, for good, that the secret of this key domain may be known to others?", yes=yes)
-    _set_key_status(key_domain, "markCompromised", home, passphrase_file, as_json=as_json)
-
-
-def _set_key_status(
-    key_domain: str, function: str, home: Path, passphrase_file: Path | None, *, as_json: bool
-) -> None:
     client = Client.open(home, passphrase_file=passphrase_file)
     key_id = KeyId(client.find_id("key domain", key_domain))
+    confirm(
+        f"Tell everybody, for good, that the secret of key domain {key_id.hex()} may be known to others?",
+        yes=yes,
+    )
+    _set_key_status(client, key_id, "markCompromised", as_json=as_json)
+
+
+def _set_key_status(client: Client, key_id: KeyId, function: str, *, as_json: bool) -> None:
     client.ledger.transact("KeyRegistry", function, key_id)
     status = client.ledger.key_domain(key_id).status.name
     done(f"key domain is {status}", {"key_id": key_id.hex(), "status": status}, as_json=as_json)

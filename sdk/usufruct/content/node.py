@@ -147,7 +147,7 @@ class NodeContent:
             If it does not come to it within `patience_s`.
         """
         deadline = time.monotonic() + patience_s
-        while (indexed := self.query("/status")["indexed_block"] or 0) < number:
+        while (indexed := self.query("/cursor")["indexed_block"]) < number:
             if time.monotonic() > deadline:
                 raise NodeUnreachableError(
                     f"the node has read the ledger up to block {indexed} of {number}",
