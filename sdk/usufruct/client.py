@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -39,6 +38,7 @@ from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.quantise import QuantisedModel, quantise_model
 from usufruct.he.secret import SecretKey
 from usufruct.home import Home
+from usufruct.ids import find_id
 from usufruct.job import Estimate, FeatureBundle, JobParameters
 from usufruct.keys import identity
 from usufruct.keys.identity import AuthorityKeys
@@ -66,7 +66,6 @@ from usufruct.records import (
     OrgId,
     Participant,
     Refusal,
-    id_digits,
     org_id,
     parse_id,
     unlabel,
@@ -89,14 +88,6 @@ MAX_DAYS: Final = 365_000
 """Longest duration that can be named: a thousand years."""
 
 _POLL_SECONDS = 0.25
-
-_ON_LEDGER: Final[Mapping[str, Callable[[Ledger, bytes], IntEnum]]] = {
-    "artifact": lambda ledger, id_: ledger.artifact(ArtifactId(id_)).kind,
-    "job": lambda ledger, id_: ledger.progress(JobId(id_)).state,
-    "grant": lambda ledger, id_: ledger.grant(GrantId(id_)).status,
-    "key domain": lambda ledger, id_: ledger.key_domain(KeyId(id_)).status,
-}
-"""For each kind of id what the ledger says of one, NONE where it does not know it; of artifacts it knows the bundles."""
 
 
 class Client:
@@ -155,7 +146,7 @@ class Client:
         NodeUnreachableError
             If the node's index, which is to know it, stays behind the ledger.
         """
-        return self._find((kind,), text)[1]
+        return find_id(self.ledger, self.content, (kind,), text)[1]
 
     def find_artifact(self, text: str) -> ArtifactId:
         """An artifact by its id or that of its job, or the first digits of either; of a job the release, or else the result.
@@ -167,7 +158,7 @@ class Client:
         JobPendingError
             If it is a job that has no result yet.
         """
-        kind, found = self._find(("artifact", "job"), text)
+        kind, found = find_id(self.ledger, self.content, ("artifact", "job"), text)
         return ArtifactId(found) if kind == "artifact" else self._left_by(JobId(found))
 
     def _left_by(self, job_id: JobId) -> ArtifactId:
@@ -179,32 +170,6 @@ class Client:
         if state not in FINAL_JOB_STATES:
             raise JobPendingError(job_id, state.name)
         raise InputError(f"job {job_id.hex()[:12]} ended as {state.name} and left no result")
-
-    def _find(self, kinds: Collection[str], text: str) -> tuple[str, bytes]:
-        named = " or ".join(kinds)
-        digits = id_digits(text, named)
-        if len(digits) == 64:
-            whole = bytes.fromhex(digits)
-            for kind in kinds:
-                if _ON_LEDGER[kind](self.ledger, whole):
-                    return kind, whole
-        found = self._indexed(kinds, digits)
-        if not found:
-            self.content.await_block(self.ledger.finalised().number)
-            found = self._indexed(kinds, digits)
-        if not found:
-            said = f"has the id {digits[:12]}…" if len(digits) == 64 else f"begins with {digits}"
-            raise InputError(f"no {named} {said}")
-        if len(found) > 1:
-            raise InputError(f"{len(found)} {named}s begin with {digits}", hint="give more digits of the id")
-        return found[0]
-
-    def _indexed(self, kinds: Collection[str], digits: str) -> list[tuple[str, bytes]]:
-        return [
-            (entry["kind"], parse_id(entry["id"], entry["kind"]))
-            for entry in self.content.query(f"/ids/{digits}")
-            if entry["kind"] in kinds
-        ]
 
     # 1 features, 2 seal.
 
