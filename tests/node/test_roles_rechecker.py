@@ -24,6 +24,7 @@ class Results:
     def __init__(self, index: Index, journal: Journal, now: int, store: EmbeddedBlockStore) -> None:
         self.index, self.journal, self.store, self._now = index, journal, store, now
         self.found: dict[bytes, bytes] = {}
+        self.sound: set[ArtifactId] = set()
 
     def now(self) -> int:
         return self._now

@@ -51,9 +51,8 @@ _OPENING_SECONDS = 4.0
 longer than this.
 """
 
-_FIRST_PUT_OFF_SECONDS = 3600.0
 _LONGEST_PUT_OFF_SECONDS = 86_400.0
-"""After lapsed claims, how long new bundles of their steward are left alone: at first, in which a point fades, and at most."""
+"""How long new bundles of a steward are left alone at most, after claims on its bundles lapsed."""
 
 _ANSWERED_FOR = (
     JobState.COMMITTED,
@@ -158,15 +157,16 @@ class Executor:
         return chosen
 
     def _judge(self, lapsed: Sequence[JobRow]) -> None:
-        """Put off the stewards of claims that lapsed because their blocks did not come, or were malformed."""
+        """Put off the stewards of claims that lapsed because their blocks did not come, or were malformed: for as long as the
+        claim was open, then for twice as long.
+        """
         for row in lapsed:
             if row.job_id in self._begun and not self._is_given(row):
                 steward, now = self._steward(row), time.monotonic()
                 pause, until = self._put_off.get(steward, (0.0, 0.0))
-                recent = now < until + _LONGEST_PUT_OFF_SECONDS
-                pause = (
-                    min(2 * pause, _LONGEST_PUT_OFF_SECONDS) if recent and pause else _FIRST_PUT_OFF_SECONDS
-                )
+                is_recent = now < until + _LONGEST_PUT_OFF_SECONDS
+                pause = max(2 * pause if is_recent else 0.0, row.job.deadline - row.changed_at)
+                pause = min(pause, _LONGEST_PUT_OFF_SECONDS)
                 self._put_off[steward] = (pause, now + pause)
                 log.warning(
                     "job %s: its claim lapsed for want of ciphertexts; no other new bundle of %s is claimed for %.0f s",
@@ -247,6 +247,7 @@ class Executor:
             self._begun.discard(row.job_id)
             raise
         self._begun.discard(row.job_id)
+        self._put_off.pop(self._steward(row), None)
         return digest
 
     async def _compute(self, row: JobRow) -> bytes:
