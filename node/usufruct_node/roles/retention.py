@@ -8,7 +8,7 @@ was handed over and is not registered yet.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -114,7 +114,7 @@ class Retention:
         bundles = await trio.to_thread.run_sync(self._with_key, bundles)
         if not bundles:
             return
-        needed = await trio.to_thread.run_sync(self._needed_keys)
+        needed, _ = await trio.to_thread.run_sync(self._needed_keys)
         unneeded = [artifact_id.hex() for artifact_id, artifact in bundles if artifact.key_id not in needed]
         if unneeded:
             try:
@@ -125,7 +125,9 @@ class Retention:
                     unneeded, f"its key stays until the ledger is known as it is: {exc}"
                 )
                 return
-            needed = await trio.to_thread.run_sync(self._needed_keys)
+            needed, abandoned = await trio.to_thread.run_sync(self._needed_keys)
+            for bundle in abandoned:
+                await trio.to_thread.run_sync(self._drop_unregistered, bundle)
         for artifact_id, artifact in bundles:
             if artifact.key_id in needed:
                 if needed[artifact.key_id]:
@@ -181,39 +183,37 @@ class Retention:
         context.holdings.drop(Purpose.BUNDLE, artifact.content_digest)
         return len(blocks)
 
-    def _needed_keys(self) -> dict[KeyId, str]:
+    def _needed_keys(self) -> tuple[dict[KeyId, str], list[Cid]]:
         """Keys under which a bundle is retained, or a verified result still to be opened or refused, each with an empty
-        text; and those of bundles that were handed over and are not registered, with what is to be said of it.
+        text; and those of bundles that were handed over and are not registered, with what is to be said of it. Then such
+        bundles that nobody will register any more: the last registered one under their key ended a week ago.
         """
         context, index = self._context, self._context.index
         bundles, now = [artifact for _, artifact in index.artifacts(ArtifactKind.BUNDLE)], context.now()
-        needed = self._handed_over([bundle for bundle in bundles if bundle.steward == context.org], now)
-        needed |= {bundle.key_id: "" for bundle in bundles if now < bundle.retain_until}
-        return needed | {row.job.key_id: "" for row in index.jobs(JobState.VERIFIED, JobState.OPENED)}
-
-    def _handed_over(self, own: Sequence[Artifact], now: int) -> dict[KeyId, str]:
-        """Keys of own bundles that are not registered; a week after the last registered one under its key has ended, such a
-        bundle is let go.
-        """
-        keys: dict[KeyId, str] = {}
-        registered = {bundle.content_digest for bundle in own}
+        own = [bundle for bundle in bundles if bundle.steward == context.org]
         last: dict[KeyId, int] = {}
         for bundle in own:
             last[bundle.key_id] = max(bundle.retain_until, last.get(bundle.key_id, 0))
+        needed: dict[KeyId, str] = {}
+        abandoned = []
+        for cid, key_id in self._unregistered({bundle.content_digest for bundle in own}):
+            if now < last.get(key_id, now) + _UNREGISTERED_SECONDS:
+                needed[key_id] = f"its key stays: bundle {cid} under it was handed over and is not registered"
+            else:
+                abandoned.append(cid)
+        needed |= {bundle.key_id: "" for bundle in bundles if now < bundle.retain_until}
+        needed |= {row.job.key_id: "" for row in index.jobs(JobState.VERIFIED, JobState.OPENED)}
+        return needed, abandoned
+
+    def _unregistered(self, registered: Container[bytes]) -> Iterator[tuple[Cid, KeyId]]:
+        """Manifests of own bundles that were handed over only, with their keys."""
         for digest in self._context.holdings.refs(Purpose.BUNDLE):
             if digest in registered:
                 continue
             cid = Cid.from_digest(digest, Codec.DAG_CBOR)
             # One whose manifest is lost can be opened by nobody, and must not keep a key.
             with suppress(BlockNotFoundError, IntegrityError):
-                key_id = KeyId(read_manifest(dag.decode_map(self._context.store.get(cid))).shape.key_id)
-                if now < last.get(key_id, now) + _UNREGISTERED_SECONDS:
-                    keys[key_id] = (
-                        f"its key stays: bundle {cid} under it was handed over and is not registered"
-                    )
-                else:
-                    self._drop_unregistered(cid)
-        return keys
+                yield cid, KeyId(read_manifest(dag.decode_map(self._context.store.get(cid))).shape.key_id)
 
     def _drop_unregistered(self, bundle: Cid) -> None:
         log.warning("bundle %s was handed over and never registered; it goes with its key", bundle)

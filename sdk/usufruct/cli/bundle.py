@@ -31,8 +31,8 @@ from usufruct.cli.terminal import (
     done,
     guarded,
     print_json,
-    read_text,
-    say,
+    read_names,
+    say_facts,
     show,
 )
 from usufruct.client import Client, open_authority_keystore
@@ -74,7 +74,7 @@ def bundle_seal(
     """
     features = read_features(matrix, schema)
     place = Home.at(home)
-    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    names = read_names(subjects)
     keys = identity.load_authority_keys(open_authority_keystore(place, passphrase_file))
     book = ConsentBook(
         place.consent_database,
@@ -142,9 +142,7 @@ def bundle_show(
     if as_json:
         print_json(facts | {"columns": columns})
         return
-    for name, value in facts.items():
-        text = ", ".join(value) if isinstance(value, list) else str(value)
-        say(f"{name}: {text}")
+    say_facts(facts)
     show("columns", columns, {name: name for name in columns[0]}, as_json=False)
 
 
@@ -211,7 +209,7 @@ def bundle_import(
     )
     with counted("importing") as progress:
         published = import_bundle(file, client.content, expected=expected, progress=progress)
-    positions = published.manifest.subjects.tolist()
-    check_cohort(min_cohort, positions)
-    warn_of_same_subjects(client, published.manifest.scope, positions, but=published.cid)
+    manifest = published.manifest
+    check_cohort(min_cohort, manifest.n_subjects)
+    warn_of_same_subjects(client, manifest.scope, manifest.subjects.tolist(), but=published.cid)
     register(client, published, policy, retain_days=retain_days, budget_rho=budget_rho, as_json=as_json)

@@ -20,6 +20,7 @@ from usufruct.cli.terminal import (
     guarded,
     moment,
     print_json,
+    read_names,
     read_text,
     show,
 )
@@ -49,7 +50,7 @@ def consent_record(
 ) -> None:
     """Sign one receipt per subject and anchor the next epoch."""
     client = Client.open(home, passphrase_file=passphrase_file)
-    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    names = read_names(subjects)
     positions = client.record_consents(names, scope=scope, notice=read_text(notice).encode(), days=days)
     epoch = client.anchor_consents(scope=scope)
     answer = {"receipts": len(positions), "epoch": epoch.epoch}

@@ -31,6 +31,7 @@ from usufruct.cli.terminal import (
     printable,
     read_text,
     say,
+    say_facts,
     show,
 )
 from usufruct.client import Client
@@ -244,8 +245,7 @@ def job_show(
     if as_json:
         print_json(found)
         return
-    for key, value in _facts(found).items():
-        say(f"{key}: {value}")
+    say_facts(_facts(found))
     columns = {"verifier": "verifier", "agrees": "agrees", "revealed": "revealed"}
     show("verdicts", found["verdicts"], columns, as_json=False)
     columns = {

@@ -16,7 +16,7 @@ from usufruct.cli.terminal import (
     done,
     guarded,
     print_json,
-    say,
+    say_facts,
 )
 from usufruct.client import Client, micro
 from usufruct.errors import InputError
@@ -48,7 +48,7 @@ def policy_set(
     policy = _changed(found.policy, kernel, min_cohort, row_level, max_rho)
     if policy == found.policy:
         raise InputError("the policy in force says the same; nothing was changed")
-    check_cohort(policy.min_cohort, found.manifest.subjects.tolist())
+    check_cohort(policy.min_cohort, found.manifest.n_subjects)
     check_spending(policy.max_rho_micro_per_job, client.budget(found.artifact_id).total)
     cid = client.change_policy(found.artifact_id, policy)
     done(f"policy {cid} is in force", {"policy": str(cid)}, as_json=as_json)
@@ -84,9 +84,7 @@ def policy_show(
     if as_json:
         print_json(facts)
         return
-    for name, value in facts.items():
-        text = ", ".join(value) if isinstance(value, list) else str(value)
-        say(f"{name}: {text}")
+    say_facts(facts)
 
 
 def _facts(bundle: FeatureBundle) -> dict[str, object]:

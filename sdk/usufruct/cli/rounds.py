@@ -136,7 +136,7 @@ def round_close(
         retain_days=retain_days,
     )
     shape = asked.terms.shape(len(contributions))
-    check_cohort(min_cohort, range(len(contributions)))
+    check_cohort(min_cohort, len(contributions))
     check_runnable(policy, shape, of_contributions=True)
     found = [_read_contribution(path, shape.n_chunks) for path in contributions]
     with counted("checking contributions") as progress:

@@ -32,6 +32,7 @@ from usufruct.cli.terminal import (
     custodian_keystore,
     done,
     guarded,
+    read_names,
     read_text,
     show,
     warn,
@@ -166,9 +167,8 @@ def check_spending(job_rho_micro: int, budget_rho_micro: int) -> None:
         )
 
 
-def check_cohort(min_cohort: int, row_subjects: Iterable[int]) -> None:
+def check_cohort(min_cohort: int, n_subjects: int) -> None:
     """Raise InputError where nothing could ever be released."""
-    n_subjects = len(set(row_subjects))
     if min_cohort > n_subjects:
         raise InputError(
             f"the bundle has rows of {n_subjects} subjects, and no release may be of fewer than {min_cohort}"
@@ -335,7 +335,7 @@ def publish(
     """Steps 1 to 4: check, seal, publish and register a feature matrix as one stream; no ciphertext waits on disk."""
     features = read_features(matrix, schema)
     place = Home.at(home)
-    names = [line.strip() for line in read_text(subjects).splitlines() if line.strip()]
+    names = read_names(subjects)
     client = Client.open(place, passphrase_file=passphrase_file)
     secret = he_keys.find_secret(custodian_keystore(place, custodian_passphrase_file), key_domain)
     positions = [client.consent_receipt(name, scope=scope).position for name in names]
@@ -351,7 +351,7 @@ def publish(
         budget_rho=budget_rho,
         retain_days=retain_days,
     )
-    check_cohort(min_cohort, positions)
+    check_cohort(min_cohort, len(set(positions)))
     warn_of_same_subjects(client, scope, positions)
     sealed = client.seal(features, secret)
     check_runnable(policy, sealed.shape)

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +149,12 @@ def say(text: str) -> None:
     out.print(plain(text), soft_wrap=True, highlight=False)
 
 
+def say_facts(facts: Mapping[str, object]) -> None:
+    """A line for each fact about one thing."""
+    for name, value in facts.items():
+        say(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
 def show(
     title: str,
     rows: list[dict[str, Any]],
@@ -289,3 +295,8 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"{path} cannot be read: {exc}") from exc
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a text file, one a line; empty lines count for nothing."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
