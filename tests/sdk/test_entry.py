@@ -32,7 +32,8 @@ def test_ctrl_c_while_a_program_still_loads_leaves_no_traceback(program: str) ->
         assert any("numpy.linalg" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         shown = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # Where the interrupt came inside a string that a library executes, Python ends by the signal; to a shell both are 130.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in shown[1] and not shown[0]
 
 
