@@ -11,6 +11,7 @@ import usufruct.ledger.accounts  # noqa: F401
 from bundle_fixture import SmallBundle, small_bundle
 from chain_fixture import Consortium, running_chain
 from kubo_fixture import Kubo, new_kubo
+from lineage_fixture import Scene, released_scene
 from node_fixture import found_home, running_node
 from usufruct.home import Home
 
@@ -33,6 +34,12 @@ def consortium(chain_url: str) -> Consortium:
 @pytest.fixture(scope="session")
 def bundle() -> SmallBundle:
     return small_bundle()
+
+
+@pytest.fixture(scope="module")
+def scene(chain_url: str, bundle: SmallBundle, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A release with its lineage."""
+    return released_scene(chain_url, bundle, tmp_path_factory.mktemp("index"))
 
 
 @pytest.fixture(scope="session")

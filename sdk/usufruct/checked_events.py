@@ -6,19 +6,28 @@ The index proposes; this module disposes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from usufruct.errors import MissingEventError, VerificationError
-from usufruct.ledger import Ledger
 from usufruct.ledger.abi import args_from_json
 from usufruct.ledger.series import check_series, event_codec, series_of
 from usufruct.records import LedgerEvent
 
 
-class CheckedEvents:
-    """Checks series of events against one ledger, and remembers what it has checked."""
+class Chronicle(Protocol):
+    """What is asked of a chain, be it a ledger or evidence of one."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def events(self, first: int, last: int) -> list[LedgerEvent]:
+        """Decoded events of blocks first..last, in order."""
+
+    def series_head(self, contract: str, key: bytes) -> tuple[int, bytes]:
+        """Number of events in a series, and its rolling hash."""
+
+
+class CheckedEvents:
+    """Checks series of events against one chain, and remembers what it has checked."""
+
+    def __init__(self, ledger: Chronicle) -> None:
         self._ledger = ledger
         self._blocks: dict[int, list[LedgerEvent]] = {}
         self._told: dict[tuple[str, bytes], Sequence[Mapping[str, Any]]] = {}

@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from usufruct import consent_book, differencing, job, lineage, register, release, rights
+from usufruct import consent_book, differencing, evidence, job, lineage, register, release, rights
+from usufruct.checked_events import CheckedEvents
 from usufruct.consent import ConsentReceipt, ConsentStatus
 from usufruct.consent_book import ConsentBook
 from usufruct.consent_proof import CheckedConsents, ConsentProof, check_consents, prove_consents
@@ -34,6 +35,7 @@ from usufruct.errors import (
     PeerError,
     VerificationError,
 )
+from usufruct.evidence import Evidence
 from usufruct.features import Features, FeatureSchema, prepare_features
 from usufruct.he.quantise import QuantisedModel, quantise_model
 from usufruct.he.secret import SecretKey
@@ -752,7 +754,16 @@ class Client:
 
     def lineage(self, artifact_id: str | ArtifactId, *, progress: lineage.Progress | None = None) -> Lineage:
         """Walk from an artifact back to its bundles, re-checking every event and every content."""
-        return lineage.lineage_of(self.ledger, self.content, _artifact_id(artifact_id), progress=progress)
+        events = CheckedEvents(self.ledger)
+        return lineage.lineage_of(events, self.content, _artifact_id(artifact_id), progress=progress)
+
+    def collect_evidence(
+        self, artifact_id: str | ArtifactId, *, progress: Callable[[str], None] | None = None
+    ) -> Evidence:
+        """What shows an artifact's lineage to others who have no node; see `usufruct.evidence`."""
+        return evidence.collect_evidence(
+            self.ledger, self.content, _artifact_id(artifact_id), progress=progress
+        )
 
     def impact(self, artifact_id: str | ArtifactId) -> list[dict[str, Any]]:
         """Results and releases that rest on a bundle, and whether the consent they used is still in force."""

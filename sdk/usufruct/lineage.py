@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from usufruct.checked_events import CheckedEvents, registered
 from usufruct.content import Cid, Codec, dag
-from usufruct.content.node import NodeContent
 from usufruct.errors import UnknownKernelError, VerificationError
 from usufruct.he.kernels import kernel_by_id
-from usufruct.ledger import Ledger
 from usufruct.ledger.jobs import derived_id
 from usufruct.publish import read_manifest
-from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, OrgId, unlabel
+from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent, unlabel
 from usufruct.verify import ResultManifest
 
 Progress = Callable[[str], None]
@@ -35,7 +33,8 @@ class Step:
     what: str
     detail: str
     block_number: int
-    transaction_hash: str
+    transaction_hash: str | None
+    """None where only the event is proven, and not by which transaction it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +81,30 @@ class Lineage:
         return {"root": _node_json(self.root, set()), "checked": asdict(self.checked)}
 
 
+class Source(Protocol):
+    """Where a lineage is told and its contents are, be it a node or evidence of one."""
+
+    def query(self, path: str) -> Any:
+        """What the index tells."""
+
+    def get(self, cid: Cid, *, holder: str) -> bytes:
+        """A content, of which the member `holder` has a copy."""
+
+
 def lineage_of(
-    ledger: Ledger, node: NodeContent, artifact_id: ArtifactId, *, progress: Progress | None = None
+    events: CheckedEvents,
+    node: Source,
+    artifact_id: ArtifactId,
+    *,
+    ciphertexts: bool = True,
+    progress: Progress | None = None,
 ) -> Lineage:
     """Walk from an artifact to its bundles and re-check everything on the way.
+
+    Parameters
+    ----------
+    ciphertexts :
+        Whether to fetch and hash every block of bundles and results, too, and not their manifests alone.
 
     Raises
     ------
@@ -97,8 +116,7 @@ def lineage_of(
         If a content has another hash, or cannot be had.
     """
     answer = node.query(f"/lineage/{artifact_id.hex()}")
-    events = CheckedEvents(ledger)
-    walk = _Walk(ledger, node, progress or (lambda _: None), events)
+    walk = _Walk(events, node, ciphertexts, progress or (lambda _: None))
     try:
         parents: dict[str, list[str]] = {}
         for child, parent in answer["edges"]:
@@ -116,10 +134,10 @@ def lineage_of(
 
 @dataclass(slots=True)
 class _Walk:
-    ledger: Ledger
-    node: NodeContent
-    progress: Progress
     events: CheckedEvents
+    node: Source
+    ciphertexts: bool
+    progress: Progress
     artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What the index says of each artifact, by id in hex."""
     parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -237,24 +255,25 @@ class _Walk:
         for name, field_ in (("status_digest", "statusDigest"), ("consent_root", "consentRoot")):
             digest: Any = used[0].args[field_]
             _require(entry["consent"][name], digest.hex(), name, artifact)
-        in_force = self.ledger.consent_epoch(OrgId(steward), scope).epoch
-        return life + used, in_force != request["consentEpoch"]
+        return life + used, epochs[-1].args["epoch"] != request["consentEpoch"]
 
     def _contents(self, entry: Mapping[str, Any]) -> None:
         steward = entry["steward"]
         record = self._record(entry["content_digest"], steward)
         if entry["kind"] == "BUNDLE":
             self._record(entry["policy_digest"], steward)
-            for cid in read_manifest(record).blocks:
-                self._block(cid, steward)
+            self._ciphertexts(read_manifest(record).blocks, steward)
             return
         job = entry["job"]
         self._record(entry["policy"]["digest"], entry["policy"]["holder"])
         self._record(entry["consent"]["status_digest"], entry["consent"]["steward"])
         self._record(job["parameters_digest"], job["requester"])
         if entry["kind"] == "RESULT":
-            for cid in ResultManifest.from_record(record).blocks:
-                self._block(cid, steward)
+            self._ciphertexts(ResultManifest.from_record(record).blocks, steward)
+
+    def _ciphertexts(self, cids: Sequence[Cid], holder: str) -> None:
+        for cid in cids if self.ciphertexts else ():
+            self._block(cid, holder)
 
     def _record(self, digest: str, holder: str) -> dict[str, dag.DagValue]:
         cid = Cid.from_digest(bytes.fromhex(digest), Codec.DAG_CBOR)
@@ -312,7 +331,7 @@ def _step(event: LedgerEvent) -> Step:
         what=event.name,
         detail=_detail(event),
         block_number=event.block_number,
-        transaction_hash="0x" + event.transaction_hash.hex(),
+        transaction_hash="0x" + event.transaction_hash.hex() if event.transaction_hash else None,
     )
 
 

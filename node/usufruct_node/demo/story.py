@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from usufruct import Client
 from usufruct.content import Cid, Codec
 from usufruct.errors import JobDeniedError
+from usufruct.evidence import check_evidence, read_evidence, write_evidence
 from usufruct.features import Features
 from usufruct.he.bfv import SecretKey, open_coefficients
 from usufruct.he.quantise import QuantisedModel
@@ -226,6 +227,22 @@ class Story:
         self._report.note(
             f"{found.checked.events} events in {found.checked.series} series,"
             f" {found.checked.contents} contents, {found.checked.bytes:,} bytes"
+        )
+        with self._report.step(
+            "the auditor writes the evidence into a file, which is checked without a node"
+        ):
+            file = self._net.home("auditor").root / f"{job.job_id.hex()}.evidence"
+            write_evidence(self._auditor.collect_evidence(found.root.artifact_id), file)
+            ledger = self._auditor.ledger
+            alone = ledger.network.chain.proof is not None
+            shown = check_evidence(
+                read_evidence(file)[1], ledger.network, endpoint=None if alone else ledger.endpoint
+            )
+        self._report.check(
+            "the evidence shows the same lineage",
+            shown.lineage.root.artifact_id == found.root.artifact_id
+            and shown.lineage.checked.events == found.checked.events,
+            f"{file.stat().st_size:,} bytes, up to block {shown.block_number}",
         )
         with self._report.step("the clinic hands out the receipts behind that job, the auditor checks them"):
             epoch = self._auditor.content.query(f"/jobs/{job.job_id.hex()}")["consent_epoch"]

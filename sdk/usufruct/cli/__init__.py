@@ -9,6 +9,7 @@ import typer
 from usufruct.cli.bundle import bundle_app
 from usufruct.cli.chain import members_refuel, network_propose_validators, network_recovery
 from usufruct.cli.consent import consent_app
+from usufruct.cli.evidence import evidence_app
 from usufruct.cli.founding import network_init
 from usufruct.cli.jobs import (
     bundles,
@@ -89,6 +90,7 @@ app.add_typer(job_app, name="job")
 app.command("verify")(verify)
 app.command("release")(release)
 app.command("lineage")(lineage_command)
+app.add_typer(evidence_app, name="evidence")
 app.command("impact")(impact)
 app.command("denials")(denials)
 members_app.command("refuel")(members_refuel)

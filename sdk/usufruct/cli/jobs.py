@@ -403,7 +403,8 @@ def _branch(node: LineageNode, shown: set[ArtifactId]) -> Tree:
             tree.add(plain(line))
     steps = tree.add("ledger")
     for step in node.steps:
-        steps.add(plain(f"block {step.block_number} {step.transaction_hash[:18]} {step.what} {step.detail}"))
+        place = [f"block {step.block_number}", (step.transaction_hash or "")[:18]]
+        steps.add(plain(" ".join(word for word in (*place, step.what, step.detail) if word)))
     for parent in node.parents:
         tree.children.append(_branch(parent, shown))
     return tree

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ _CLONE = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesLayout:
+    """Where a contract's storage has the number and the head of each of its series of events."""
+
+    slot: int
+    """Of the mapping by the series' key."""
+    length_slot: int
+    """From the series' first slot."""
+    length_offset: int
+    """Bytes from the right end of the slot."""
+    length_bytes: int
+    head_slot: int
+    """From the series' first slot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """One compiled contract.
 
@@ -71,6 +86,9 @@ class Artifact:
     immutables: dict[str, tuple[tuple[int, int], ...]]
     """Per immutable variable the (start, length) spans in `deployed_bytecode`, in bytes."""
 
+    series: SeriesLayout | None
+    """None of a contract without series of events."""
+
     def to_json(self) -> str:
         """Render as `artifacts/<name>.json`: compact, sorted, newline at the end."""
         record = {
@@ -82,6 +100,7 @@ class Artifact:
                 name: [list(span) for span in spans] for name, spans in self.immutables.items()
             },
             "notices": self.notices,
+            "series": None if self.series is None else asdict(self.series),
             "sourceName": self.source,
         }
         return json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n"
@@ -110,6 +129,7 @@ def load_artifact(name: str) -> Artifact:
             variable: tuple((start, length) for start, length in spans)
             for variable, spans in record["immutableReferences"].items()
         },
+        series=None if record["series"] is None else SeriesLayout(**record["series"]),
     )
 
 
@@ -277,7 +297,29 @@ def _artifact(name: str, units: Mapping[str, Any], variables: Mapping[str, str])
             variables[node_id]: tuple(sorted((span["start"], span["length"]) for span in spans))
             for node_id, spans in runtime["immutableReferences"].items()
         },
+        series=_series_layout(contract["storageLayout"]),
     )
+
+
+def _series_layout(layout: Mapping[str, Any]) -> SeriesLayout | None:
+    """Finds the mapping whose entries have a length and a head, by whatever keys it is reached."""
+    for variable in layout["storage"]:
+        kind = layout["types"][variable["type"]]
+        if kind["encoding"] != "mapping":
+            continue
+        while kind["encoding"] == "mapping":
+            kind = layout["types"][kind["value"]]
+        members = {member["label"]: member for member in kind.get("members", ())}
+        if {"length", "head"} <= members.keys():
+            length = members["length"]
+            return SeriesLayout(
+                slot=int(variable["slot"]),
+                length_slot=int(length["slot"]),
+                length_offset=length["offset"],
+                length_bytes=int(layout["types"][length["type"]]["numberOfBytes"]),
+                head_slot=int(members["head"]["slot"]),
+            )
+    return None
 
 
 def _immutable_names(node: Any) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Finality that an outsider can check: from the pinned validators to a block, from the block to an event in it.
 
-Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` follows changes of the set; the rest is
-pure: `proof` (the record), `warp` and `besu` (one verifier for each way of signing), `header`, `receipts`, `bls`.
+Start at `verify_finality`. `fetch` asks endpoints for proofs, `validators` follows changes of the set, `state` goes from a
+block to what contracts held after it; the rest is pure: `proof` (the record), `warp` and `besu` (one verifier for each way of
+signing), `header`, `receipts`, `tree`, `bls`.
 """
 
 from usufruct.ledger.finality.fetch import fetch_finality, fetch_header
@@ -24,6 +25,8 @@ from usufruct.ledger.finality.validators import (
     founding_version,
     prove_block,
     prove_final,
+    trace_validators,
+    vouching,
 )
 from usufruct.ledger.finality.verify import verify_finality
 
@@ -49,5 +52,7 @@ __all__ = [
     "prove_final",
     "prove_receipt",
     "receipts_root",
+    "trace_validators",
     "verify_finality",
+    "vouching",
 ]

@@ -115,7 +115,14 @@ def adopt(network: Network, old: ValidatorVersion, change: ValidatorChange) -> V
 
 
 def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVersion]:
-    """Every set from the founding one to the one in force, each adopted from evidence.
+    """Every set from the founding one to the one in force, each adopted from evidence; errors as of `trace_validators`."""
+    return trace_validators(endpoint, network)[0]
+
+
+def trace_validators(
+    endpoint: Endpoint, network: Network
+) -> tuple[list[ValidatorVersion], list[ValidatorChange]]:
+    """Every set from the founding one to the one in force, and the evidence that each later one was adopted from.
 
     Raises
     ------
@@ -128,7 +135,7 @@ def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVer
     versions = [founding_version(network)]
     if network.chain.proof != "warp":
         # The contract holds BLS keys: validators of other kinds are those of the network file.
-        return versions
+        return versions, []
     topic = "0x" + event_codec(_CONTRACT, _EVENT).topic.hex()
     shown = endpoint.logs(
         [network.contracts[_CONTRACT]], network.deployed_at_block, endpoint.finalised().number
@@ -137,14 +144,16 @@ def follow_validators(endpoint: Endpoint, network: Network) -> list[ValidatorVer
         logs = [log for log in shown if log["topics"][0] == topic]
     if not logs or not _is_founding(network, logs[0], versions[0]):
         raise MissingEventError("the chain does not show the founding validators that the network file pins")
+    changes: list[ValidatorChange] = []
     for log in logs[1:]:
-        versions.append(adopt(network, versions[-1], _evidence(endpoint, network, versions[-1].pin, log)))
+        changes.append(_evidence(endpoint, network, versions[-1].pin, log))
+        versions.append(adopt(network, versions[-1], changes[-1]))
     codec = load_abi(_CONTRACT).functions["seriesHead"]
     chain = bytes.fromhex(versions[0].pin.chain[2:])
     length, head = endpoint.view(network.contracts[_CONTRACT], codec, [chain], network.chain.finality_tag)
     if (length, head) != (versions[-1].version, versions[-1].head):
         raise MissingEventError(f"the contract counts {length} sets of validators, {len(versions)} are shown")
-    return versions
+    return versions, changes
 
 
 def prove_final(
@@ -163,9 +172,8 @@ def prove_final(
     header = fetch_header(endpoint, profile, number)
     block_hash = endpoint.block(number).hash
     check_header(header.encode(), block_hash, profile.header)
-    in_force = [v for v in versions if v.since_block < number] or list(versions[:1])
     failure: LedgerError | FinalityError | None = None
-    for version in reversed(versions[versions.index(in_force[-1]) :]):
+    for version in reversed(vouching(versions, number)):
         try:
             proof, signers = prove_block(endpoint, network.chain, version.pin, block_hash)
         except (FinalityError, ProofUnavailableError) as exc:
@@ -173,6 +181,12 @@ def prove_final(
         else:
             return proof, signers, version
     raise failure or ProofUnavailableError(f"no set of validators proves block {number}")
+
+
+def vouching(versions: Sequence[ValidatorVersion], number: int) -> Sequence[ValidatorVersion]:
+    """The sets whose word counts for the block at this height: the one in force there, and those after it."""
+    in_force = [v for v in versions if v.since_block < number] or list(versions[:1])
+    return versions[versions.index(in_force[-1]) :]
 
 
 def prove_block(
