@@ -9,16 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bundle_fixture import SCOPE, SmallBundle
 from chain_fixture import Consortium, Vote, reveal_moves, word
 from usufruct.checked_events import CheckedEvents
 from usufruct.content import Cid, Codec, dag
 from usufruct.ledger.jobs import derived_id
 from usufruct.lineage import Lineage, lineage_of
+from usufruct.privacy import NoiseLevel
 from usufruct.records import ArtifactId, ArtifactKind, JobRequest, label
+from usufruct.release import seal_payload, sigma_micro, sign_release
 from usufruct.verify import ResultManifest
 from usufruct_node.index import Index, catch_up
 from usufruct_node.queries import Queries
+
+RELEASED = (1234, 0)
+"""Values of the scene's release."""
 
 Lie = Callable[[dict[str, Any]], None]
 
@@ -107,8 +114,17 @@ def released_scene(chain_url: str, bundle: SmallBundle, directory: Path) -> Scen
     net.together(reveal_moves(votes))
     node = net["north"].node
     net.together((node, "JobLedger", "openRelease", job) for job in jobs)
+    inputs, levels = bundle.inputs(parameters), [NoiseLevel(2, 7.0, 1)]
     for number, job in enumerate(jobs):
-        node.transact("JobLedger", "recordRelease", job, kept({"sealed": number}).digest, 3)
+        record = node.job(job)
+        sealed = seal_payload(
+            *(net.network.chain_id, job, record, inputs, np.array([RELEASED[0], number]), levels),
+            recipient_key=net["university"].record.hpke_key,
+        )
+        sigma = sigma_micro(levels)
+        envelope = sign_release(net.network, job, record, sealed, sigma, signing_key=net["north"].node_key)
+        blocks[Cid.of(envelope, Codec.DAG_CBOR)] = envelope
+        node.transact("JobLedger", "recordRelease", job, Cid.of(envelope, Codec.DAG_CBOR).digest, sigma)
     net.govern("LineageRegistry", "setFrozen", derived_id(jobs[0], ArtifactKind.RESULT), True)
     index = Index(directory / "index.db")
     catch_up(index, net.reader)

@@ -58,6 +58,7 @@ _EXECUTION = frozenset(
         JobState.OPENED,
     }
 )
+_VERIFIED = frozenset({JobState.VERIFIED, JobState.OPENED, JobState.RELEASED})
 _RESULT_PUBLIC = frozenset(
     {JobState.REVEALING, JobState.DISPUTED, JobState.VERIFIED, JobState.OPENED, JobState.RELEASED}
 )
@@ -199,7 +200,8 @@ def may_read(
     if row is None:
         return False
     if holding.purpose == Purpose.RESULT:
-        return row.job.state in _RESULT_PUBLIC and _checks_result(index, member, row)
+        public = row.job.state in _RESULT_PUBLIC and _checks_result(index, member, row)
+        return public or _reads_own_lineage(member, row, cid)
     # A node that was restored may hold a release beside the one that its lost self logged: only that one may ever be seen.
     logged = row.job.state == JobState.RELEASED and row.job.release_digest == cid.digest
     return logged and (audits or member.id == row.job.requester)
@@ -236,3 +238,9 @@ def _checks_result(index: Index, member: Participant, row: JobRow) -> bool:
     if member.id == row.job.requester:
         return False
     return bool(member.roles & (Role.VERIFIER | Role.AUDITOR)) or _keeps_key(index, member, row)
+
+
+def _reads_own_lineage(member: Participant, row: JobRow, cid: Cid) -> bool:
+    """The requester, of its verified result: the manifest that names the ciphertexts, and none of these."""
+    is_manifest = cid.digest == row.job.result_digest
+    return is_manifest and row.job.state in _VERIFIED and member.id == row.job.requester

@@ -60,6 +60,7 @@ from usufruct.records import (
     GrantId,
     GrantStatus,
     GrantTerms,
+    Job,
     JobId,
     JobState,
     KeyId,
@@ -712,6 +713,11 @@ class Client:
         VerificationError
             If the custodian's signature or the digest on the ledger does not fit.
         """
+        record, envelope, payload = self._opened(job_id, patience_s)
+        return release.read_payload(envelope, payload, job_id, record.request)
+
+    def _opened(self, job_id: JobId, patience_s: float = 30.0) -> tuple[Job, bytes, bytes]:
+        """A job of one's own, its envelope, and the payload in it."""
         record = job.released_job(self.ledger, job_id)
         if record.requester != org_id(self.name):
             raise NotAuthorisedError(
@@ -720,7 +726,7 @@ class Client:
         custodian = self.ledger.participant(self.ledger.key_domain(record.key_id).custodian)
         cid = Cid.from_digest(record.release_digest, Codec.DAG_CBOR)
         envelope = self._patiently(cid, custodian.name, patience_s)
-        return release.open_envelope(
+        payload = release.open_envelope(
             self.ledger.network,
             job_id,
             record,
@@ -728,6 +734,7 @@ class Client:
             custodian=custodian,
             hpke_private=self._keys.hpke_private,
         )
+        return record, envelope, payload
 
     # 10 lineage.
 
@@ -758,11 +765,32 @@ class Client:
         return lineage.lineage_of(events, self.content, _artifact_id(artifact_id), progress=progress)
 
     def collect_evidence(
-        self, artifact_id: str | ArtifactId, *, progress: Callable[[str], None] | None = None
+        self,
+        artifact_id: str | ArtifactId,
+        *,
+        disclose: bool = False,
+        progress: Callable[[str], None] | None = None,
     ) -> Evidence:
-        """What shows an artifact's lineage to others who have no node; see `usufruct.evidence`."""
+        """What shows an artifact's lineage to others who have no node; see `usufruct.evidence`.
+
+        Parameters
+        ----------
+        disclose :
+            Whether the values of a release of one's own become part of the evidence, for all who read it.
+
+        Raises
+        ------
+        InputError, NotAuthorisedError
+            If values are to be disclosed of what is no release, or another's.
+        MissingEventError, ProofUnavailableError, VerificationError, ContentError, LedgerError
+            As `usufruct.evidence.collect_evidence`.
+        """
         return evidence.collect_evidence(
-            self.ledger, self.content, _artifact_id(artifact_id), progress=progress
+            self.ledger,
+            self.content,
+            _artifact_id(artifact_id),
+            payload_of=(lambda job_id: self._opened(job_id)[2]) if disclose else None,
+            progress=progress,
         )
 
     def impact(self, artifact_id: str | ArtifactId) -> list[dict[str, Any]]:

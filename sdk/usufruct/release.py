@@ -33,12 +33,15 @@ from usufruct.privacy import (
 )
 from usufruct.records import Job, JobId, JobRequest, Participant
 
-ENVELOPE_TYPE = "usufruct/sealed-release/1"
-PAYLOAD_TYPE = "usufruct/release/2"
+ENVELOPE_TYPE = "usufruct/sealed-release/2"
+PAYLOAD_TYPE = "usufruct/release/3"
 _VALUE = np.dtype("<i8")
+_COMMITMENT_BYTES = 32
+_SALT_BYTES = 32
 
 _PAYLOAD_FIELDS = {
     "type",
+    "salt",
     "job",
     "kernel",
     "values",
@@ -239,7 +242,10 @@ def seal_payload(
     *,
     recipient_key: bytes,
 ) -> bytes:
-    """The noised values, encrypted to the partner with HPKE.
+    """The noised values, encrypted to the partner with HPKE, behind 32 bytes that commit to them.
+
+    The commitment is SHA-256 of the payload, which is salted: it says nothing to who does not have the payload, and lets the
+    partner show others what was released.
 
     Parameters
     ----------
@@ -248,6 +254,7 @@ def seal_payload(
     """
     payload = {
         "type": PAYLOAD_TYPE,
+        "salt": secrets.token_bytes(_SALT_BYTES),
         "job": bytes(job_id),
         "kernel": inputs.parameters.kernel.name,
         "values": noised.astype(_VALUE).tobytes(),
@@ -257,7 +264,8 @@ def seal_payload(
         "noise": [[level.outputs, _micro(level), level.grid] for level in levels],
         "rho_micro": job.request.rho_micro,
     }
-    return hpke.seal_to(recipient_key, dag.encode(payload), _info(chain_id, job_id))
+    data = dag.encode(payload)
+    return hashlib.sha256(data).digest() + hpke.seal_to(recipient_key, data, _info(chain_id, job_id))
 
 
 def sign_release(
@@ -284,15 +292,45 @@ def open_envelope(
     *,
     custodian: Participant,
     hpke_private: bytes,
-) -> Release:
-    """Check the custodian's signature and decrypt.
+) -> bytes:
+    """Check the custodian's signature and decrypt; returns the payload, for `read_payload`.
 
     Raises
     ------
     VerificationError
-        If the signature is not the custodian's, or the envelope is for another job, kernel or budget.
-    EnvelopeError, ManifestError, UnknownKernelError
+        If the signature is not the custodian's, or the envelope is for another job or committed to another payload.
+    EnvelopeError, ManifestError
     """
+    sealed, sigma, signature = _read_envelope(envelope, job_id)
+    typed_data.check_signature(
+        custodian.node_account,
+        signature,
+        typed_data.RELEASE,
+        _signed_values(job_id, job, sealed, sigma),
+        **_domain(network),
+    )
+    payload = hpke.open_from(hpke_private, sealed[_COMMITMENT_BYTES:], _info(network.chain_id, job_id))
+    _check_commitment(sealed, payload)
+    return payload
+
+
+def read_payload(envelope: bytes, payload: bytes, job_id: JobId, request: JobRequest) -> Release:
+    """What was released, from an envelope that is trusted and a payload that need not be.
+
+    Raises
+    ------
+    VerificationError
+        If the envelope committed to another payload, or this is of another job, kernel or budget.
+    ManifestError, UnknownKernelError
+        If either has not the form that it has.
+    """
+    sealed, sigma, _ = _read_envelope(envelope, job_id)
+    _check_commitment(sealed, payload)
+    return _read_payload(dag.decode_map(payload), job_id, sigma, request)
+
+
+def _read_envelope(envelope: bytes, job_id: JobId) -> tuple[bytes, int, bytes]:
+    """What an envelope seals, the scale of its noise in millionths, and its signature."""
     record = dag.decode_map(envelope)
     sealed, sigma, signature = record.get("sealed"), record.get("sigma_micro"), record.get("signature")
     if record.get("type") != ENVELOPE_TYPE or set(record) != {
@@ -307,20 +345,20 @@ def open_envelope(
         raise ManifestError("sealed release: a field has the wrong type")
     if record["job"] != job_id:
         raise VerificationError("the sealed release is for another job")
-    typed_data.check_signature(
-        custodian.node_account,
-        signature,
-        typed_data.RELEASE,
-        _signed_values(job_id, job, sealed, sigma),
-        **_domain(network),
-    )
-    payload = dag.decode_map(hpke.open_from(hpke_private, sealed, _info(network.chain_id, job_id)))
-    return _read_payload(payload, job_id, sigma, job.request)
+    return sealed, sigma, signature
+
+
+def _check_commitment(sealed: bytes, payload: bytes) -> None:
+    if hashlib.sha256(payload).digest() != sealed[:_COMMITMENT_BYTES]:
+        raise VerificationError("the sealed release committed to another payload")
 
 
 def _read_payload(payload: Mapping[str, object], job_id: JobId, sigma: int, request: JobRequest) -> Release:
     if set(payload) != _PAYLOAD_FIELDS or payload["type"] != PAYLOAD_TYPE:
         raise ManifestError("not a release payload")
+    salt = payload["salt"]
+    if not isinstance(salt, bytes) or len(salt) != _SALT_BYTES:
+        raise ManifestError("release payload: `salt` is no salt")
     noise, largest = _read_noise(payload["noise"])
     if payload["job"] != job_id or largest != sigma:
         raise VerificationError("the release's payload does not fit its envelope")

@@ -38,7 +38,7 @@ from usufruct.records import (
     label,
     org_id,
 )
-from usufruct.release import Release, open_envelope, sign_release
+from usufruct.release import Release, open_envelope, read_payload, sign_release
 from usufruct.verify import ResultManifest, possession
 from usufruct_node.custodian import Case, CustodianProcess, Records, Sealed
 from usufruct_node.enrol import create_home_with_passphrase_files
@@ -177,9 +177,10 @@ def opened_by_partner(network: Any, asked: Question, made: Sealed) -> Release:
     envelope = sign_release(
         network, job_id, job, made.sealed, made.sigma_micro, signing_key=CUSTODIAN.node_key
     )
-    return open_envelope(
+    payload = open_envelope(
         network, job_id, job, envelope, custodian=CUSTODIAN.record, hpke_private=PARTNER.hpke_private
     )
+    return read_payload(envelope, payload, job_id, job.request)
 
 
 def _die(*_: object, **__: object) -> None:

@@ -62,13 +62,17 @@ class Life:
     bundle: ArtifactId
     manifest: bytes
     job_id: JobId
+    result: Cid
+    """Manifest of what the job found."""
     indexes: dict[str, Index]
     now: int = 0
     """Chain time that is asked about."""
     copies: frozenset[tuple[ArtifactId, OrgId]] = frozenset()
     """Who is to hold what."""
 
-    def allowed(self, moment: str, purpose: Purpose, *, keeper: str = "north") -> set[str]:
+    def allowed(
+        self, moment: str, purpose: Purpose, *, keeper: str = "north", block: Cid = BLOCK
+    ) -> set[str]:
         """Names of the members that may read a block that `keeper` (of parameters: the partner) keeps for this purpose."""
         index = self.indexes[moment]
         ref = {
@@ -78,7 +82,7 @@ class Life:
             Purpose.RELEASE: self.job_id,
         }
         holding = Holding(purpose, ref.get(purpose, b""))
-        cid = PARAMETERS if purpose == Purpose.PARAMETERS else BLOCK
+        cid = PARAMETERS if purpose == Purpose.PARAMETERS else block
         keeper = self.net["university" if purpose == Purpose.PARAMETERS else keeper].id
         records = {name: index.participant(member.id) for name, member in self.net.members.items()}
         return {
@@ -106,7 +110,8 @@ def life(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     epoch = net.epoch("north", SCOPE)
     grant = net.granted("university", "north", bundle, SCOPE)
     directory = tmp_path_factory.mktemp("index")
-    told = Life(net, bundle, manifest, JobId(bytes(32)), {})
+    digest = word()
+    told = Life(net, bundle, manifest, JobId(bytes(32)), Cid.from_digest(digest, Codec.DAG_CBOR), {})
 
     def moment(name: str) -> None:
         index = Index(directory / f"{name}.db")
@@ -136,7 +141,6 @@ def life(chain_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     moment("POSTED")
     net.claim([told.job_id])
     moment("CLAIMED")
-    digest = word()
     net.commit({told.job_id: digest})
     moment("COMMITTED")
     votes = [Vote.of(net[name], told.job_id, digest) for name in sorted(VERIFIERS)]
@@ -243,6 +247,14 @@ def test_the_partner_never_gets_result_ciphertexts_whatever_its_roles(life: Life
         assert "university" not in life.allowed(moment, Purpose.BUNDLE)
 
 
+def test_the_partner_gets_the_manifest_of_its_result_once_it_is_verified(life: Life) -> None:
+    """For its own lineage: it names the ciphertexts, and is none."""
+    for moment in life.indexes:
+        expected = {"university"} if moment in ("VERIFIED", "OPENED", "RELEASED") else set()
+        others = life.allowed(moment, Purpose.RESULT)
+        assert life.allowed(moment, Purpose.RESULT, block=life.result) - others == expected, moment
+
+
 def test_a_result_is_refused_to_everybody_until_commits_are_closed(life: Life) -> None:
     for moment in ("POSTED", "CLAIMED", "COMMITTED"):
         assert not life.allowed(moment, Purpose.RESULT)
@@ -272,7 +284,7 @@ def test_a_steward_that_registers_another_stewards_manifest_opens_nothing_of_it(
     net.claim([job])
     index = Index(tmp_path / "index.db")
     catch_up(index, net.reader)
-    told = Life(net, copy, manifest, job, {"NOW": index})
+    told = Life(net, copy, manifest, job, BLOCK, {"NOW": index})
     assert told.allowed("NOW", Purpose.BUNDLE, keeper="north") == {"auditor"}
     assert "compute" in told.allowed("NOW", Purpose.BUNDLE, keeper="south")
     index.close()

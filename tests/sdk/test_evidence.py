@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lineage_fixture import Scene
+from lineage_fixture import RELEASED, Scene
 from usufruct.cli import app
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
@@ -47,7 +48,8 @@ from usufruct.evidence.pack import BlockEvidence, ContractEvidence, ReceiptEvide
 from usufruct.ledger import Network
 from usufruct.ledger.finality import BlockHeader, block_hash_of, founding_version
 from usufruct.ledger.finality.state import series_slots
-from usufruct.records import ArtifactId
+from usufruct.records import ArtifactId, JobId
+from usufruct.release import open_envelope
 from warp_fixture import change_to, own_pin, signed, warp_proof
 
 
@@ -243,6 +245,41 @@ def test_evidence_of_one_artifact_is_not_that_of_another(scene: Scene, evidence:
     other = scene.other["artifacts"][0]["artifact_id"]
     with pytest.raises(VerificationError):
         check(scene, replace(evidence, artifact_id=ArtifactId(bytes.fromhex(other))))
+
+
+def test_a_partner_discloses_what_was_released_and_nothing_else_passes_for_it(
+    scene: Scene, evidence: Evidence, tmp_path: Path
+) -> None:
+    def payload_of(job_id: JobId) -> bytes:
+        job = scene.net.reader.job(job_id)
+        envelope = scene.told.blocks[Cid.from_digest(job.release_digest, Codec.DAG_CBOR)]
+        return open_envelope(
+            *(scene.net.network, job_id, job, envelope),
+            custodian=scene.net["north"].record,
+            hpke_private=scene.net["university"].hpke_private,
+        )
+
+    assert check(scene, evidence).release is None
+    disclosed = collect_evidence(scene.net.reader, scene.told, scene.release, payload_of=payload_of)
+    assert disclosed.payload is not None
+    path = tmp_path / "disclosed"
+    write_evidence(disclosed, path)
+    found = check(scene, read_evidence(path)[1]).release
+    assert found is not None and tuple(found.values.tolist()) == RELEASED
+    record = dag.decode_map(disclosed.payload)
+    other = dag.encode(record | {"values": np.array([1235, 0], dtype="<i8").tobytes()})
+    with pytest.raises(VerificationError, match="committed to another payload"):
+        check(scene, replace(disclosed, payload=other))
+
+
+def test_only_a_release_has_values_to_disclose(scene: Scene) -> None:
+    told = next(entry for entry in scene.told.answer["artifacts"] if entry["kind"] == "RESULT")
+    result = ArtifactId(bytes.fromhex(told["artifact_id"]))
+    with pytest.raises(InputError, match="a result has no released values"):
+        collect_evidence(scene.net.reader, scene.told, result, payload_of=lambda _: b"")
+    of_result = collect_evidence(scene.net.reader, scene.told, result)
+    with pytest.raises(VerificationError, match="of what is no release"):
+        check(scene, replace(of_result, payload=b""))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,6 +44,7 @@ from usufruct.release import (
     add_noise,
     decrypt_result,
     open_envelope,
+    read_payload,
     seal_payload,
     sigma_micro,
     sign_release,
@@ -249,7 +251,8 @@ def sealed(bundle: SmallBundle, job: Job, **changes: object) -> bytes:
 def opened(job: Job, data: bytes, **changes: object) -> Release:
     given_ = {"custodian": NORTH.record, "hpke_private": PARTNER.hpke_private} | changes
     network, job_id = given_.pop("network", NETWORK), given_.pop("job_id", JOB_ID)
-    return open_envelope(network, job_id, job, data, **given_)
+    payload = open_envelope(network, job_id, job, data, **given_)
+    return read_payload(data, payload, job_id, job.request)
 
 
 def test_the_partner_opens_what_the_custodian_sealed(bundle: SmallBundle, job: Job, envelope: bytes) -> None:
@@ -332,6 +335,7 @@ def test_any_flipped_or_missing_byte_of_the_envelope_is_refused(
 
 PAYLOAD = {
     "type": PAYLOAD_TYPE,
+    "salt": bytes(32),
     "job": bytes(JOB_ID),
     "kernel": "sum",
     "values": np.array([1, 2], dtype="<i8").tobytes(),
@@ -343,10 +347,11 @@ PAYLOAD = {
 }
 
 
-def signed(job: Job, payload: object) -> bytes:
+def signed(job: Job, payload: object, *, committed: object = None) -> bytes:
     """What a custodian that does not keep to the format could seal and sign."""
-    box = hpke.seal_to(
-        PARTNER.record.hpke_key, dag.encode(payload), release_module._info(NETWORK.chain_id, JOB_ID)
+    data = dag.encode(payload)
+    box = hashlib.sha256(data if committed is None else dag.encode(committed)).digest() + hpke.seal_to(
+        PARTNER.record.hpke_key, data, release_module._info(NETWORK.chain_id, JOB_ID)
     )
     values = release_module._signed_values(JOB_ID, job, box, 5)
     domain = release_module._domain(NETWORK)
@@ -372,6 +377,8 @@ def test_a_payload_as_it_should_be_opens(job: Job) -> None:
         *({name: ...} for name in PAYLOAD),
         {"extra": 1},
         {"type": "usufruct/release/1"},
+        {"salt": bytes(31)},
+        {"salt": "0" * 32},
         {"job": bytes(32)},
         {"kernel": 1},
         {"kernel": "linear"},
@@ -416,6 +423,33 @@ def test_a_malformed_payload_is_refused_even_when_the_custodian_signed_it(job: J
     payload = {key: value for key, value in (PAYLOAD | change).items() if value is not ...}
     with pytest.raises((ManifestError, VerificationError)):
         opened(job, signed(job, payload))
+
+
+def test_a_custodian_cannot_commit_to_other_values_than_it_seals(job: Job) -> None:
+    other = PAYLOAD | {"values": np.array([1, 3], dtype="<i8").tobytes()}
+    with pytest.raises(VerificationError, match="committed to another payload"):
+        opened(job, signed(job, PAYLOAD, committed=other))
+
+
+def test_what_the_partner_discloses_is_what_was_sealed_and_nothing_else(job: Job, envelope: bytes) -> None:
+    payload = open_envelope(
+        NETWORK, JOB_ID, job, envelope, custodian=NORTH.record, hpke_private=PARTNER.hpke_private
+    )
+    found = read_payload(envelope, payload, JOB_ID, job.request)
+    assert found.values.tolist() == opened(job, envelope).values.tolist()
+    record = dag.decode_map(payload)
+    better = dag.encode(record | {"values": bytes(len(record["values"]))})
+    for forged in (better, payload[:-1], b"", dag.encode(record | {"salt": bytes(32)})):
+        with pytest.raises(VerificationError, match="committed to another payload"):
+            read_payload(envelope, forged, JOB_ID, job.request)
+    with pytest.raises(VerificationError, match="another job"):
+        read_payload(envelope, payload, JobId(b"\x0c" * 32), job.request)
+
+
+def test_two_seals_of_the_same_values_commit_to_different_words(bundle: SmallBundle, job: Job) -> None:
+    """So that nobody can try out values against a commitment."""
+    first, second = (dag.decode_map(sealed(bundle, job))["sealed"][:32] for _ in range(2))
+    assert first != second
 
 
 def test_a_release_of_another_kernel_than_the_jobs_is_refused(bundle: SmallBundle, job: Job) -> None:

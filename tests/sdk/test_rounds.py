@@ -49,7 +49,15 @@ from usufruct.privacy import MICRO, sigma_for
 from usufruct.publish import BundleManifest, PublishedBundle, publish_round, read_manifest
 from usufruct.records import Participant, Role, label
 from usufruct.register import Policy, check_runnable
-from usufruct.release import add_noise, decrypt_result, open_envelope, seal_payload, sigma_micro, sign_release
+from usufruct.release import (
+    add_noise,
+    decrypt_result,
+    open_envelope,
+    read_payload,
+    seal_payload,
+    sigma_micro,
+    sign_release,
+)
 from usufruct.rounds import (
     MAX_ENTRIES,
     Call,
@@ -545,9 +553,10 @@ def test_a_partner_reads_the_noised_sum_of_those_that_still_consent(
         recipient_key=PARTNER.record.hpke_key,
     )
     envelope = sign_release(NETWORK, JOB_ID, job, sealed, sigma_micro(levels), signing_key=STEWARD.node_key)
-    released = open_envelope(
+    payload = open_envelope(
         NETWORK, JOB_ID, job, envelope, custodian=STEWARD.record, hpke_private=PARTNER.hpke_private
     )
+    released = read_payload(envelope, payload, JOB_ID, job.request)
     assert released.count == 3 + 1 + 5 and not released.row_level
     truth = expected / 1000 / 9
     assert np.abs(released.mean() - truth).max() <= released.mean_error(1e-9)

@@ -229,19 +229,21 @@ class Story:
             f" {found.checked.contents} contents, {found.checked.bytes:,} bytes"
         )
         with self._report.step(
-            "the auditor writes the evidence into a file, which is checked without a node"
+            "the university discloses the number with its evidence, which is checked without a node"
         ):
-            file = self._net.home("auditor").root / f"{job.job_id.hex()}.evidence"
-            write_evidence(self._auditor.collect_evidence(found.root.artifact_id), file)
+            file = self._net.home("university").root / f"{job.job_id.hex()}.evidence"
+            write_evidence(self._university.collect_evidence(found.root.artifact_id, disclose=True), file)
             ledger = self._auditor.ledger
             alone = ledger.network.chain.proof is not None
             shown = check_evidence(
                 read_evidence(file)[1], ledger.network, endpoint=None if alone else ledger.endpoint
             )
         self._report.check(
-            "the evidence shows the same lineage",
+            "the evidence shows that number and the same lineage",
             shown.lineage.root.artifact_id == found.root.artifact_id
-            and shown.lineage.checked.events == found.checked.events,
+            and shown.lineage.checked.events == found.checked.events
+            and shown.release is not None
+            and bool(np.array_equal(shown.release.values, self._university.open_release(job.job_id).values)),
             f"{file.stat().st_size:,} bytes, up to block {shown.block_number}",
         )
         with self._report.step("the clinic hands out the receipts behind that job, the auditor checks them"):

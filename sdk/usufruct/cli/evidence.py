@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from usufruct.cli.jobs import lineage_tree
+from usufruct.cli.jobs import lineage_tree, print_released, released_record
 from usufruct.cli.terminal import (
     DEFAULT_HOME,
     HomeOption,
@@ -39,6 +39,12 @@ def evidence_export(
         str, typer.Argument(help="Id of a release, result or bundle, or of the job that left it.")
     ],
     output: Annotated[Path, typer.Argument(help="The file to write.")],
+    disclose: Annotated[
+        bool,
+        typer.Option(
+            "--disclose", help="With the released values, for all who read the file; of one's own job only."
+        ),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -47,7 +53,7 @@ def evidence_export(
     client = Client.open(home, passphrase_file=passphrase_file)
     with err.status("collecting") as line:
         evidence = client.collect_evidence(
-            client.find_artifact(artifact), progress=lambda told: line.update(plain(told))
+            client.find_artifact(artifact), disclose=disclose, progress=lambda told: line.update(plain(told))
         )
     root = write_evidence(evidence, output)
     answer = {
@@ -77,6 +83,7 @@ def evidence_check(
         found = check_evidence(
             evidence, chain, endpoint=endpoint, progress=lambda told: line.update(plain(told))
         )
+    released = None if found.release is None else released_record(found.release)
     if as_json:
         print_json(
             {
@@ -88,10 +95,13 @@ def evidence_check(
                 "blocks": found.blocks,
                 "validators_version": found.validators,
                 "lineage": found.lineage.to_json(),
+                "released": released,
             }
         )
         return
     out.print(lineage_tree(found.lineage.root))
+    if released is not None:
+        print_released(released, as_json=False)
     checked = found.lineage.checked
     final = (
         "as the chain's endpoint says" if found.validators is None else f"by validators {found.validators}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ from usufruct.job import wait_for_job
 from usufruct.lineage import LineageNode
 from usufruct.privacy import MICRO
 from usufruct.records import REFUSAL_HINTS, ArtifactId, GrantId, Job, JobId, JobState, Refusal, unlabel
+from usufruct.release import Release
 
 job_app = typer.Typer(help="Step 7: post jobs and follow them.", no_args_is_help=True)
 
@@ -329,9 +331,13 @@ def release(
 
 def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
     opened = client.open_release(job_id)
-    answer: dict[str, object] = {
-        "job_id": job_id.hex(),
-        "artifact_id": client.release_artifact(job_id).hex(),
+    answer = {"job_id": job_id.hex(), "artifact_id": client.release_artifact(job_id).hex()}
+    print_released({**answer, **released_record(opened)}, as_json=as_json)
+
+
+def released_record(opened: Release) -> dict[str, Any]:
+    """What was released, by the names under which commands show it."""
+    answer: dict[str, Any] = {
         "kernel": opened.kernel,
         "count": opened.count,
         "rho": opened.rho_micro / MICRO,
@@ -343,6 +349,11 @@ def _print_release(client: Client, job_id: JobId, *, as_json: bool) -> None:
     if opened.kernel == MOMENTS.name:
         answer["covariances"] = opened.covariances()
         answer["covariance_error_bounds_1e-6"] = opened.covariance_errors()
+    return answer
+
+
+def print_released(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """A release for machines, or a line each for people."""
     if as_json:
         print_json(answer)
         return

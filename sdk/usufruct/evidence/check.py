@@ -42,9 +42,11 @@ from usufruct.ledger.finality import (
     vouching,
 )
 from usufruct.ledger.finality.state import check_account, check_slot, series_end, series_slots
+from usufruct.ledger.jobs import request_of
 from usufruct.ledger.network import Network
-from usufruct.lineage import Lineage, Progress, lineage_of
-from usufruct.records import LedgerEvent
+from usufruct.lineage import Lineage, LineageNode, Progress, lineage_of
+from usufruct.records import ArtifactKind, JobId, LedgerEvent
+from usufruct.release import Release, read_payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class CheckedEvidence:
     """An evidence that holds."""
 
     lineage: Lineage
+    release: Release | None
+    """What was released, where its partner disclosed that."""
     block_number: int
     """Up to this block nothing is missing."""
     block_hash: bytes
@@ -125,12 +129,21 @@ def check_evidence(
     )
     return CheckedEvidence(
         lineage=lineage,
+        release=None if evidence.payload is None else _release(evidence, lineage.root, events),
         block_number=newest.number,
         block_hash=block_hash_of(newest),
         timestamp=newest.timestamp,
         blocks=len(blocks),
         validators=evidence.blocks[-1].version or None,
     )
+
+
+def _release(evidence: Evidence, root: LineageNode, events: CheckedEvents) -> Release:
+    if evidence.payload is None or root.kind != ArtifactKind.RELEASE.name or root.job is None:
+        raise VerificationError("the evidence discloses values of what is no release")
+    job_id = JobId(bytes.fromhex(root.job["job_id"]))
+    request = request_of(events.known["JobLedger", job_id][0])
+    return read_payload(evidence.contents[root.content], evidence.payload, job_id, request)
 
 
 class _Judge:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from usufruct.checked_events import CheckedEvents
 from usufruct.content import Cid
-from usufruct.errors import LedgerError
+from usufruct.errors import InputError, LedgerError
 from usufruct.evidence.check import check_evidence, network_digest
 from usufruct.evidence.pack import (
     BlockEvidence,
@@ -32,16 +32,28 @@ from usufruct.ledger.finality import (
 from usufruct.ledger.finality.state import fetch_state, series_slots
 from usufruct.ledger.network import Network
 from usufruct.lineage import Progress, Source, lineage_of
-from usufruct.records import ArtifactId, LedgerEvent
+from usufruct.records import ArtifactId, ArtifactKind, JobId, LedgerEvent
 
 
 def collect_evidence(
-    ledger: Ledger, node: Source, artifact_id: ArtifactId, *, progress: Progress | None = None
+    ledger: Ledger,
+    node: Source,
+    artifact_id: ArtifactId,
+    *,
+    payload_of: Callable[[JobId], bytes] | None = None,
+    progress: Progress | None = None,
 ) -> Evidence:
     """Evidence of an artifact's lineage as of the newest final block, checked as its readers will check it.
 
+    Parameters
+    ----------
+    payload_of :
+        Opens the release of a job, whose values then become part of the evidence.
+
     Raises
     ------
+    InputError
+        If there is something to be opened, but the artifact is no release.
     MissingEventError
         If the ledger went on meanwhile; ask again.
     ProofUnavailableError, LedgerError
@@ -52,7 +64,14 @@ def collect_evidence(
     tell = progress or (lambda _: None)
     recorder = _Recorder(node)
     events = CheckedEvents(ledger)
-    lineage_of(events, recorder, artifact_id, ciphertexts=False, progress=progress)
+    root = lineage_of(events, recorder, artifact_id, ciphertexts=False, progress=progress).root
+    payload = None
+    if payload_of is not None:
+        if root.kind != ArtifactKind.RELEASE.name or root.job is None:
+            raise InputError(
+                f"a {root.kind.lower()} has no released values", hint="name the release, or its job"
+            )
+        payload = payload_of(JobId(bytes.fromhex(root.job["job_id"])))
     newest = ledger.finalised().number
     versions: Sequence[ValidatorVersion] = ()
     changes: Sequence[ValidatorChange] = ()
@@ -81,6 +100,7 @@ def collect_evidence(
         blocks=tuple(blocks),
         contracts=tuple(contracts),
         contents=recorder.contents,
+        payload=payload,
     )
     check_evidence(evidence, ledger.network, endpoint=ledger.endpoint)
     return evidence

@@ -81,6 +81,8 @@ class Evidence:
     """In ascending order; the last is the one after which the contracts are shown."""
     contracts: tuple[ContractEvidence, ...]
     contents: Mapping[Cid, bytes]
+    payload: bytes | None = None
+    """What the release's envelope seals, where its partner discloses that."""
 
 
 def write_evidence(evidence: Evidence, path: Path) -> Cid:
@@ -130,6 +132,7 @@ def write_evidence(evidence: Evidence, path: Path) -> Cid:
                 for contract in evidence.contracts
             ],
             "contents": list(evidence.contents),
+            "payload": None if evidence.payload is None else add_bytes(evidence.payload),
         }
     )
     parts.update(evidence.contents)
@@ -180,16 +183,27 @@ class _Reading:
         record = self._record(root)
         if record.get("type") != EVIDENCE_TYPE:
             raise ManifestError(f"not evidence, or of another version than {EVIDENCE_TYPE}")
-        names = {"type", "network", "artifact", "told", "changes", "blocks", "contracts", "contents"}
+        names = {
+            "type",
+            "network",
+            "artifact",
+            "told",
+            "changes",
+            "blocks",
+            "contracts",
+            "contents",
+            "payload",
+        }
         _only(record, names, "the root of the evidence")
         found = Evidence(
             network=_bytes(record["network"], 32),
             artifact_id=ArtifactId(_bytes(record["artifact"], 32)),
-            told=b"".join(self._data(cid) for cid in _links(record["told"])),
+            told=self._joined(record["told"]),
             changes=self._all(record["changes"], _change),
             blocks=self._all(record["blocks"], _block),
             contracts=self._all(record["contracts"], self._contract),
             contents={cid: self._data(cid) for cid in _links(record["contents"])},
+            payload=None if record["payload"] is None else self._joined(record["payload"]),
         )
         if self._parts.keys() != self._used:
             raise CarError("the evidence holds blocks that its root does not name")
@@ -197,6 +211,9 @@ class _Reading:
 
     def _all(self, links: object, parse: Callable[[dict[str, Any]], Part]) -> tuple[Part, ...]:
         return tuple(parse(self._record(cid)) for cid in _links(links))
+
+    def _joined(self, links: object) -> bytes:
+        return b"".join(self._data(cid) for cid in _links(links))
 
     def _contract(self, record: dict[str, Any]) -> ContractEvidence:
         _only(record, {"name", "code", "account", "series"}, "a contract")
