@@ -44,7 +44,13 @@ from usufruct.evidence import (
     read_evidence,
     write_evidence,
 )
-from usufruct.evidence.pack import BlockEvidence, ContractEvidence, ReceiptEvidence, SeriesEvidence
+from usufruct.evidence.pack import (
+    MAX_TOLD_BYTES,
+    BlockEvidence,
+    ContractEvidence,
+    ReceiptEvidence,
+    SeriesEvidence,
+)
 from usufruct.ledger import Network
 from usufruct.ledger.finality import BlockHeader, block_hash_of, founding_version
 from usufruct.ledger.finality.state import series_slots
@@ -356,6 +362,30 @@ def test_parts_that_nobody_names_or_that_come_twice_are_refused(file: bytes, tmp
             out.write(sink.getvalue()[begin:])
         with pytest.raises(CarError):
             read_evidence(path)
+
+
+def test_a_part_that_is_named_again_and_again_does_not_fill_the_memory(file: bytes, tmp_path: Path) -> None:
+    """A megabyte, and a root that names it a thousand times."""
+    (_, data), *rest = CarReader(io.BytesIO(file))
+    big = bytes(1024 * 1024)
+    root = dag.encode(dag.decode_map(data) | {"told": [Cid.of(big, Codec.RAW)] * 1000})
+    path = tmp_path / "bomb"
+    with path.open("wb") as out:
+        writer = CarWriter(out, [Cid.of(root, Codec.DAG_CBOR)])
+        for block, codec in ((root, Codec.DAG_CBOR), (big, Codec.RAW)):
+            writer.add(Cid.of(block, codec), block)
+        for cid, block in rest:
+            if cid.codec != Codec.RAW:
+                writer.add(cid, block)
+    with pytest.raises(CarError, match="more than 16777216 bytes"):
+        read_evidence(path)
+
+
+def test_a_lineage_that_is_too_large_is_not_written(evidence: Evidence, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with pytest.raises(ManifestError, match="too large"):
+        write_evidence(replace(evidence, told=bytes(MAX_TOLD_BYTES + 1)), path)
+    assert not path.exists()
 
 
 def test_a_file_is_never_overwritten(evidence: Evidence, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from eth_utils.crypto import keccak
@@ -110,12 +109,14 @@ def check_evidence(
         raise InclusionError("the evidence has no blocks")
     tell = progress or (lambda _: None)
     judge = _Judge(network, evidence, endpoint)
-    blocks = []
+    blocks: list[BlockHeader] = []
     for block in evidence.blocks:
-        blocks.append(judge.check(block))
-        tell(f"block {blocks[-1].number}")
-    if any(one.number >= other.number for one, other in pairwise(blocks)):
-        raise MalformedProofError("the blocks of the evidence are not in order")
+        header = BlockHeader.decode(block.header, network.chain.header)
+        if blocks and header.number <= blocks[-1].number:
+            raise MalformedProofError("the blocks of the evidence are not in order")
+        tell(f"block {header.number}")
+        judge.check(block, header)
+        blocks.append(header)
     newest = blocks[-1]
     proven = _Proven(network)
     for block, header in zip(evidence.blocks, blocks, strict=True):
@@ -162,12 +163,11 @@ class _Judge:
                 f"chains of profile {network.profile} have no finality proofs: an endpoint must vouch for the blocks"
             )
 
-    def check(self, block: BlockEvidence) -> BlockHeader:
-        header = BlockHeader.decode(block.header, self._network.chain.header)
+    def check(self, block: BlockEvidence, header: BlockHeader) -> None:
         block_hash = block_hash_of(header)
         if not self._versions:
             self._ask(header.number, block_hash)
-            return header
+            return
         if block.proof is None:
             raise InclusionError(f"block {header.number} comes without a proof that it is final")
         version = next(
@@ -176,7 +176,6 @@ class _Judge:
         if version is None:
             raise ForeignProofError(f"validators {block.version} do not vouch for block {header.number}")
         verify_finality(block.proof, version.pin, block_hash)
-        return header
 
     def _ask(self, number: int, block_hash: bytes) -> None:
         assert self._endpoint is not None

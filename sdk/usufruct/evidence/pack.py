@@ -22,6 +22,8 @@ from usufruct.records import ArtifactId
 EVIDENCE_TYPE: Final = "usufruct/evidence/1"
 MAX_BYTES: Final = 256 * 1024 * 1024
 """All parts of one evidence together."""
+MAX_TOLD_BYTES: Final = 16 * 1024 * 1024
+"""What the index told, some thousand artifacts."""
 
 Nodes = tuple[bytes, ...]
 Part = TypeVar("Part")
@@ -93,7 +95,7 @@ def write_evidence(evidence: Evidence, path: Path) -> Cid:
     InputError
         If the file exists, or cannot be written.
     ManifestError
-        If a part does not fit a block.
+        If a part does not fit a block, or all of them are more than an evidence may hold.
     """
     parts: dict[Cid, bytes] = {}
 
@@ -136,6 +138,9 @@ def write_evidence(evidence: Evidence, path: Path) -> Cid:
         }
     )
     parts.update(evidence.contents)
+    size = sum(len(data) for data in parts.values())
+    if size > MAX_BYTES or len(evidence.told) > MAX_TOLD_BYTES:
+        raise ManifestError(f"the lineage is too large for evidence: {size} bytes of proofs and contents")
     try:
         with new_file(path, InputError(f"{path} exists already", hint="choose another name")) as file:
             writer = CarWriter(file, [root])
@@ -198,7 +203,7 @@ class _Reading:
         found = Evidence(
             network=_bytes(record["network"], 32),
             artifact_id=ArtifactId(_bytes(record["artifact"], 32)),
-            told=self._joined(record["told"]),
+            told=self._joined(record["told"], most=MAX_TOLD_BYTES),
             changes=self._all(record["changes"], _change),
             blocks=self._all(record["blocks"], _block),
             contracts=self._all(record["contracts"], self._contract),
@@ -212,8 +217,11 @@ class _Reading:
     def _all(self, links: object, parse: Callable[[dict[str, Any]], Part]) -> tuple[Part, ...]:
         return tuple(parse(self._record(cid)) for cid in _links(links))
 
-    def _joined(self, links: object) -> bytes:
-        return b"".join(self._data(cid) for cid in _links(links))
+    def _joined(self, links: object, *, most: int = MAX_BLOCK_BYTES) -> bytes:
+        pieces = [self._data(cid) for cid in _links(links)]
+        if sum(map(len, pieces)) > most:
+            raise CarError(f"a part of the evidence has more than {most} bytes")
+        return b"".join(pieces)
 
     def _contract(self, record: dict[str, Any]) -> ContractEvidence:
         _only(record, {"name", "code", "account", "series"}, "a contract")
