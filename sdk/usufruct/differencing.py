@@ -27,6 +27,7 @@ from usufruct.errors import ReleaseRefusedError
 from usufruct.he.kernels import BundleShape, FedsumParameters, MomentsParameters, SumParameters, linear_form
 from usufruct.job import FeatureBundle, JobInputs, JobParameters
 from usufruct.ledger import Ledger
+from usufruct.publish import BundleManifest
 from usufruct.records import JobState, Refusal
 
 DIRECTION_BYTES = 16
@@ -39,7 +40,7 @@ class Asked:
     """What one release tells, and of whom."""
 
     directions: frozenset[bytes] | None
-    """16 bytes for each output; None where only the cohort is known, which counts as every question."""
+    """From `directions`; None where only the cohort is known, which counts as every question."""
     subjects: npt.NDArray[np.int64] | None
     """Positions of the consenting subjects, ascending, each once; None where the cohort is not known any more, which is near to
     every cohort: any one that were put in its place would be far from most.
@@ -55,6 +56,18 @@ class Asked:
             rho_micro=rho_micro,
         )
 
+    @classmethod
+    def forgotten(cls, manifest: BundleManifest, status: ConsentStatus | None, rho_micro: int) -> Asked:
+        """What a release told that nobody remembers; of whom is known from its status, if somebody still has that."""
+        return cls(
+            # Of whom a sum of contributions told hangs on weights that are not known any more: it is near to every other.
+            directions=frozenset([CONTRIBUTIONS]) if manifest.of_contributions else None,
+            subjects=None
+            if status is None
+            else subjects_of(manifest.subjects, status.mask_of(manifest.subjects)),
+            rho_micro=rho_micro,
+        )
+
 
 def subjects_of(row_subjects: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Positions of the subjects whose rows are used, ascending, each once."""
@@ -62,7 +75,7 @@ def subjects_of(row_subjects: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]
 
 
 def directions(parameters: JobParameters, shape: BundleShape) -> frozenset[bytes]:
-    """The outputs of a job up to factor and bias, 16 bytes each.
+    """The outputs of a job up to factor and bias, 16 bytes each; of moments, their sums.
 
     Raises
     ------
@@ -75,11 +88,8 @@ def directions(parameters: JobParameters, shape: BundleShape) -> frozenset[bytes
     if isinstance(parameters.parameters, SumParameters):
         return frozenset(_column(feature, shape) for feature in range(shape.n_features))
     if isinstance(parameters.parameters, MomentsParameters):
-        columns = parameters.parameters.columns
-        products = (f"{one} {other}" for one in columns for other in columns if one <= other)
-        return frozenset(_column(feature, shape) for feature in columns) | {
-            _hash(b"product", product.encode("ascii")) for product in products
-        }
+        # Whoever asks a product again asks the sums of its columns again.
+        return frozenset(_column(feature, shape) for feature in parameters.parameters.columns)
     if isinstance(parameters.parameters, FedsumParameters):
         return frozenset([CONTRIBUTIONS, _direction(parameters.parameters.weights)])
     return frozenset([_hash(parameters.kernel.kernel_id, dag.encode(parameters.parameters.to_dict()))])
@@ -99,11 +109,9 @@ def near(one: Asked, other: Asked, minimum: int) -> bool:
 
 
 def repeated(one: Asked, other: Asked) -> bool:
-    """Whether both ask the same of one cohort."""
-    if one.directions is not None and other.directions is not None:
-        common = one.directions & other.directions
-        if not common or common == {CONTRIBUTIONS}:
-            return False
+    """Whether both, which are not near each other, ask the same of one cohort."""
+    if one.directions is not None and other.directions is not None and not one.directions & other.directions:
+        return False
     if one.subjects is None or other.subjects is None:
         return False
     return np.array_equal(one.subjects, other.subjects)

@@ -25,14 +25,17 @@ from custodian_fixture import STEPS, Question, custodian_home, opened_by_partner
 
 from bundle_fixture import SmallBundle
 from chain_fixture import until
-from usufruct.content import dag
+from usufruct.content import MAX_BLOCK_BYTES, Cid, Codec, dag
 from usufruct.errors import CustodianError, ForgottenReleasesError, ReleaseRefusedError
 from usufruct.home import Home
+from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Network
 from usufruct.ledger.abi import CONTRACTS
-from usufruct.records import FreezeState, GrantStatus, JobId, JobState, KeyStatus, org_id
+from usufruct.records import ArtifactId, FreezeState, GrantStatus, JobId, JobState, KeyId, KeyStatus, org_id
+from usufruct.verify import ResultManifest
 from usufruct_node.custodian import CustodianProcess, wire
 from usufruct_node.custodian import process as process_module
+from usufruct_node.custodian.service import Service
 
 NETWORK = Network(
     profile="embedded",
@@ -233,9 +236,9 @@ def test_bytes_that_are_no_request_close_their_connection_only(
         framed(dag.encode({"type": "usufruct/custodian/2", "ask": "state"})),
         framed(dag.encode({"type": wire.PROTOCOL, "ask": "keys"})),
         framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {"job": 1}})) + framed(b"") * 5,
-        framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {**case, "x": 1}}))
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "examine", "case": {**case, "x": 1}}))
         + framed(b"") * 5,
-        framed(dag.encode({"type": wire.PROTOCOL, "ask": "release", "case": {**case, "now": "1000000"}}))
+        framed(dag.encode({"type": wire.PROTOCOL, "ask": "examine", "case": {**case, "now": "1000000"}}))
         + framed(b"") * 5,
     ):
         with socket.socket(socket.AF_UNIX) as channel:
@@ -247,6 +250,34 @@ def test_bytes_that_are_no_request_close_their_connection_only(
     # Positive control: the case without its additions is answered.
     asked.examine(custodian)
     assert set(custodian.state()["keys"]) == {bundle.secret.key_id.hex()}
+
+
+def test_processes_of_other_users_are_neither_answered_nor_asked(
+    custodian: CustodianProcess, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert custodian.state()
+    keystore = KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase))
+    service, ours = Service(home, keystore, key_openings=1), os.geteuid()
+    asking, answering = socket.socketpair()
+    with asking, monkeypatch.context() as patch:
+        asking.shutdown(socket.SHUT_WR)
+        patch.setattr(os, "geteuid", lambda: ours + 1)
+        for meet in (lambda: service.serve(answering), custodian.state):
+            with pytest.raises(CustodianError, match="process of user"):
+                meet()
+
+
+def test_a_frame_longer_than_a_block_is_refused_before_it_is_read() -> None:
+    one, other = socket.socketpair()
+    with one, other, ThreadPoolExecutor(1) as pool:
+        other.settimeout(20)
+        longest = bytes(MAX_BLOCK_BYTES)
+        sent = pool.submit(wire.send, one, longest)
+        assert wire.receive(other) == longest
+        sent.result()
+        one.sendall((MAX_BLOCK_BYTES + 1).to_bytes(4, "little"))
+        with pytest.raises(CustodianError, match="a frame of"):
+            wire.receive(other)
 
 
 def framed(body: bytes) -> bytes:
@@ -321,6 +352,14 @@ REFUSED: dict[str, tuple[Callable[[Question], Question], str]] = {
     "frozen": (lambda q: _artifact(q, frozen=FreezeState.BY_STEWARD), "ARTIFACT_FROZEN"),
     "retention": (lambda q: _artifact(q, retain_until=q.case.now), "RETENTION_PASSED"),
     "another's bundle": (lambda q: _artifact(q, steward=org_id("south")), "ARTIFACT_MISMATCH"),
+    "another's key": (
+        lambda q: q.altered(domain=replace(q.case.domain, custodian=org_id("south"))),
+        "ARTIFACT_MISMATCH",
+    ),
+    "a job under another key": (
+        lambda q: q.altered(job=replace(q.case.job, key_id=KeyId(bytes(32)))),
+        "ARTIFACT_MISMATCH",
+    ),
     "retired key": (
         lambda q: q.altered(domain=replace(q.case.domain, status=KeyStatus.RETIRED)),
         "KEY_DOMAIN_NOT_ACTIVE",
@@ -328,15 +367,29 @@ REFUSED: dict[str, tuple[Callable[[Question], Question], str]] = {
     "requester gone": (lambda q: q.altered(requester_active=False), "REQUESTER_NOT_ACTIVE"),
     "grant revoked": (lambda q: _grant(q, status=GrantStatus.REVOKED), "GRANT_REVOKED"),
     "grant of another": (lambda q: _grant(q, grantee=org_id("rival")), "GRANTEE_MISMATCH"),
+    "grant on another bundle": (
+        lambda q: _grant(q, artifact_id=ArtifactId(bytes(32))),
+        "ARTIFACT_MISMATCH",
+    ),
+    "rows not granted": (lambda q: _request(q, row_level=True), "ROW_LEVEL_NOT_GRANTED"),
     "other purpose": (lambda q: _grant(q, purpose=bytes(32)), "PURPOSE_NOT_GRANTED"),
     "grant expired": (lambda q: _terms(q, expires_at=q.case.now), "GRANT_EXPIRED"),
     "other kernel": (lambda q: _terms(q, kernels=(bytes(32),)), "KERNEL_NOT_GRANTED"),
     "too few replicas": (lambda q: _terms(q, replicas=3), "LEVEL_TOO_LOW"),
+    "no replicas": (
+        lambda q: _terms(q.altered(job=replace(q.case.job, replicas=0)), replicas=0),
+        "LEVEL_TOO_LOW",
+    ),
+    "another epoch's status": (
+        lambda q: q.altered(cited_epoch=replace(q.case.cited_epoch, epoch=2)),
+        "CONSENT_EPOCH_STALE",
+    ),
     "stale epoch": (lambda q: q.altered(epoch_in_force=2), "CONSENT_EPOCH_STALE"),
     "consent expired": (lambda q: q.altered(now=q.case.now + 1000), "CONSENT_EPOCH_STALE"),
     "stale policy": (lambda q: _artifact(q, policy_version=2), "POLICY_VERSION_STALE"),
     "too dear for the policy": (lambda q: _request(q, rho_micro=1_000_001), "BUDGET_EXCEEDED"),
     "too dear for the grant": (lambda q: _terms(q, rho_micro=1), "BUDGET_EXCEEDED"),
+    "without a cost": (lambda q: _request(q, rho_micro=0), "BUDGET_EXCEEDED"),
     "cohort": (lambda q: _terms(q, min_cohort=23), "COHORT_TOO_SMALL"),
     "one proof short": (lambda q: q.altered(possessions=q.case.possessions[:1]), "POSSESSION_UNPROVEN"),
     "borrowed proofs": (
@@ -369,11 +422,36 @@ def test_records_and_blocks_that_the_ledger_does_not_name_are_not_opened(
         forged = replace(asked.records, **{name: record[:-1] + bytes([record[-1] ^ 1])})
         with pytest.raises((CustodianError, ReleaseRefusedError)):
             own.release(asked.opened().case, forged, asked.blocks)
+    result = ResultManifest.from_record(dag.decode_map(asked.records.result))
+    for changes in (
+        {"kernel_id": bytes(32)},
+        *({name: Cid.of(b"another", Codec.DAG_CBOR)} for name in ("bundle", "status", "parameters")),
+    ):
+        of_others = replace(result, **changes)
+        case = replace(asked.case, job=replace(asked.case.job, result_digest=of_others.cid.digest))
+        records = replace(asked.records, result=dag.encode(of_others.to_record()))
+        assert reason_of(lambda q=Question(case, records, asked.blocks): q.examine(own)) == "RESULT_INVALID"
     for blocks in (asked.blocks[::-1], asked.blocks[:1], [*asked.blocks, asked.blocks[0]], other.blocks):
         with pytest.raises(CustodianError):
             own.release(asked.opened().case, asked.records, blocks)
     assert own.state()["opened"] == {}
     asked.opened().release(own)
+
+
+def test_what_could_fail_once_the_budget_is_spent_is_tried_before(
+    own: CustodianProcess, bundle: SmallBundle
+) -> None:
+    """An unusable key of the partner, or a secret that is gone, also when a worker still has it."""
+    asked = question(bundle)
+    unreadable = asked.altered(recipient_key=bytes(32))
+    assert reason_of(lambda: unreadable.examine(own)) == "RESULT_INVALID"
+    asked.examine(own)
+    own.destroy(bundle.secret.key_id)
+    assert own.state()["keys"] == []
+    with pytest.raises(CustodianError, match="has no entry"):
+        asked.examine(own)
+    with pytest.raises(CustodianError, match="has no entry"):
+        asked.opened().release(own)
 
 
 # Differencing, and keys that have opened enough.
@@ -423,6 +501,25 @@ def test_query_differencing_cohorts_that_differ_by_fewer_than_the_minimum_are_ch
     asked.examine(own)
 
 
+@pytest.mark.parametrize("whose", ["policy's", "grant's"])
+def test_query_differencing_counts_by_the_larger_minimum_cohort_of_policy_and_grant(
+    own: CustodianProcess, bundle: SmallBundle, whose: str
+) -> None:
+    first = question(bundle, job_id=b"\x01" * 32, rho_micro=6 * 10**11, withdrawn=(3,), **DEAR)
+    first.examine(own)
+    first.opened().release(own)
+
+    def by_ten_fewer(**policy: int) -> Question:
+        withdrawn = tuple(range(3, 14))
+        return question(
+            bundle, job_id=b"\x02" * 32, rho_micro=6 * 10**11, withdrawn=withdrawn, **DEAR, **policy
+        )
+
+    stricter = by_ten_fewer(min_cohort=11) if whose == "policy's" else _terms(by_ten_fewer(), min_cohort=11)
+    assert reason_of(lambda: stricter.examine(own)) == "COHORTS_TOO_CLOSE"
+    by_ten_fewer().examine(own)
+
+
 def test_places_of_jobs_that_ended_unopened_are_free_again(
     own: CustodianProcess, bundle: SmallBundle
 ) -> None:
@@ -443,6 +540,16 @@ def test_a_restored_custodian_is_told_first_what_it_has_forgotten(
     with pytest.raises(ForgottenReleasesError) as forgotten:
         near.examine(own)
     assert forgotten.value.jobs == [lost.case.job_id]
+    # Also if it was restored once decryption had been announced.
+    with pytest.raises(ForgottenReleasesError):
+        near.opened().release(own)
+    far = question(bundle, job_id=b"\x01" * 32, withdrawn=tuple(range(3, 15)))
+    for name in ("manifest", "status"):
+        forged = b"\xa0" if name == "manifest" else far.records.status
+        with pytest.raises(CustodianError, match="hash"):
+            own.remember(lost.case, replace(lost.records, **{name: forged}))
+    with pytest.raises(ForgottenReleasesError):
+        near.examine(own)
     own.remember(lost.case, replace(lost.records, policy=b"", parameters=b"", result=b""))
     assert reason_of(lambda: near.examine(own)) == "COHORTS_TOO_CLOSE"
 
@@ -516,9 +623,11 @@ def test_custodian_killed_at_every_step_never_shows_two_noises(
         dying.close()
     after = CustodianProcess(home)
     try:
+        # Counted before it is decrypted, and once, however often one result is decrypted.
+        uncounted = step in ("before anything", "once it is checked")
+        assert after.state()["opened"] == ({} if uncounted else {bundle.secret.key_id.hex(): 2})
         made = asked.release(after)
         assert asked.release(after) == made
-        # Counted before it is decrypted, and once, however often one result is decrypted.
         assert after.state()["opened"] == {bundle.secret.key_id.hex(): 2}
     finally:
         after.close()

@@ -42,7 +42,7 @@ from usufruct.errors import (
     StaleConsentBookError,
     VerificationError,
 )
-from usufruct.records import label, org_id
+from usufruct.records import ConsentEpoch, label, org_id
 
 SCOPE, OTHER = "consent-study", "other-study"
 NORTH = org_id("north")
@@ -404,6 +404,17 @@ def test_a_book_restored_from_before_a_withdrawal_lets_nobody_in_again(
     # From now on it is the other copy that does not know what is in force.
     with pytest.raises(StaleConsentBookError):
         anchor_epoch(book, north.ledger, node, scope=scope)
+
+
+def test_an_epoch_of_the_same_number_that_another_copy_of_the_book_made_is_not_followed(
+    book: ConsentBook,
+) -> None:
+    """A copy notes its epoch before it is anchored; the other copy's may be anchored first."""
+    own = ConsentEpoch(epoch=3, anchored_at=1, cohort_floor=0, consent_root=word(), status_digest=word())
+    book.note_epoch(SCOPE, own.epoch, own.status_digest, own.consent_root, newest=1)
+    book.check_made(SCOPE, own)
+    with pytest.raises(StaleConsentBookError):
+        book.check_made(SCOPE, replace(own, status_digest=word()))
 
 
 @pytest.mark.parametrize("status_is_here", [True, False])

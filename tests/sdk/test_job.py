@@ -134,6 +134,18 @@ def test_the_cohort_counts_subjects_and_not_their_rows(bundle: SmallBundle) -> N
     )
 
 
+def test_noise_covers_all_rows_of_the_subject_that_has_most(bundle: SmallBundle) -> None:
+    one_each, of_three = bundle.manifest, np.array([0, 0, 0, *range(1, ROWS - 2)])
+    for asked in (
+        bundle.parameters(),
+        bundle.parameters("linear"),
+        JobParameters(kernel=MOMENTS, parameters=MomentsParameters(columns=(0, 1)), result_scale=1.0),
+    ):
+        alone = asked.sensitivities(one_each)
+        together = asked.sensitivities(replace(one_each, subjects=of_three))
+        assert together == tuple((outputs, 3 * norm) for outputs, norm in alone)
+
+
 def test_nobody_consenting_is_refused(bundle: SmallBundle) -> None:
     nobody = replace(bundle.status, bits=b"\xff" * 3)
     with pytest.raises(ReleaseRefusedError, match="COHORT_TOO_SMALL"):

@@ -99,6 +99,8 @@ def test_noise_is_independent_per_value_and_per_call() -> None:
 
 
 def test_noise_keeps_to_its_declared_bound() -> None:
+    # Both tails: 2 exp(-8) is what lies beyond four deviations on either side.
+    assert noise_bound(1000.0, 2 * math.exp(-8)) in (4000, 4001)
     bound = noise_bound(20.0, 1e-20)
     assert 190 < bound < 200
     assert max(map(abs, discrete_gaussian([0] * 20_000, 20.0))) <= bound

@@ -205,6 +205,19 @@ def test_sums_of_moments_are_clipped_to_what_sums_can_be(bundle: SmallBundle) ->
         assert abs(value - bound) <= 10 * level.sigma + level.grid
 
 
+def test_products_of_moments_have_their_own_noise(bundle: SmallBundle) -> None:
+    """A subject moves them further than the sums: with the noise of these they would show it."""
+    asked = JobParameters(kernel=MOMENTS, parameters=MomentsParameters(columns=(0,)), result_scale=1.0)
+    inputs = replace(bundle.inputs(bundle.parameters()), parameters=asked)
+    drawn = []
+    for _ in range(5):
+        noised, levels = add_noise(np.zeros((200, 2), dtype=np.int64), inputs, rho_micro=500_000)
+        drawn.append(noised)
+    assert levels[1].sigma > 10 * levels[0].sigma
+    for values, level in zip(np.concatenate(drawn).T, levels, strict=True):
+        assert abs(np.std(values) / level.sigma - 1) < 5 / np.sqrt(2 * len(values))
+
+
 def test_noise_that_is_not_for_every_output_is_added_to_none(bundle: SmallBundle) -> None:
     with pytest.raises(VerificationError, match="noise for 2"):
         add_noise(np.zeros(3, dtype=np.int64), bundle.inputs(bundle.parameters()), rho_micro=500)
@@ -300,6 +313,29 @@ def test_signature_replay_for_another_job_result_budget_or_network_is_refused(
     moved = NETWORK.model_copy(update={"chain_id": 5})
     with pytest.raises(VerificationError):
         opened(job, envelope, network=moved)
+
+
+def test_other_values_under_the_custodians_signature_are_refused(
+    bundle: SmallBundle, job: Job, envelope: bytes
+) -> None:
+    """Anybody can encrypt to the partner."""
+    record, forged = (dag.decode_map(data) for data in (envelope, sealed(bundle, job)))
+    assert record["sealed"] != forged["sealed"] and record["sigma_micro"] == forged["sigma_micro"]
+    with pytest.raises(VerificationError, match="signed by"):
+        opened(job, dag.encode(record | {"sealed": forged["sealed"]}))
+
+
+def test_what_is_sealed_opens_for_its_own_job_and_network_only_whoever_signs_it(
+    job: Job, envelope: bytes
+) -> None:
+    record = dag.decode_map(envelope)
+    elsewhere = NETWORK.model_copy(update={"chain_id": 5})
+    for network, job_id in ((elsewhere, JOB_ID), (NETWORK, JobId(b"\x0c" * 32))):
+        again = sign_release(
+            network, job_id, job, record["sealed"], record["sigma_micro"], signing_key=NORTH.node_key
+        )
+        with pytest.raises(EnvelopeError):
+            opened(job, again, network=network, job_id=job_id)
 
 
 @pytest.mark.parametrize("field", ["type", "job", "sealed", "sigma_micro", "signature"])

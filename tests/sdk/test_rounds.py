@@ -18,7 +18,7 @@ from usufruct.carry import import_bundle
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.car import CarReader, CarWriter
-from usufruct.differencing import CONTRIBUTIONS, Asked, near
+from usufruct.differencing import Asked, near
 from usufruct.errors import (
     CarError,
     ConfigurationError,
@@ -348,6 +348,20 @@ def test_a_member_that_signs_anothers_blocks_cannot_say_what_they_were_made_from
         )
 
 
+def test_what_a_contribution_was_made_from_opens_for_its_own_call_only(party: Round) -> None:
+    """Though its member signs the same blocks for another call under the same key."""
+    north, other = party.contributions["north"], replace(party.call, scope="another-model")
+    values = signed_values(other.digest, "north", north.cids)
+    signature = typed_data.sign(
+        MEMBERS["north"].authority_key, typed_data.CONTRIBUTION, values, **_domain(NETWORK)
+    )
+    moved = replace(north, call=other.digest, signature=signature)
+    with pytest.raises(ContributionRefusedError, match="does not open"):
+        check_contributed(
+            moved, other, member=member("north"), hpke_private=STEWARD.hpke_private, network=NETWORK
+        )
+
+
 def test_an_update_longer_than_the_terms_is_refused_though_its_member_signed(party: Round) -> None:
     """With four times the norm it would weigh four times as much in the sum."""
     clip = replace(party.call.terms.clip, max_l2=16_000)
@@ -645,8 +659,9 @@ def test_a_release_that_a_restored_custodian_forgot_is_near_to_every_other_sum(
     """It knows who consented, and not who was given a weight."""
     manifest = party.published()[0].manifest
     asked = Asked.by(inputs_of(bundle, manifest, fedsum(1, 1, 1, 1)), RHO_MICRO)
-    forgotten = replace(asked, directions=frozenset([CONTRIBUTIONS]))
-    assert near(asked, forgotten, 2) and near(forgotten, forgotten, 2)
+    for status in (status_of(4), None):
+        forgotten = Asked.forgotten(manifest, status, RHO_MICRO)
+        assert near(asked, forgotten, 2) and near(forgotten, forgotten, 2)
 
 
 def test_a_round_of_another_stewards_call_gives_no_job(party: Round, bundle: SmallBundle) -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
-from usufruct.errors import CustodianError, IntegrityError, ReleaseRefusedError, VerificationError
+from usufruct.errors import CustodianError, IntegrityError, ReleaseRefusedError
 from usufruct.job import JobInputs, JobParameters, check_job
 from usufruct.publish import read_manifest
 from usufruct.records import (
@@ -113,8 +113,6 @@ def check_case(case: Case, records: Records, org: OrgId, state: JobState) -> tup
     ------
     ReleaseRefusedError
         With the ledger's name of the reason.
-    VerificationError
-        If too few verifiers agreed.
     IntegrityError, InputError, WrongKeyDomainError
         If the records are not those that the ledger cites, or do not fit each other.
     """
@@ -123,8 +121,6 @@ def check_case(case: Case, records: Records, org: OrgId, state: JobState) -> tup
         raise ReleaseRefusedError(reason.name)
     if case.job.state != state:
         raise CustodianError(f"the job is {case.job.state.name}, not {state.name}")
-    if len(dict(case.possessions)) < case.job.replicas:
-        raise VerificationError(f"{len(case.possessions)} verifiers agreed; {case.job.replicas} are needed")
     request = case.job.request
     cited = {
         "manifest": case.artifact.content_digest,

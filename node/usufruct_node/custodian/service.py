@@ -16,7 +16,7 @@ from typing import IO, Final, overload
 from usufruct.consent import ConsentStatus
 from usufruct.content import Cid, Codec, dag
 from usufruct.content.dag import DagValue
-from usufruct.differencing import CONTRIBUTIONS, Asked, subjects_of
+from usufruct.differencing import Asked
 from usufruct.errors import (
     BlockMismatchError,
     CustodianError,
@@ -166,14 +166,11 @@ class Service:
         manifest_cid = Cid.from_digest(case.artifact.content_digest, Codec.DAG_CBOR)
         manifest_cid.check(records.manifest)
         manifest = read_manifest(dag.decode_map(records.manifest))
-        subjects = None
+        status = None
         if records.status:
             Cid.from_digest(case.cited_epoch.status_digest, Codec.DAG_CBOR).check(records.status)
             status = ConsentStatus.from_record(dag.decode_map(records.status))
-            subjects = subjects_of(manifest.subjects, status.mask_of(manifest.subjects))
-        # Of whom a sum of contributions told hangs on weights that are not known any more: it is near to every other.
-        directions = frozenset([CONTRIBUTIONS]) if manifest.of_contributions else None
-        asked = Asked(directions=directions, subjects=subjects, rho_micro=case.job.request.rho_micro)
+        asked = Asked.forgotten(manifest, status, case.job.request.rho_micro)
         self._vault.remember(case.job_id, case.job.request.artifact_id, asked)
         return {"status": "ok"}
 
