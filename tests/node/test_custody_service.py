@@ -25,7 +25,9 @@ from usufruct.custody import (
     StorageChallenge,
     StorageProof,
     check_possession,
+    prove_possession,
 )
+from usufruct.errors import ManifestError, StorageProofError, VerificationError
 from usufruct.records import ArtifactId, MemberStatus, OrgId, Role, label
 from usufruct.replication import Replication
 from usufruct_node.challenge_log import ChallengeLog, Entry, Outcome
@@ -242,6 +244,71 @@ def test_notices_and_erasures_are_told_as_they_were_signed(holder: Holder) -> No
     }
     stranger = net["gone"].peer.peer_id
     assert service.answer(stranger, asked) == {"refused": "refused"}
+
+
+def test_what_a_member_tells_is_believed_only_with_the_signature_of_whose_word_it_is(holder: Holder) -> None:
+    """Between real hosts: notices, statements and proofs that are forged, or of another bundle than was asked about."""
+    net, other = holder.net, ArtifactId(word())
+    asked = holder.challenge()
+
+    def notice(artifact_id: ArtifactId, signer: str) -> dict[str, object]:
+        key = net[signer].node_key
+        signed = PlacementNotice.sign(net.network, artifact_id, sequence=1, left_out=(), signing_key=key)
+        return {"notices": [signed.to_record()]}
+
+    def statement(artifact_id: ArtifactId, signer: str) -> dict[str, object]:
+        signed = ErasureStatement.sign(
+            net.network,
+            artifact_id,
+            net["holder"].id,
+            what=Erased.COPY,
+            blocks=3,
+            erased_at=9,
+            signing_key=net[signer].node_key,
+        )
+        return {"erasures": [signed.to_record()], "awaited": []}
+
+    def proof(challenge: StorageChallenge, signer: str) -> dict[str, object]:
+        made = prove_possession(
+            net.network,
+            net["holder"].id,
+            challenge,
+            holder.blocks.get,
+            answered_at=9,
+            signing_key=net[signer].node_key,
+        )
+        return {"proof": made.to_record()}
+
+    async def scenario(network: Any) -> None:
+        answers: list[dict[str, object]] = []
+        server = await network.start(NORTH)
+        server.handle(PROTOCOL_ID, CustodyHandler(lambda *_: answers.pop()).serve)
+        place = {"peer_id": NORTH.peer_id_bytes, "endpoint": server.multiaddr.split("/p2p/")[0]}
+        context: Any = SimpleNamespace(
+            host=await network.start(SOUTH),
+            member=lambda org: replace(net.reader.participant(org), **place),
+            ledger=SimpleNamespace(network=net.network),
+            store=holder.blocks,
+        )
+        peers = CustodyPeers(context, answer_s=30.0)
+        by, north = net["holder"].id, net["north"].id
+        for ask, answer_of, subject, signer in (
+            (lambda: peers.notices(by, [holder.bundle], north), notice, holder.bundle, "north"),
+            (lambda: peers.erasures(by, holder.bundle), statement, holder.bundle, "holder"),
+            (lambda: peers.prove(by, asked), proof, asked, "holder"),
+        ):
+            elsewhere = holder.challenge() if subject is asked else other
+            for given, error in (
+                (answer_of(subject, "south"), VerificationError),
+                (answer_of(elsewhere, signer), (ManifestError, StorageProofError)),
+            ):
+                answers.append(given)
+                with pytest.raises(error):
+                    await ask()
+            answers.append(answer_of(subject, signer))
+            assert await ask()
+
+    in_network(scenario)
 
 
 def test_what_exceeds_one_answer_is_told_in_several(holder: Holder) -> None:

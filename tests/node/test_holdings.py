@@ -240,6 +240,19 @@ def test_what_is_held_for_others_is_not_taken_for_an_own_bundle_nor_the_other_wa
     assert life.allowed("OPENED", Purpose.BUNDLE, keeper="idle") == set()
 
 
+def test_parameters_that_a_member_keeps_are_opened_by_its_own_jobs_only(life: Life) -> None:
+    """Somebody else's job may cite the same digest."""
+    index, holding = life.indexes["OPENED"], Holding(Purpose.PARAMETERS, b"")
+    for keeper, readers in (("university", EXECUTION), ("rival", {"auditor"})):
+        found = {
+            name
+            for name, member in life.net.members.items()
+            if (record := index.participant(member.id))
+            and reads(index, life.net[keeper].id, record, PARAMETERS, holding)
+        }
+        assert found == readers
+
+
 def test_the_partner_never_gets_result_ciphertexts_whatever_its_roles(life: Life) -> None:
     assert Role.VERIFIER in life.net["university"].record.roles
     for moment in life.indexes:

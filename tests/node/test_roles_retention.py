@@ -11,11 +11,11 @@ import pytest
 import trio
 from custody_node import CustodyNode, Story
 
-from chain_fixture import FAR, Consortium, word
+from chain_fixture import FAR, KERNEL, Consortium, Vote, reveal_moves, word
 from usufruct.content import Cid, Codec, dag
 from usufruct.custody import Erased, ErasureStatement
 from usufruct.errors import PeerError
-from usufruct.records import ArtifactId, KeyId, OrgId
+from usufruct.records import ArtifactId, JobRequest, KeyId, OrgId, Refusal
 from usufruct_node.holdings import Purpose
 from usufruct_node.intake import STAGED, accept_record
 from usufruct_node.roles import custody_peers
@@ -177,6 +177,51 @@ def test_what_was_handed_over_and_never_registered_goes_with_its_key_a_week_afte
     assert steward.retention.troubles == {}
     assert not any(steward.store.has(block) for block in made.manifest.blocks)
     assert steward.holdings.refs(Purpose.BUNDLE) == []
+
+
+def test_neither_copy_nor_key_is_said_to_be_gone_while_the_blocks_are_kept_for_a_job(
+    steward: Steward,
+) -> None:
+    artifact_id = steward.own()
+    steward.store.put_many(steward.story.blocks[artifact_id], pin="job")
+    steward.look()
+    assert "still kept" in steward.retention.troubles[artifact_id.hex()]
+    assert steward.erased(artifact_id) == set() and steward.destroyed == []
+    steward.store.unpin_all("job")
+    steward.look()
+    assert steward.retention.troubles == {}
+    assert steward.erased(artifact_id) == {(steward.member.id, what) for what in Erased}
+
+
+def test_a_key_stays_while_a_verified_job_under_it_may_still_be_opened(steward: Steward) -> None:
+    artifact_id, net = steward.own(), steward.story.net
+    scope = steward.story.made.artifact.consent_scope
+    request = JobRequest(
+        artifact_id=artifact_id,
+        grant_id=net.granted("university", "north", artifact_id, scope),
+        kernel_id=KERNEL,
+        parameters_digest=word(),
+        purpose=scope,
+        consent_epoch=net.reader.consent_epoch(steward.member.id, scope).epoch,
+        policy_version=1,
+        rho_micro=1,
+        row_level=False,
+        nonce=1,
+    )
+    (job,) = net.post("university", [request])
+    digest = word()
+    net.claim([job])
+    net.commit({job: digest})
+    votes = [Vote.of(net[name], job, digest) for name in ("auditor", "north", "south")]
+    net.together(vote.commit_move(net.network) for vote in votes)
+    net.together(reveal_moves(votes))
+    steward.follow()
+    steward.look()
+    assert steward.erased(artifact_id) == {(steward.member.id, Erased.COPY)} and steward.destroyed == []
+    steward.member.node.transact("JobLedger", "refuseRelease", job, Refusal.RESULT_INVALID)
+    steward.follow()
+    steward.look()
+    assert steward.destroyed == [steward.story.made.artifact.key_id]
 
 
 def test_what_keys_are_needed_for_is_looked_up_once_however_many_bundles_have_ended(
