@@ -216,6 +216,13 @@ def test_honest_contribution_passes_and_two_of_one_update_differ(party: Round) -
     assert again.randomness != party.contributions[0].randomness
 
 
+def test_blocks_of_one_contribution_share_no_randomness(party: Round) -> None:
+    """With the same c1 in two of them, the difference of their c0 would be that of their entries, for everybody to read."""
+    for made in party.contributions:
+        first, second = (parse(block) for block in made.blocks)
+        assert np.count_nonzero(first.c1 == second.c1) < 10
+
+
 def test_chosen_ciphertext_that_reads_the_key_works_unchecked_and_is_refused(party: Round) -> None:
     """Positive control first: k added to c1 adds k s to what is opened, which gives the secret."""
     made = party.contributions[0]

@@ -24,6 +24,7 @@ from usufruct.he.bfv import SecretKey, encrypt_columns, generate_secret_key, ope
 from usufruct.he.container import Form, parse
 from usufruct.he.kernels import (
     DISTANCE,
+    FRESH_NOISE,
     IDENTIFY,
     KERNELS,
     LINEAR,
@@ -605,6 +606,13 @@ def test_no_input_within_its_declared_ranges_exceeds_the_value_bound(data: st.Da
     score = int(row @ np.array(weights)) + bias
     assert abs(score) <= LINEAR.validate(model("rows", [weights], [bias]), declared).value_bound
     assert 3 * abs(score) <= LINEAR.validate(model("sum", [weights], [bias]), declared).value_bound
+
+
+def test_noise_of_a_sum_adds_up_over_its_rows() -> None:
+    bundle = shape(n_features=2, n_rows=100)
+    for output, repeats in (("rows", 1), ("sum", bundle.n_rows)):
+        asked = LinearParameters(output=output, weights=((3, -2),), bias=(0,))
+        assert LINEAR.validate(asked, bundle).noise_bound == repeats * 5 * FRESH_NOISE + 1
 
 
 def test_exact_scheme_cpad_a_kernel_whose_noise_margin_is_too_thin_is_refused() -> None:
