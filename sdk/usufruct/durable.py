@@ -95,8 +95,18 @@ def new_file(target: Path, taken: UsufructError) -> Iterator[BinaryIO]:
 
 def write_private(target: Path, data: bytes) -> None:
     """Put a whole file of mode 0600 in the place of one that may be there; it survives a crash once this returns."""
+    _replace(target, data, mode=0o600)
+
+
+def write_public(target: Path, data: bytes) -> None:
+    """As `write_private`, for what everybody may read: mode 0644."""
+    _replace(target, data, mode=0o644)
+
+
+def _replace(target: Path, data: bytes, *, mode: int) -> None:
     with _temporary(target) as (file, temporary):
         file.write(data)
+        os.fchmod(file.fileno(), mode)
         _sync(file)
         temporary.replace(target)
         sync_directory(target.parent)

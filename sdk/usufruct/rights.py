@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from usufruct.consent import cohort_floor
 from usufruct.content.node import NodeContent
 from usufruct.errors import InputError, NoRightError
 from usufruct.he.kernels import kernel_by_id, kernel_by_name
@@ -85,6 +86,12 @@ def check_terms(
         raise InputError(
             f"the bundle has {n_subjects} subjects, and no release may be of fewer than {granted.min_cohort}",
             hint="grant with a smaller `--min-cohort`",
+        )
+    if granted.min_cohort > cohort_floor(n_subjects):
+        raise InputError(
+            f"the ledger knows of {n_subjects} subjects only that they are {cohort_floor(n_subjects)} at least, and would"
+            f" admit no job that needs {granted.min_cohort}",
+            hint="grant with a smaller `--min-cohort`; the bundle's own policy counts every subject",
         )
     verifiers = int(ledger.read("ParticipantRegistry", "beside", grantee)[2])
     if granted.replicas > verifiers:

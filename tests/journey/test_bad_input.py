@@ -240,6 +240,7 @@ def test_a_job_that_only_the_policy_rules_out_is_refused_before_it_is_posted(
         ({"kernels": (kernel_by_name("distance").kernel_id,)}, "does not allow distance"),
         ({"replicas": 40}, "40 verifiers are to agree"),
         ({"min_cohort": 61}, "has 60 subjects, and no release may be of fewer than 61"),
+        ({"min_cohort": 51}, "knows of 60 subjects only that they are 50 at least"),
     ],
 )
 def test_terms_under_which_no_job_could_run_are_not_granted(

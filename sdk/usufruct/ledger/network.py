@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from usufruct.durable import write_public
 from usufruct.errors import ConfigurationError
 from usufruct.fields import fault_of
 from usufruct.ledger.abi import CONTRACTS
@@ -149,10 +149,8 @@ class Network(BaseModel):
         return network
 
     def save(self, path: Path) -> None:
-        """Write the file atomically; raises ConfigurationError if it cannot be."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        """Write the file whole and durably, for everybody to read; raises ConfigurationError if it cannot be."""
         try:
-            temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", "utf-8")
-            temporary.replace(path)
+            write_public(path, (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode())
         except OSError as exc:
             raise ConfigurationError(f"{path} cannot be written: {exc.strerror}") from exc
