@@ -186,6 +186,18 @@ def test_a_malformed_csv_is_refused(content: str, schema: Path, tmp_path: Path) 
     refused(run("features", tmp_path / "bad.csv", "--schema", schema), 2)
 
 
+@pytest.mark.parametrize(
+    ("content", "place"), [("x,y\n0,0\n0,Jane Doe", "row 1, column 'y'"), ("x\n0,Jane Doe", "column 1")]
+)
+def test_a_cell_that_is_no_number_is_named_and_not_shown(
+    content: str, place: str, schema: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.csv").write_text(content)
+    answer = run("features", tmp_path / "bad.csv", "--schema", schema)
+    refused(answer, 2, place, "no number")
+    assert "Jane" not in answer.stderr
+
+
 def test_a_csv_as_spreadsheets_write_it_and_whole_numbers_as_bounds_are_taken(
     schema: Path, tmp_path: Path
 ) -> None:
