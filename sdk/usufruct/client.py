@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -544,6 +545,7 @@ class Client:
         output: Literal["rows", "sum"] = "sum",
     ) -> QuantisedModel:
         """Turn a linear model into integers at the largest scale whose worst case fits."""
+        _require_bundle(bundle)
         shape = bundle.manifest.shape
         return quantise_model(
             weights, bias, shape=shape, feature_scale=bundle.manifest.schema.scale, output=output
@@ -556,6 +558,7 @@ class Client:
         parameters: QuantisedModel | Mapping[str, object] | None = None,
     ) -> JobParameters:
         """Kernel parameters, checked against the bundle's worst case."""
+        _require_bundle(bundle)
         if isinstance(parameters, QuantisedModel):
             return job.job_parameters(
                 bundle, kernel, parameters.parameters.to_dict(), result_scale=parameters.result_scale
@@ -575,6 +578,7 @@ class Client:
         Earlier releases that its cost is charged together with are those of this organisation. Without `grant_id` the job is
         taken to be posted under the right that `post` would use.
         """
+        _require_bundle(bundle)
         if isinstance(parameters, QuantisedModel):
             asked, error = self.parameters(bundle, "linear", parameters), parameters.error_bound
         else:
@@ -617,6 +621,7 @@ class Client:
         DeniedError
             If the right allows the job and the bundle's policy does not: the ledger would admit what nobody would execute.
         """
+        _require_bundle(bundle)
         checked = (
             parameters
             if isinstance(parameters, JobParameters)
@@ -966,7 +971,7 @@ def micro(rho: float) -> int:
     InputError
         If it is not a positive number up to `MAX_RHO`.
     """
-    if not 0 < rho <= MAX_RHO:
+    if not _is_number(rho) or not 0 < rho <= MAX_RHO:
         raise InputError(f"a privacy budget is a positive number (rho of zCDP) up to {MAX_RHO:g}")
     return max(1, round(rho * MICRO))
 
@@ -979,9 +984,21 @@ def seconds(days: float) -> int:
     InputError
         If it is not a positive number up to `MAX_DAYS`.
     """
-    if not 0 < days <= MAX_DAYS:
+    if not _is_number(days) or not 0 < days <= MAX_DAYS:
         raise InputError(f"a duration in days is a positive number up to {MAX_DAYS}")
     return int(days * _DAY)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _require_bundle(bundle: object) -> None:
+    if not isinstance(bundle, FeatureBundle):
+        raise InputError(
+            f"a bundle is wanted, not {type(bundle).__name__}",
+            hint="`bundles()` lists them, `bundle(id)` finds one",
+        )
 
 
 def _artifact_id(value: str | ArtifactId) -> ArtifactId:

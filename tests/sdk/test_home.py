@@ -7,7 +7,9 @@ import os
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from usufruct.client import Client, micro, seconds
@@ -155,12 +157,26 @@ def test_a_wrong_or_public_passphrase_file_is_refused(node_home: Home, tmp_path:
         Client.open(node_home, passphrase_file=right)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), -float("inf")])
-def test_budgets_and_durations_are_positive_finite_numbers(value: float) -> None:
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), -float("inf"), "1", None, True, [1]])
+def test_budgets_and_durations_are_positive_finite_numbers(value: Any) -> None:
     for convert in (micro, seconds):
         with pytest.raises(InputError):
             convert(value)
     assert (micro(1.5), micro(1e-12), seconds(0.5)) == (1_500_000, 1, 43_200)
+    assert micro(np.float64(1.5)) == 1_500_000 and seconds(np.int64(1)) == 86_400
+
+
+def test_what_is_no_bundle_is_named_before_anything_is_asked(node_home: Home) -> None:
+    client = Client.open(node_home)
+    for wrong in ("ab" * 32, None, b"\xab" * 32):
+        for use in (
+            lambda bundle: client.post(bundle, "sum", rho=1),
+            lambda bundle: client.parameters(bundle, "sum"),
+            lambda bundle: client.estimate(bundle, {}, rho=1),
+            lambda bundle: client.quantise_model(bundle, [1.0], 0.0),
+        ):
+            with pytest.raises(InputError, match="a bundle is wanted, not"):
+                use(wrong)
 
 
 def test_ids_are_found_by_their_first_digits_only_when_they_are_unambiguous(node_home: Home) -> None:
