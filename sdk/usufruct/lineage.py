@@ -23,7 +23,10 @@ Progress = Callable[[str], None]
 
 _MAX_DEPTH = 200
 
-_RIGHTS = ("UsageRequested", "UsageGranted")
+_JOB = ("job_id", "requester", "parameters_digest", "consent_epoch", "kernel", "level")
+_POLICY = ("version", "digest", "holder")
+_CONSENT = ("steward", "scope", "epoch", "status_digest", "consent_root")
+"""What is kept of the index's word: that of it which is held against the events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +178,9 @@ class _Walk:
             steward=entry["steward"],
             content=Cid.from_digest(bytes.fromhex(entry["content_digest"]), Codec.DAG_CBOR),
             stale=stale,
-            job=entry.get("job"),
-            consent=entry.get("consent", {}),
-            policy=entry.get("policy", {}),
+            job=None if is_bundle else _kept(entry["job"], _JOB),
+            consent={} if is_bundle else _kept(entry["consent"], _CONSENT),
+            policy={} if is_bundle else _kept(entry["policy"], _POLICY),
             steps=tuple(_step(event) for event in events),
             parents=parents,
         )
@@ -300,10 +303,14 @@ def _node_json(node: LineageNode, told: set[ArtifactId]) -> dict[str, Any]:
         "stale": node.stale,
         "job_id": node.job["job_id"] if node.job else None,
         "policy": dict(node.policy),
-        "consent": {key: value for key, value in node.consent.items() if key != "events"},
+        "consent": dict(node.consent),
         "steps": [asdict(step) for step in node.steps],
         "parents": [_node_json(parent, told) for parent in node.parents],
     }
+
+
+def _kept(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: told[name] for name in names}
 
 
 def _require(told: object, true: object, what: str, artifact: str) -> None:

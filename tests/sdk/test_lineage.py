@@ -133,6 +133,18 @@ LIES: dict[str, Callable[[Scene], Lie]] = {
 }
 
 
+def test_what_the_index_adds_of_its_own_is_not_passed_on(scene: Scene) -> None:
+    def lie(answer: dict[str, Any]) -> None:
+        for entry in answer["artifacts"]:
+            for part in (entry, *(entry[name] for name in ("job", "policy", "consent") if name in entry)):
+                part["approved_by"] = "the regulator"
+
+    told = json.dumps(scene.walk(lie).to_json())
+    assert "approved_by" not in told
+    assert "approved_by" not in repr(scene.walk(lie))
+    assert told == json.dumps(scene.walk().to_json())
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_whatever_the_index_tells_otherwise_than_the_chain_is_found(scene: Scene, lie: str) -> None:
     with pytest.raises(VerificationError):
