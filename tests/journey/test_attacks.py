@@ -609,9 +609,10 @@ def test_partner_is_given_neither_result_ciphertexts_nor_bundle_blocks(shared_ne
     network.indexed()
     manifest, _ = network.computed(job)
     bundle = network.clinics[NORTH].bundle
+    # What its lineage needs: names of the ciphertexts.
+    network.university.content.get(manifest.cid, holder="compute-1")
     with Impostor(network.node_keys("university").peer_seed) as partner:
         for holder, cid in [
-            ("compute-1", manifest.cid),
             ("compute-1", manifest.blocks[0]),
             (NORTH, manifest.blocks[0]),
             (NORTH, bundle.manifest.block_of(0, 0)),
