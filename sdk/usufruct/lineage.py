@@ -22,6 +22,7 @@ from usufruct.verify import ResultManifest
 Progress = Callable[[str], None]
 
 _MAX_DEPTH = 200
+_ID_DIGITS = 64
 
 _JOB = ("job_id", "requester", "parameters_digest", "consent_epoch", "kernel", "level")
 _POLICY = ("version", "digest", "holder")
@@ -123,11 +124,14 @@ def lineage_of(
     try:
         parents: dict[str, list[str]] = {}
         for child, parent in answer["edges"]:
-            parents.setdefault(child, []).append(parent)
-        walk.artifacts = {entry["artifact_id"]: entry for entry in answer["artifacts"]}
+            parents.setdefault(_id(child), []).append(_id(parent))
+        walk.artifacts = {_id(entry["artifact_id"]): entry for entry in answer["artifacts"]}
         walk.parents = parents
         root = walk.visit(artifact_id.hex(), path=())
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+    except (
+        *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as exc:
         raise VerificationError(
             f"the index tells of a lineage in a form that makes no sense: {exc!r}"
         ) from exc
@@ -313,8 +317,15 @@ def _kept(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: told[name] for name in names}
 
 
+def _id(told: object) -> str:
+    """An artifact's id as the index tells it; nothing else is looked up, numbers can be made to collide."""
+    if not isinstance(told, str) or len(told) != _ID_DIGITS:
+        raise ValueError("an id is 64 hexadecimal digits")
+    return told
+
+
 def _require(told: object, true: object, what: str, artifact: str) -> None:
-    if told != true:
+    if type(told) is not type(true) or told != true:
         raise VerificationError(f"artifact {artifact[:12]}: the index tells another {what} than the chain")
 
 

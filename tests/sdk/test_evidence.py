@@ -52,7 +52,7 @@ from usufruct.evidence.pack import (
     SeriesEvidence,
 )
 from usufruct.ledger import Network
-from usufruct.ledger.finality import BlockHeader, block_hash_of, founding_version
+from usufruct.ledger.finality import BlockHeader, ValidatorVersion, block_hash_of, founding_version
 from usufruct.ledger.finality.state import series_slots
 from usufruct.records import ArtifactId, JobId
 from usufruct.release import open_envelope
@@ -247,6 +247,28 @@ def test_no_bit_of_a_proof_or_a_content_can_be_changed(
         check(scene, changed)
 
 
+def test_what_is_shown_twice_or_for_nothing_is_refused(scene: Scene, evidence: Evidence) -> None:
+    jobs = next(contract for contract in evidence.contracts if contract.name == "JobLedger")
+    with pytest.raises(MalformedProofError, match="shows JobLedger twice"):
+        check(scene, replace(evidence, contracts=(*evidence.contracts, jobs)))
+    twice = tuple(replace(one, series=one.series * 2) for one in evidence.contracts)
+    with pytest.raises(MalformedProofError, match="twice"):
+        check(scene, replace(evidence, contracts=twice))
+    more = {**evidence.contents, Cid.of(b"advice", Codec.RAW): b"advice"}
+    with pytest.raises(MalformedProofError, match="does not need"):
+        check(scene, replace(evidence, contents=more))
+
+
+def test_no_validators_are_named_where_the_chain_has_none(scene: Scene, evidence: Evidence) -> None:
+    first = evidence.blocks[0]
+    for forged in (replace(first, version=7), replace(first, proof=warp_proof(b"signed"))):
+        with pytest.raises(ForeignProofError, match="of a chain that has none"):
+            check(scene, replace(evidence, blocks=(forged, *evidence.blocks[1:])))
+    change = change_to(own_pin(1), signers=[1], before=replace(FOUNDING, pin=own_pin(1)))
+    with pytest.raises(ForeignProofError, match="of a chain that has none"):
+        check(scene, replace(evidence, changes=(change,)))
+
+
 def test_evidence_of_one_artifact_is_not_that_of_another(scene: Scene, evidence: Evidence) -> None:
     other = scene.other["artifacts"][0]["artifact_id"]
     with pytest.raises(VerificationError):
@@ -335,7 +357,7 @@ def test_a_root_of_another_form_is_refused(
     (_, data), *rest = CarReader(io.BytesIO(file))
     record = dag.decode_map(data)
     if change == {"contracts": "self"}:
-        change = {"contracts": record["blocks"]}
+        change = {"contracts": record["blocks"], "blocks": []}
     root = dag.encode(record | change)
     path = tmp_path / "forged"
     with path.open("wb") as out:
@@ -377,7 +399,18 @@ def test_a_part_that_is_named_again_and_again_does_not_fill_the_memory(file: byt
         for cid, block in rest:
             if cid.codec != Codec.RAW:
                 writer.add(cid, block)
-    with pytest.raises(CarError, match="more than 16777216 bytes"):
+    with pytest.raises(CarError, match="twice"):
+        read_evidence(path)
+
+
+def test_a_series_that_a_contract_names_again_and_again_is_read_once(
+    evidence: Evidence, tmp_path: Path
+) -> None:
+    contract = next(contract for contract in evidence.contracts if contract.series)
+    often = replace(contract, series=contract.series[:1] * 1000)
+    path = tmp_path / "bomb"
+    write_evidence(replace(evidence, contracts=(often,)), path)
+    with pytest.raises(CarError, match="twice"):
         read_evidence(path)
 
 
@@ -422,6 +455,7 @@ def signed_block(block: BlockEvidence, version: int, numbers: list[int], signers
     return replace(block, proof=warp_proof(payload, block_hash), version=version)
 
 
+FOUNDING = ValidatorVersion(version=1, pin=own_pin(1), since_block=0, head=bytes(32))
 OLD, NEW = [1, 2, 3, 4, 5], [2, 3, 4, 5, 6]
 
 
@@ -481,6 +515,13 @@ def test_validators_that_nobody_voted_for_are_not_believed(proven: Signed) -> No
     forged = change_to(own_pin(*NEW), signers=OLD[:3], before=first, address=address)
     with pytest.raises(TooFewSignersError):
         proven.check(changes=(forged,))
+
+
+def test_a_proof_of_another_kind_of_chain_is_refused(proven: Signed) -> None:
+    proof = proven.evidence.blocks[-1].proof
+    assert proof is not None
+    with pytest.raises(ForeignProofError, match="another kind of chain"):
+        proven.check(blocks=proven.with_block(-1, proof=replace(proof, kind="qbft")))
 
 
 def test_a_later_set_vouches_for_what_was_before_it(proven: Signed, evidence: Evidence) -> None:

@@ -19,6 +19,7 @@ from eth_utils.crypto import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from py_ecc.bls import G2ProofOfPossession as Scheme
+from trie import HexaryTrie
 
 from chain_fixture import Consortium
 from rpc_door import door_to
@@ -54,6 +55,7 @@ from usufruct.ledger.finality import (
 )
 from usufruct.ledger.finality.besu import committed_hash
 from usufruct.ledger.finality.extra_data import QbftExtraData
+from usufruct.ledger.finality.tree import path_of, value_at
 from usufruct.ledger.finality.warp import WarpMessage, unsigned_message
 from usufruct.ledger.network import FinalityPin, Network, Validator, validator_order
 from warp_fixture import (
@@ -353,6 +355,30 @@ def test_a_receipt_proof_with_any_flipped_bit_a_missing_or_a_surplus_node_is_ref
         check_receipt_inclusion(b"\x11" * 32, proof)
     with pytest.raises(InclusionError):
         prove_receipt(encoded, len(encoded))
+
+
+def test_nodes_that_stand_in_the_one_above_are_not_asked_for_again() -> None:
+    """As engines give proofs: a node of less than 32 bytes has no hash of its own."""
+    tree = HexaryTrie({})
+    for key, value in ((b"\x10", b"a"), (b"\x11", b"b"), (b"\x20", b"c" * 40)):
+        tree[key] = value
+    for key, value in (
+        (b"\x10", b"a"),
+        (b"\x11", b"b"),
+        (b"\x20", b"c" * 40),
+        (b"\x12", b""),
+        (b"\x30", b""),
+    ):
+        nodes = path_of(tree, key)
+        assert all(len(node) >= 32 for node in nodes[1:])
+        assert value_at(tree.root_hash, key, nodes, "a key", limit=1024) == value
+        inlined = [bytes(rlp.encode(node)) for node in tree.get_proof(key)]
+        if tuple(inlined) != nodes:
+            with pytest.raises(MalformedProofError):
+                value_at(tree.root_hash, key, inlined, "a key", limit=1024)
+    assert value_at(HexaryTrie({}).root_hash, b"k", (), "a key", limit=1024) == b""
+    with pytest.raises(InclusionError):
+        value_at(tree.root_hash, b"\x10", (), "a key", limit=1024)
 
 
 @settings(max_examples=100, deadline=None)

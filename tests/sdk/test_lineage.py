@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -131,6 +134,52 @@ LIES: dict[str, Callable[[Scene], Lie]] = {
     "events of another kind": lambda s: lambda a: entry(a, "RELEASE").update(events=[1, 2]),
     "missing argument": lambda s: lambda a: entry(a, "BUNDLE")["events"][0]["args"].pop("steward"),
 }
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def _retyped(answer: dict[str, Any]) -> None:
+    for entry in answer["artifacts"]:
+        if "policy" in entry:
+            entry["policy"]["version"] = float(entry["policy"]["version"])
+
+
+def _numbered(answer: dict[str, Any]) -> None:
+    answer["artifacts"] += [dict(answer["artifacts"][0], artifact_id=n * (2**61 - 1)) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("lie", [_retyped, _numbered])
+def test_values_of_another_type_are_lies(scene: Scene, lie: Lie) -> None:
+    with pytest.raises(VerificationError):
+        scene.walk(lie)
+
+
+def test_an_answer_nested_too_deeply_is_a_typed_error_or_none(scene: Scene) -> None:
+    answer = copy.deepcopy(scene.told.answer)
+    for entry in answer["artifacts"]:
+        for part in (entry, entry.get("consent", {}), entry.get("grant", {})):
+            for event in part.get("events", ()):
+                event["more"] = nested(900)
+
+    @dataclass
+    class Deep(Told):
+        def query(self, path: str) -> Any:
+            return answer
+
+    def walk(frames: int) -> None:
+        if frames:
+            walk(frames - 1)
+            return
+        with contextlib.suppress(VerificationError):
+            lineage_of(CheckedEvents(scene.net.reader), Deep(answer, scene.told.blocks), scene.release)
+
+    for frames in (0, 200, 400):
+        walk(frames)
 
 
 def test_what_the_index_adds_of_its_own_is_not_passed_on(scene: Scene) -> None:

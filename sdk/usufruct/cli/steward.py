@@ -75,7 +75,7 @@ def read_features(matrix: Path, schema: Path) -> Features:
         if matrix.suffix == ".csv":
             with matrix.open(encoding="utf-8-sig", newline="") as text:
                 header = next(csv.reader(text), [])
-            values = _read_numbers(matrix, header)
+            values = _read_numbers(matrix)
             if not values.size:
                 raise InputError(
                     f"{matrix} has no rows", hint="a header line with the columns' names, then a line a row"
@@ -86,18 +86,16 @@ def read_features(matrix: Path, schema: Path) -> Features:
     raise InputError(f"{matrix} is neither .npy nor .csv", hint="save the feature matrix with numpy.save")
 
 
-def _read_numbers(matrix: Path, header: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The rows of a CSV file; a cell that is no number is named, and not shown: it is somebody's data."""
+def _read_numbers(matrix: Path) -> npt.NDArray[np.float64]:
+    """The rows of a CSV file; a cell that is no number is named by its place, and not shown: it is somebody's data."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return np.loadtxt(matrix, delimiter=",", quotechar='"', skiprows=1, ndmin=2, encoding="utf-8-sig")
     except ValueError as exc:
-        place = re.search(r"at row (\d+), column (\d+)", str(exc))
+        place = re.search(r"at row (\d+), column (\d+)\.$", str(exc))
         if place is None:
             raise
-        row, column = int(place[1]), int(place[2]) - 1
-        name = header[column].strip() if column < len(header) else column
-        raise InputError(f"{matrix}: row {row}, column {name!r}: no number") from None
+        raise InputError(f"{matrix}: row {int(place[1]) + 1}, column {place[2]}: no number") from None
 
 
 def with_floats(schema: Any, names: Sequence[str] = ("max_l2",)) -> Any:

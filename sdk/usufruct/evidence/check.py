@@ -124,10 +124,10 @@ def check_evidence(
     for contract in evidence.contracts:
         tell(contract.name)
         proven.take_heads(contract, newest.state_root)
-    events = CheckedEvents(proven)
-    lineage = lineage_of(
-        events, _Contents(evidence), evidence.artifact_id, ciphertexts=False, progress=progress
-    )
+    events, contents = CheckedEvents(proven), _Contents(evidence)
+    lineage = lineage_of(events, contents, evidence.artifact_id, ciphertexts=False, progress=progress)
+    if events.known.keys() != proven.heads.keys() or contents.used != evidence.contents.keys():
+        raise MalformedProofError("the evidence holds series or contents that its lineage does not need")
     return CheckedEvidence(
         lineage=lineage,
         release=None if evidence.payload is None else _release(evidence, lineage.root, events),
@@ -135,7 +135,7 @@ def check_evidence(
         block_hash=block_hash_of(newest),
         timestamp=newest.timestamp,
         blocks=len(blocks),
-        validators=evidence.blocks[-1].version or None,
+        validators=judge.version,
     )
 
 
@@ -143,8 +143,11 @@ def _release(evidence: Evidence, root: LineageNode, events: CheckedEvents) -> Re
     if evidence.payload is None or root.kind != ArtifactKind.RELEASE.name or root.job is None:
         raise VerificationError("the evidence discloses values of what is no release")
     job_id = JobId(bytes.fromhex(root.job["job_id"]))
-    request = request_of(events.known["JobLedger", job_id][0])
-    return read_payload(evidence.contents[root.content], evidence.payload, job_id, request)
+    life, envelope = events.known["JobLedger", job_id], evidence.contents[root.content]
+    logged = next(event.args["sigmaMicro"] for event in life if event.name == "JobReleased")
+    if dag.decode_map(envelope).get("sigma_micro") != logged:
+        raise VerificationError("the release tells of other noise than the ledger")
+    return read_payload(envelope, evidence.payload, job_id, request_of(life[0]))
 
 
 class _Judge:
@@ -154,10 +157,14 @@ class _Judge:
         self._network = network
         self._endpoint = endpoint
         self._versions: list[ValidatorVersion] = []
+        self.version: int | None = None
+        """The set of validators that made the newest block final; None where an endpoint vouches for it."""
         if network.chain.proof is not None:
             self._versions.append(founding_version(network))
             for change in evidence.changes:
                 self._versions.append(adopt(network, self._versions[-1], change))
+        elif evidence.changes:
+            raise ForeignProofError("the evidence names validators of a chain that has none")
         elif endpoint is None:
             raise ProofUnavailableError(
                 f"chains of profile {network.profile} have no finality proofs: an endpoint must vouch for the blocks"
@@ -166,6 +173,8 @@ class _Judge:
     def check(self, block: BlockEvidence, header: BlockHeader) -> None:
         block_hash = block_hash_of(header)
         if not self._versions:
+            if block.proof is not None or block.version:
+                raise ForeignProofError("the evidence names validators of a chain that has none")
             self._ask(header.number, block_hash)
             return
         if block.proof is None:
@@ -175,7 +184,10 @@ class _Judge:
         )
         if version is None:
             raise ForeignProofError(f"validators {block.version} do not vouch for block {header.number}")
+        if block.proof.kind != self._network.chain.proof:
+            raise ForeignProofError(f"block {header.number} is proven as on another kind of chain")
         verify_finality(block.proof, version.pin, block_hash)
+        self.version = version.version
 
     def _ask(self, number: int, block_hash: bytes) -> None:
         assert self._endpoint is not None
@@ -190,7 +202,9 @@ class _Proven:
         self._addresses = {name: network.contracts[name].lower() for name in CONTRACTS}
         self._names = {address: name for name, address in self._addresses.items()}
         self._events: dict[int, list[LedgerEvent]] = {}
-        self._heads: dict[tuple[str, bytes], tuple[int, bytes]] = {}
+        self.heads: dict[tuple[str, bytes], tuple[int, bytes]] = {}
+        """Number of events and rolling hash of each series, by contract and key."""
+        self._shown: set[str] = set()
 
     def take_events(self, block: BlockEvidence, header: BlockHeader) -> None:
         found = self._events.setdefault(header.number, [])
@@ -205,22 +219,27 @@ class _Proven:
         address = self._addresses.get(contract.name)
         if address is None:
             raise VerificationError("the evidence names a contract that the network does not have")
+        if contract.name in self._shown:
+            raise MalformedProofError(f"the evidence shows {contract.name} twice")
+        self._shown.add(contract.name)
         account = check_account(state_root, address, contract.account)
         if keccak(contract.code) != account.code_hash:
             raise InclusionError(f"the code of {contract.name} is not the one at its address")
         identify_runtime(contract.name, contract.code)
         for series in contract.series:
+            if (contract.name, series.key) in self.heads:
+                raise MalformedProofError(f"the evidence shows the series of {series.key.hex()[:12]} twice")
             slots = series_slots(contract.name, series.key)
             nodes = (series.length, series.head)
             words = [check_slot(account.storage_root, *pair) for pair in zip(slots, nodes, strict=True)]
-            self._heads[contract.name, series.key] = series_end(contract.name, (words[0], words[1]))
+            self.heads[contract.name, series.key] = series_end(contract.name, (words[0], words[1]))
 
     def events(self, first: int, last: int) -> list[LedgerEvent]:
         return [event for number in range(first, last + 1) for event in self._events.get(number, ())]
 
     def series_head(self, contract: str, key: bytes) -> tuple[int, bytes]:
         try:
-            return self._heads[contract, key]
+            return self.heads[contract, key]
         except KeyError:
             raise MissingEventError(
                 f"the evidence does not show where the series of {key.hex()[:12]} ends"
@@ -233,6 +252,7 @@ class _Contents:
     def __init__(self, evidence: Evidence) -> None:
         self._told = evidence.told
         self._contents: Mapping[Cid, bytes] = evidence.contents
+        self.used: set[Cid] = set()
 
     def query(self, _path: str) -> Any:
         try:
@@ -244,7 +264,9 @@ class _Contents:
         data = self._contents.get(cid)
         if data is None:
             raise BlockNotFoundError(f"the evidence lacks content {cid} of {holder}")
-        cid.check(data)
+        if cid not in self.used:
+            cid.check(data)
+            self.used.add(cid)
         return data
 
 

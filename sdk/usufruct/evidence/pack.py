@@ -210,7 +210,7 @@ class _Reading:
             contents={cid: self._data(cid) for cid in _links(record["contents"])},
             payload=None if record["payload"] is None else self._joined(record["payload"]),
         )
-        if self._parts.keys() != self._used:
+        if len(self._parts) != len(self._used):
             raise CarError("the evidence holds blocks that its root does not name")
         return found
 
@@ -238,6 +238,9 @@ class _Reading:
     def _data(self, cid: Cid) -> bytes:
         if cid not in self._parts:
             raise CarError(f"the evidence lacks {cid}")
+        if cid in self._used:
+            # However often it were named, it would be read as often.
+            raise CarError(f"the evidence names {cid} twice")
         self._used.add(cid)
         return self._parts[cid]
 

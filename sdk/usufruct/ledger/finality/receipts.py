@@ -16,7 +16,7 @@ from trie import HexaryTrie
 
 from usufruct.errors import InclusionError, LedgerError, MalformedProofError
 from usufruct.ledger.finality.strict_rlp import decode_rlp
-from usufruct.ledger.finality.tree import value_at
+from usufruct.ledger.finality.tree import path_of, value_at
 
 MAX_RECEIPT_BYTES = 16 * 1024 * 1024
 
@@ -92,8 +92,7 @@ def prove_receipt(encoded: Sequence[bytes], position: int) -> ReceiptProof:
     """
     if not 0 <= position < len(encoded):
         raise InclusionError(f"the block has no receipt {position}")
-    nodes = _tree(encoded).get_proof(rlp.encode(position))
-    return ReceiptProof(position=position, nodes=tuple(bytes(rlp.encode(node)) for node in nodes))
+    return ReceiptProof(position=position, nodes=path_of(_tree(encoded), rlp.encode(position)))
 
 
 def check_receipt_inclusion(root: bytes, proof: ReceiptProof) -> TransactionReceipt:
