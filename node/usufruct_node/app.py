@@ -50,6 +50,7 @@ from usufruct_node.custodian import CustodianProcess
 from usufruct_node.custody_service import CustodyService
 from usufruct_node.custody_store import CustodyStore
 from usufruct_node.custody_view import CustodyView
+from usufruct_node.health_log import HealthLog
 from usufruct_node.holdings import Holdings, may_read
 from usufruct_node.index import Index, catch_up_in_thread, follow
 from usufruct_node.intake import Uploads, forget_unnoted
@@ -216,6 +217,7 @@ class Node:
                 nursery.start_soon(self._keeper.run)
                 nursery.start_soon(self._tidy)
                 nursery.start_soon(self._watch_store)
+                nursery.start_soon(self._log_health)
                 task_status.started(self._home.node_address().url)
 
     # What the HTTP interface shows.
@@ -308,7 +310,7 @@ class Node:
         if not self._membership.is_active():
             raise NotAuthorisedError(
                 f"{self._home.organisation().name} is not an active member: no other node will talk to it",
-                hint="ask a member to propose the admission; `usufruct-node doctor` shows the state",
+                hint="`usufruct-node doctor` says why (not admitted, suspended, removed) and what to ask of a member",
             )
         try:
             return await self._context.fetch_once(cid, holder)
@@ -479,6 +481,13 @@ class Node:
                 self._store_state = "ok"
             except UsufructError as exc:
                 self._store_state = str(exc)
+            await trio.sleep(_STORE_SECONDS)
+
+    async def _log_health(self) -> None:
+        log = HealthLog()
+        while True:
+            health = await trio.to_thread.run_sync(self.health)
+            log.note({part: state for part, state in health.items() if part != "ok"})
             await trio.sleep(_STORE_SECONDS)
 
     async def _keep_membership(self) -> None:

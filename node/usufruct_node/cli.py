@@ -150,8 +150,10 @@ def run(
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("libp2p", "httpx", "web3", "hypercorn", waiting.__name__):
+    for noisy in ("httpx", "web3", "hypercorn", waiting.__name__):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # It calls an error whatever a stranger's connection does; what concerns this node reaches it as an exception.
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     name, settings = place.organisation().name, NodeSettings.load(place.root)
     default = place.node_passphrase if place.node_passphrase.is_file() else None
     passphrase = read_passphrase(passphrase_file or default, prompt=f"Passphrase of {place.node_keystore}: ")

@@ -120,3 +120,25 @@ def test_a_node_whose_chain_is_gone_says_that_it_stops_and_does(
                 node.kill()
     assert log.read_text().rstrip().endswith("north has stopped")
     assert "Traceback" not in log.read_text()
+
+
+def test_a_node_says_once_that_its_chain_is_gone_and_once_that_it_is_back(
+    chain_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with door_to(chain_url) as door, log.open("wb") as told:
+        home = home_that_asks(door.url, chain_url, tmp_path)
+        run = [sys.executable, "-m", "usufruct_node", "run", "--home", str(home.root)]
+        with subprocess.Popen(run, stdout=told, stderr=subprocess.STDOUT) as node:
+            try:
+                until(lambda: "is up" in log.read_text() or node.poll() is not None)
+                opened = door.before
+                door.shut()
+                until(lambda: "health_log: ledger: " in log.read_text(), wait_s=60)
+                door.before = opened
+                until(lambda: "health_log: ledger: ok again" in log.read_text(), wait_s=60)
+                node.send_signal(signal.SIGTERM)
+                assert node.wait(30) == 0
+            finally:
+                node.kill()
+    assert log.read_text().count("health_log: ledger: ") == 2
