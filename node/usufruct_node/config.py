@@ -116,7 +116,10 @@ class NodeSettings(BaseSettings):
         try:
             loaded: NodeSettings = HomeSettings()
         except ValueError as exc:
-            raise ConfigurationError(f"settings of {home}: {fault_of(exc)}", hint=f"correct {file}") from exc
+            raise ConfigurationError(
+                f"settings of {home}: {fault_of(exc)}",
+                hint=f"correct {file}; settings are {', '.join(sorted(cls.model_fields))}",
+            ) from exc
         if loaded.kubo_address is not None:
             check_address(loaded.kubo_address)
         if loaded.announce is None and loaded.listen_host in ("0.0.0.0", "::", ""):  # noqa: S104

@@ -12,7 +12,7 @@ import httpx
 from usufruct.errors import ConfigurationError, NodeUnreachableError, UsufructError
 from usufruct.home import Home, ParticipantFile
 from usufruct.keys import identity
-from usufruct.keys.keystore import KeyStore
+from usufruct.keys.keystore import KeyStore, read_passphrase
 from usufruct.ledger import Ledger, Network
 from usufruct.records import MemberStatus, Role
 from usufruct_node.config import NodeSettings
@@ -20,6 +20,12 @@ from usufruct_node.kubo import examine_kubo
 from usufruct_node.peers import PeerIdentity
 
 _LEAST_FREE_BYTES = 1 << 30
+_BACK_IN = {
+    MemberStatus.NONE: "ask one to propose its admission",
+    MemberStatus.SUSPENDED: "`usufruct members faults` says why if no vote did it;"
+    " ask one to propose `usufruct members set-status NAME --status active`",
+    MemberStatus.REMOVED: "that is for good",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,17 @@ def _keys(home: Home, passphrase: str) -> str:
 
 
 def _custodian(home: Home) -> str:
-    """The keystore of homomorphic secrets has to be there; only its own process and the steward's commands open it."""
+    """The keystore of homomorphic secrets has to be there, and a passphrase that lies beside it has to open it."""
     if Role.CUSTODIAN not in home.organisation().role_bits:
         return "no custodian"
     if not home.custodian_keystore.is_file():
         raise ConfigurationError(f"{home.custodian_keystore} is missing; restore it from a backup")
-    where = "a file in the home" if home.custodian_passphrase.is_file() else "the terminal, at every start"
-    return f"{home.custodian_keystore.name} is there; its passphrase comes from {where}"
+    if not home.custodian_passphrase.is_file():
+        return (
+            f"{home.custodian_keystore.name} is there; its passphrase comes from the terminal, at every start"
+        )
+    KeyStore.open(home.custodian_keystore, read_passphrase(home.custodian_passphrase))
+    return f"{home.custodian_passphrase.name} opens {home.custodian_keystore.name}"
 
 
 def _disk(home: Home) -> str:
@@ -103,7 +113,7 @@ def _membership(home: Home) -> str:
     member = ledger.participant(home.organisation().id)
     if member.status != MemberStatus.ACTIVE:
         raise ConfigurationError(
-            f"{home.organisation().name} is not an active member ({member.status.name}): ask one to propose its admission"
+            f"{home.organisation().name} is not an active member ({member.status.name}): {_BACK_IN[member.status]}"
         )
     return f"active, listening at {member.endpoint}"
 

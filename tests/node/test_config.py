@@ -82,3 +82,11 @@ def test_what_is_unknown_or_out_of_range_in_the_environment_is_refused(
     monkeypatch.setenv(f"USUFRUCT_NODE_{name}", value)
     with pytest.raises(ConfigurationError):
         NodeSettings.load(tmp_path)
+
+
+def test_an_unknown_setting_of_the_file_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("listen_prot = 1")
+    with pytest.raises(ConfigurationError, match="listen_prot") as told:
+        NodeSettings.load(tmp_path)
+    assert told.value.hint is not None
+    assert "node.toml" in told.value.hint and "listen_port" in told.value.hint

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from node_fixture import found_home
 from usufruct.home import Home
 from usufruct.keys.keystore import KeyStore
-from usufruct.records import Role
+from usufruct.ledger import Ledger
+from usufruct.records import MemberStatus, Role
 from usufruct_node import doctor
 from usufruct_node.app import exclusive
 from usufruct_node.doctor import examine
@@ -82,6 +84,17 @@ BROKEN: dict[str, tuple[Callable[[Home], object], str, str]] = {
     "passphrase mode": (lambda h: h.authority_passphrase.chmod(0o640), "file modes", "authority.passphrase"),
     "keystore gone": (lambda h: h.node_keystore.unlink(), "node keys", "node.keys"),
     "secrets gone": (lambda h: h.custodian_keystore.unlink(), "custodian", "custodian.keys"),
+    "another passphrase of the secrets": (
+        lambda h: h.custodian_passphrase.write_text("another"),
+        "custodian",
+        "does not open",
+    ),
+    "passphrase of the secrets gone empty": (
+        lambda h: h.custodian_passphrase.write_text(""),
+        "custodian",
+        "empty",
+    ),
+    "secrets damaged": (lambda h: h.custodian_keystore.write_bytes(b"junk"), "custodian", "custodian.keys"),
     "keystore damaged": (lambda h: h.node_keystore.write_bytes(b"junk"), "node keys", "node.keys"),
     "another identity": (foreign_keys, "node keys", "another libp2p identity"),
     "network gone": (lambda h: h.network_file.unlink(), "chain and contracts", "no network file"),
@@ -136,6 +149,24 @@ def test_another_service_on_the_nodes_port_is_a_finding(home: Home) -> None:
         ok, detail = findings(home)["node"]
     assert not ok
     assert "another service" in detail
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (MemberStatus.NONE, "propose its admission"),
+        (MemberStatus.SUSPENDED, "set-status"),
+        (MemberStatus.REMOVED, "for good"),
+    ],
+)
+def test_who_is_no_active_member_is_told_what_to_ask_for(
+    home: Home, monkeypatch: pytest.MonkeyPatch, status: MemberStatus, said: str
+) -> None:
+    asked = Ledger.participant
+    monkeypatch.setattr(Ledger, "participant", lambda *who: replace(asked(*who), status=status))
+    ok, detail = findings(home)["membership"]
+    assert not ok
+    assert status.name in detail and said in detail
 
 
 def test_a_wrong_passphrase_is_named(home: Home) -> None:
