@@ -486,8 +486,12 @@ class Node:
     async def _log_health(self) -> None:
         log = HealthLog()
         while True:
-            health = await trio.to_thread.run_sync(self.health)
-            log.note({part: state for part, state in health.items() if part != "ok"})
+            try:
+                health = await trio.to_thread.run_sync(self.health)
+            except UsufructError as exc:
+                log.note({"health": str(exc)})
+            else:
+                log.note({part: state for part, state in health.items() if part != "ok"} | {"health": "ok"})
             await trio.sleep(_STORE_SECONDS)
 
     async def _keep_membership(self) -> None:
