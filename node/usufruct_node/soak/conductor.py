@@ -116,7 +116,8 @@ class Conductor:
         if sabotage is not None:
             self._sabotage(sabotage)
         for name in names:
-            watcher.audit(name)
+            if not _until(lambda name=name: watcher.audit(name)):  # type: ignore[misc]
+                watcher.violated(f"the index of {name} could not be compared with a replay")
         watcher.audit_releases(CLINICS)
         watcher.judge_memory()
 

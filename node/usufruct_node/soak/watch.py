@@ -67,11 +67,10 @@ class Watcher:
         while not stop.wait(_ROUND_SECONDS):
             try:
                 self.round()
+                if self.checks["rounds"] % _AUDIT_EVERY == 0:
+                    self.audit(names[self.checks["rounds"] // _AUDIT_EVERY % len(names)])
             except UsufructError as exc:
                 self._tell(f"the chain cannot be watched just now: {exc}")
-                continue
-            if self.checks["rounds"] % _AUDIT_EVERY == 0:
-                self.audit(names[self.checks["rounds"] // _AUDIT_EVERY % len(names)])
 
     @property
     def doubtful(self) -> bool:
@@ -111,8 +110,11 @@ class Watcher:
         self._compare_budgets(budgets)
         self._sample_memory()
 
-    def audit(self, name: str) -> None:
-        """Compare a node's index, as it is now, with a replay of the chain's events up to the same block."""
+    def audit(self, name: str) -> bool:
+        """Compare a node's index, as it is now, with a replay of the chain's events up to the same block.
+
+        Returns whether that was done. It is not while the index is new, or knows a block that the watched endpoint does not show yet.
+        """
         with tempfile.TemporaryDirectory() as folder:
             copy, fresh = Path(folder, "kept.db"), Path(folder, "replayed.db")
             try:
@@ -120,9 +122,14 @@ class Watcher:
                 cursor = _cursor(copy)
             except sqlite3.Error as exc:
                 self.violated(f"the index of {name} cannot be read: {exc}")
-                return
-            if cursor is None or self._reached is None or cursor.number > self._reached.number:
-                return
+                return True
+            if cursor is None:
+                return False
+            if self._reached is None or cursor.number > self._reached.number:
+                # Blocks came since the last round.
+                self.round()
+            if self._reached is None or cursor.number > self._reached.number:
+                return False
             with closing(Index(fresh)) as index:
                 index.advance([e for e in self.books.events if e.block_number <= cursor.number], cursor)
             self.checks["indexes"] += 1
@@ -131,6 +138,7 @@ class Watcher:
                     f"table {table} of the index of {name} differs from a replay in {count} rows"
                     f" at block {cursor.number}"
                 )
+        return True
 
     def audit_releases(self, clinics: Sequence[str]) -> None:
         """Compare what custodians remember to have released with the ledger: once each, and the same bytes."""
