@@ -113,7 +113,7 @@ class Watcher:
     def audit(self, name: str) -> bool:
         """Compare a node's index, as it is now, with a replay of the chain's events up to the same block.
 
-        Returns whether that was done. It is not while the index is new, or knows a block that the watched endpoint does not show yet.
+        Returns whether that was done: not while the index is new, or knows a block that the watched endpoint does not show yet.
         """
         with tempfile.TemporaryDirectory() as folder:
             copy, fresh = Path(folder, "kept.db"), Path(folder, "replayed.db")
